@@ -1,0 +1,92 @@
+"""Every error embstore raises on purpose.
+
+    EmbstoreError
+    ├── ConfigError          a setting, YAML key or argument is wrong
+    ├── SchemaError          the schema and the log disagree (missing column, wrong type)
+    ├── LogError             a log can't be read (empty, truncated, mixed schemas, moved under a cursor)
+    ├── DataError            a value in a log can't be trained on (NaN label, label not 0/1, value too long)
+    ├── KernelError          a kernel can't do what was asked (optimizer, dtype, device, missing package)
+    ├── CheckpointError      a checkpoint is absent, broken or of another run
+    ├── StoreError           the store refused an operation
+    │   ├── VersionNotFoundError   no version, alias or unique prefix of that name
+    │   └── CorruptVersionError    bytes differ from what the manifest promises
+    └── DatasetError         raw files are not the data set they were said to be
+
+Catch ``EmbstoreError`` to catch them all. Each message says what was expected, what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import Iterable
+
+
+class EmbstoreError(Exception):
+    """Base of all embstore errors.
+
+    Args:
+        what: one line naming the thing that is wrong.
+        expected: what would have been right.
+        found: what was there instead.
+        do: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, expected: str = "", found: str = "", do: str = "") -> None:
+        parts = [what.rstrip(".")]
+        if expected:
+            parts.append(f"expected {expected}")
+        if found:
+            parts.append(f"found {found}")
+        if do:
+            parts.append(do)
+        super().__init__("; ".join(parts))
+        self.what, self.expected, self.found, self.do = what, expected, found, do
+
+
+class ConfigError(EmbstoreError):
+    """A setting, YAML key or argument is wrong."""
+
+
+class SchemaError(EmbstoreError):
+    """The schema and the log disagree."""
+
+
+class LogError(EmbstoreError):
+    """A log can't be read."""
+
+
+class DataError(EmbstoreError):
+    """A value in a log can't be trained on."""
+
+
+class KernelError(EmbstoreError):
+    """A kernel can't do what was asked."""
+
+
+class CheckpointError(EmbstoreError):
+    """A checkpoint is absent, broken or of another run."""
+
+
+class StoreError(EmbstoreError):
+    """The store refused an operation."""
+
+
+class VersionNotFoundError(StoreError):
+    """No version, alias or unique prefix of that name."""
+
+
+class CorruptVersionError(StoreError):
+    """Bytes differ from what the manifest promises."""
+
+
+class DatasetError(EmbstoreError):
+    """Raw files are not the data set they were said to be."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint for a misspelt name: ``"did you mean 'user_id'?"``, or the known names when none is near."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(known)}" if known else "none are known"
