@@ -1,0 +1,166 @@
+"""A batch of log rows as tensors: feature tokens, dense values, labels.
+
+``FeatureTokens`` is the table's input. Values lie feature by feature; only list features carry offsets:
+
+    names    ("user", "genres")           3 rows
+    values   [u0 u1 u2 | a b c d]         user has one token a row; genres has lists [a b], [], [c d]
+    starts   (0, 3, 7)
+    offsets  {"genres": [0 2 2 4]}
+
+Shape suffixes: B rows, N tokens, D dense columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from embstore.errors import SchemaError, nearest
+
+if TYPE_CHECKING:
+    from torchrec import KeyedJaggedTensor
+
+
+@dataclass(frozen=True)
+class FeatureTokens:
+    """The tokens of several features for ``rows`` rows.
+
+    Args:
+        names: features, in order.
+        values_N: int64, the bits of uint64 tokens (``embstore.tokens``), feature by feature.
+        starts: where each feature's tokens start in ``values_N``, and the end: ``len(names) + 1`` numbers.
+        offsets: for list features only, int64 ``[rows + 1]`` from 0 within the feature.
+        rows: B.
+    """
+
+    names: tuple[str, ...]
+    values_N: Tensor
+    starts: tuple[int, ...]
+    offsets: Mapping[str, Tensor]
+    rows: int
+
+    @classmethod
+    def concatenate(cls, columns: Mapping[str, tuple[Tensor, Tensor | None]], rows: int) -> FeatureTokens:
+        """From ``{feature: (values, offsets or None)}``."""
+        starts = [0]
+        for values, _ in columns.values():
+            starts.append(starts[-1] + len(values))
+        values = [values for values, _ in columns.values()]
+        return cls(
+            names=tuple(columns),
+            values_N=torch.cat(values) if values else torch.empty(0, dtype=torch.int64),
+            starts=tuple(starts),
+            offsets={name: offsets for name, (_, offsets) in columns.items() if offsets is not None},
+            rows=rows,
+        )
+
+    @classmethod
+    def from_kjt(cls, kjt: KeyedJaggedTensor) -> FeatureTokens:
+        """From a torchrec ``KeyedJaggedTensor`` whose values are tokens (int64 bits)."""
+        names, rows = tuple(kjt.keys()), kjt.stride()
+        starts = tuple(kjt.offset_per_key())
+        kjt_offsets = kjt.offsets().to(torch.int64)
+        offsets = {}
+        for i, name in enumerate(names):
+            bounds = kjt_offsets[i * rows : (i + 1) * rows + 1]
+            if starts[i + 1] - starts[i] != rows or bool((bounds.diff() != 1).any()):
+                offsets[name] = bounds - starts[i]
+        return cls(names=names, values_N=kjt.values(), starts=starts, offsets=offsets, rows=rows)
+
+    def to_kjt(self) -> KeyedJaggedTensor:
+        """The same tokens as a torchrec ``KeyedJaggedTensor`` with int64 lengths."""
+        from torchrec import KeyedJaggedTensor
+
+        ones = torch.ones(self.rows, dtype=torch.int64, device=self.values_N.device)
+        lengths = [self.offsets[name].diff() if name in self.offsets else ones for name in self.names]
+        return KeyedJaggedTensor(keys=list(self.names), values=self.values_N, lengths=torch.cat(lengths))
+
+    def feature(self, name: str) -> tuple[Tensor, Tensor | None]:
+        """Tokens and, for a list feature, offsets ``[rows + 1]``.
+
+        Raises:
+            SchemaError: no such feature.
+        """
+        if name not in self.names:
+            raise SchemaError(f"no feature {name!r} in the batch", do=nearest(name, self.names))
+        i = self.names.index(name)
+        return self.values_N[self.starts[i] : self.starts[i + 1]], self.offsets.get(name)
+
+    def select(self, names: tuple[str, ...]) -> FeatureTokens:
+        """These features only, in this order; itself when that is what it holds."""
+        if names == self.names:
+            return self
+        return FeatureTokens.concatenate({name: self.feature(name) for name in names}, self.rows)
+
+    def slice(self, start: int, stop: int) -> FeatureTokens:
+        """Rows ``start`` to ``stop``."""
+        columns: dict[str, tuple[Tensor, Tensor | None]] = {}
+        for name in self.names:
+            values, offsets = self.feature(name)
+            if offsets is None:
+                columns[name] = values[start:stop], None
+            else:
+                bounds = offsets[start : stop + 1]
+                columns[name] = values[int(bounds[0]) : int(bounds[-1])], bounds - bounds[0]
+        return FeatureTokens.concatenate(columns, stop - start)
+
+    def to(self, device: torch.device | str) -> FeatureTokens:
+        """The same on another device; itself when already there."""
+        if self.values_N.device == torch.device(device):
+            return self
+        offsets = {name: bounds.to(device, non_blocking=True) for name, bounds in self.offsets.items()}
+        return replace(self, values_N=self.values_N.to(device, non_blocking=True), offsets=offsets)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a log, ready for a model.
+
+    Args:
+        tokens: the features.
+        dense_BD: float32 ``[B, D]``, NaN where missing.
+        label_B: float32 0/1, or ``None`` for logs without a label.
+        weight_B: float32 sample weights, or ``None``.
+        group_B: int64 group tokens for GAUC, or ``None``.
+        cursor: where reading goes on after this batch (``embstore.logs.Cursor``), or ``None``.
+    """
+
+    tokens: FeatureTokens
+    dense_BD: Tensor
+    label_B: Tensor | None = None
+    weight_B: Tensor | None = None
+    group_B: Tensor | None = None
+    cursor: Any = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        return self.tokens.rows
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Rows ``start`` to ``stop``; the cursor is dropped."""
+        return Batch(
+            tokens=self.tokens.slice(start, stop),
+            dense_BD=self.dense_BD[start:stop],
+            label_B=_cut(self.label_B, start, stop),
+            weight_B=_cut(self.weight_B, start, stop),
+            group_B=_cut(self.group_B, start, stop),
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same on another device; groups stay where they are (metrics run on the host)."""
+        if self.dense_BD.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            tokens=self.tokens.to(device),
+            dense_BD=self.dense_BD.to(device, non_blocking=True),
+            label_B=None if self.label_B is None else self.label_B.to(device, non_blocking=True),
+            weight_B=None if self.weight_B is None else self.weight_B.to(device, non_blocking=True),
+        )
+
+
+def _cut(values: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return None if values is None else values[start:stop]

@@ -1,0 +1,379 @@
+"""Parquet logs -> a stream of batches, in bounded memory, that can be resumed at any row.
+
+The order of an epoch is a pure function of (log, seed, epoch): row groups are permuted, their rows run together into one
+stream, and each consecutive *window* of the stream is permuted. So a ``Cursor`` needs only the epoch and the number of rows
+taken, any rank can compute its share of every batch, and nothing of the shuffle has to be saved.
+
+    stream   | row group 7 | row group 2 | row group 5 | ...      permuted by (seed, epoch)
+    windows  |   window 0    |   window 1    | ...                permuted by (seed, epoch, window)
+    batches  | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | ...                rank r of w takes the r-th part of each
+
+Two threads run ahead: one decodes and encodes the next window, one gathers batches. At most two windows are in memory.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from embstore.batch import Batch
+from embstore.encoding import Rows, check_types, encode
+from embstore.errors import DataError, LogError, SchemaError
+from embstore.prefetch import Prefetch
+from embstore.schema import Schema
+
+DECODE_ROWS = 32_768  # rows decoded at a time
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where a stream stands: ``row`` rows of ``epoch`` have been taken, of the log with this fingerprint.
+
+    ``file``, ``row_group`` and ``group_row`` say where in the log the next window starts (for people).
+    """
+
+    epoch: int = 0
+    row: int = 0
+    fingerprint: str = ""
+    file: str = ""
+    row_group: int = 0
+    group_row: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain mapping, for a checkpoint."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A row group: the unit of reading."""
+
+    path: str
+    row_group: int
+    rows: int
+
+
+class ParquetLog:
+    """A Parquet log: a file, a folder (searched below), a glob, a URI such as ``s3://bucket/logs``, or a list of these.
+
+    Opening reads the footers only, and checks every file against the schema.
+
+    Args:
+        source: where the log is.
+        schema: what its columns mean.
+        labelled: whether label, weight and group are read (``False`` to score logs that have none).
+
+    Raises:
+        LogError: nothing there, no rows, a file that is no Parquet or is cut short, files with different schemas.
+        SchemaError: a column is missing or has a type its role can't take.
+    """
+
+    def __init__(self, source: str | Path | Sequence[str | Path], schema: Schema, *, labelled: bool = True) -> None:
+        self.source, self.schema, self.labelled = source, schema, labelled
+        self.filesystem, self.paths = _find(source)
+        extra = () if labelled else tuple(n for n in (schema.label, schema.weight, schema.group) if n)
+        inputs = {entry.source for entry in (*schema.features, *schema.dense)}
+        self.columns = [name for name in schema.columns if name in inputs or name not in extra]
+        self.pieces = self._open()
+        self.rows = sum(piece.rows for piece in self.pieces)
+        if self.rows == 0:
+            raise LogError(f"log {_show(source)}", expected="at least one row", found=f"{len(self.paths)} file(s) without rows")
+
+    def _open(self) -> list[Piece]:
+        pieces: list[Piece] = []
+        first: pa.Schema | None = None
+        for path in self.paths:
+            with _reading(path), pq.ParquetFile(path, filesystem=self.filesystem) as file:
+                metadata, columns = file.metadata, file.schema_arrow
+            if first is None:
+                first = columns
+                check_types(columns, self.schema, labelled=self.labelled)
+            else:
+                self._check_same(first, columns, path)
+            pieces += [
+                Piece(path, group, metadata.row_group(group).num_rows)
+                for group in range(metadata.num_row_groups)
+                if metadata.row_group(group).num_rows
+            ]
+        return pieces
+
+    def _check_same(self, first: pa.Schema, columns: pa.Schema, path: str) -> None:
+        for name in self.columns:
+            if name not in columns.names:
+                raise LogError(
+                    f"files of the log have different columns: {path} has no {name!r}",
+                    expected=f"the columns of {self.paths[0]}",
+                    found=", ".join(columns.names),
+                    do="move files of another schema out of the folder",
+                )
+            if _kind(columns.field(name).type) != _kind(first.field(name).type):
+                raise LogError(
+                    f"files of the log disagree on column {name!r}",
+                    expected=f"{first.field(name).type} as in {self.paths[0]}",
+                    found=f"{columns.field(name).type} in {path}",
+                    do="rewrite one of them, or move it out of the folder",
+                )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of the files' names and row groups: a cursor is only good for the log it came from."""
+        digest = hashlib.sha256()
+        root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
+        for piece in self.pieces:
+            digest.update(f"{os.path.relpath(piece.path, root or '.')}\0{piece.row_group}\0{piece.rows}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        cursor: Cursor | None = None,
+        epochs: int | None = 1,
+        shuffle_window: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 4,
+    ) -> Iterator[Batch]:
+        """Stream batches from a cursor on; each carries the cursor of what follows it.
+
+        A last batch smaller than half a batch is joined to the one before it, so no step sees a handful of rows.
+
+        Args:
+            batch_size: rows of a batch over all ranks.
+            cursor: where to go on; the start when ``None``.
+            epochs: stop after this epoch number (counted from the first epoch, not from the cursor); ``None``: never.
+            shuffle_window: rows shuffled together; 0 reads in order. Rounded up to whole batches.
+            seed: of the shuffle.
+            rank, world_size: this process takes part ``rank`` of each batch.
+            prefetch: batches made ahead.
+
+        Raises:
+            LogError: the cursor is of another log, or a file changed or broke while it was read.
+            DataError, SchemaError: a row can't be used.
+        """
+        cursor = cursor or Cursor()
+        if cursor.fingerprint not in ("", self.fingerprint):
+            raise LogError(
+                f"log {_show(self.source)} is not the one this run was reading",
+                expected=f"fingerprint {cursor.fingerprint}",
+                found=self.fingerprint,
+                do="restore the log, or start a fresh run",
+            )
+        order = _Order(self, batch_size, shuffle_window, seed)
+        windows = Prefetch(order.windows(cursor, epochs), depth=1, name="embstore-windows")
+        batches = Prefetch(order.cut(windows, rank, world_size), depth=prefetch, name="embstore-batches")
+        try:
+            yield from batches
+        finally:
+            # The outer thread may be waiting for a window: stop the windows first.
+            windows.close()
+            batches.close()
+
+    def rows_from(self, start: int = 0, pieces: Sequence[Piece] | None = None) -> Iterator[Rows]:
+        """Encoded rows in chunks, from row ``start`` of the run of ``pieces`` (the log's own order by default)."""
+        for table, origin in self.tables_from(start, pieces):
+            try:
+                yield encode(table, self.schema, labelled=self.labelled, origin=origin)
+            except (DataError, SchemaError) as error:
+                if origin in str(error):
+                    raise
+                raise type(error)(
+                    f"{origin}: {error.what}", expected=error.expected, found=error.found, do=error.do
+                ) from error
+
+    def tables_from(self, start: int = 0, pieces: Sequence[Piece] | None = None) -> Iterator[tuple[pa.Table, str]]:
+        """Arrow rows as ``rows_from``, each chunk with the place it came from (for messages)."""
+        for piece in self.pieces if pieces is None else pieces:
+            if start >= piece.rows:
+                start -= piece.rows
+                continue
+            position = 0
+            with _reading(piece.path), pq.ParquetFile(piece.path, filesystem=self.filesystem) as file:
+                chunks = file.iter_batches(batch_size=DECODE_ROWS, row_groups=[piece.row_group], columns=self.columns)
+                for chunk in chunks:
+                    skip = min(max(start - position, 0), chunk.num_rows)
+                    position += chunk.num_rows
+                    if skip < chunk.num_rows:
+                        table = pa.Table.from_batches([chunk.slice(skip)])
+                        yield table, f"{piece.path}, row group {piece.row_group}, from row {position - table.num_rows:,}"
+            if position != piece.rows:
+                raise LogError(f"{piece.path} changed while it was read", expected=f"{piece.rows} rows", found=str(position))
+            start = 0
+
+
+class _Order:
+    """The order of an epoch: which rows make window w and batch b."""
+
+    def __init__(self, log: ParquetLog, batch_size: int, shuffle_window: int, seed: int) -> None:
+        self.log, self.seed, self.shuffled = log, seed, shuffle_window > 0
+        starts = list(range(0, log.rows, batch_size))
+        if len(starts) > 1 and log.rows - starts[-1] < batch_size / 2:
+            starts.pop()
+        self.batch_bounds = [*starts, log.rows]
+        # Unshuffled logs are cut in windows too: a window is what is decoded ahead.
+        per_window = max(1, -(-(shuffle_window or DECODE_ROWS) // batch_size))
+        self.window_bounds = [*self.batch_bounds[:-1:per_window], log.rows]
+
+    def pieces(self, epoch: int) -> list[Piece]:
+        if not self.shuffled:
+            return self.log.pieces
+        permuted = _generator(self.seed, epoch).permutation(len(self.log.pieces))
+        return [self.log.pieces[i] for i in permuted]
+
+    def windows(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Cursor, int, Rows]]:
+        """(cursor at the start, rows already taken of it, rows) of each window not yet all taken."""
+        last = itertools.count(cursor.epoch) if epochs is None else range(cursor.epoch, epochs)
+        row = cursor.row
+        for epoch in last:
+            first = int(np.searchsorted(self.window_bounds, row, side="right")) - 1
+            if row < self.log.rows:
+                yield from self._epoch_windows(epoch, first, row)
+            row = 0
+
+    def _epoch_windows(self, epoch: int, first: int, row: int) -> Iterator[tuple[Cursor, int, Rows]]:
+        pieces = self.pieces(epoch)
+        chunks = self.log.rows_from(self.window_bounds[first], pieces)
+        rest: Rows | None = None
+        for start, stop in itertools.pairwise(self.window_bounds[first:]):
+            parts, size = ([rest], rest.size) if rest is not None else ([], 0)
+            while size < stop - start:
+                chunk = next(chunks)
+                parts.append(chunk)
+                size += chunk.size
+            window = Rows.concatenate(parts)
+            rest = window.slice(stop - start, size) if size > stop - start else None
+            window = window.slice(0, stop - start)
+            yield self._place(Cursor(epoch, start, self.log.fingerprint), pieces), max(row - start, 0), window
+
+    def _place(self, cursor: Cursor, pieces: Sequence[Piece]) -> Cursor:
+        left = cursor.row
+        for piece in pieces:
+            if left < piece.rows:
+                return replace(cursor, file=os.path.basename(piece.path), row_group=piece.row_group, group_row=left)
+            left -= piece.rows
+        return cursor
+
+    def cut(self, windows: Iterator[tuple[Cursor, int, Rows]], rank: int, world_size: int) -> Iterator[Batch]:
+        for cursor, taken, window in windows:
+            order = self._permutation(cursor, window.size)
+            bounds = [b - cursor.row for b in self.batch_bounds if taken <= b - cursor.row <= window.size]
+            for start, stop in itertools.pairwise(bounds):
+                mine = order[start + (stop - start) * rank // world_size : start + (stop - start) * (rank + 1) // world_size]
+                after = replace(cursor, row=cursor.row + stop)
+                if after.row == self.log.rows:
+                    after = Cursor(epoch=cursor.epoch + 1, row=0, fingerprint=cursor.fingerprint)
+                yield replace(window.batch(mine), cursor=after)
+
+    def _permutation(self, cursor: Cursor, size: int) -> NDArray[np.int64]:
+        if not self.shuffled:
+            return np.arange(size)
+        return _generator(self.seed, cursor.epoch, 1 + cursor.row).permutation(size)
+
+
+def _generator(*key: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+
+
+def _find(source: str | Path | Sequence[str | Path]) -> tuple[pafs.FileSystem, list[str]]:
+    if isinstance(source, (str, Path)):
+        filesystem, paths = _find_one(str(source))
+    else:
+        found = [_find_one(str(one)) for one in source]
+        if not found:
+            raise LogError("log", expected="at least one path", found="an empty list")
+        filesystem, paths = found[0][0], [path for _, paths in found for path in paths]
+    if not paths:
+        raise LogError(
+            f"log {_show(source)}", expected="a .parquet file, a folder of them, a glob or a URI", found="no Parquet file there"
+        )
+    return filesystem, paths
+
+
+def _find_one(source: str) -> tuple[pafs.FileSystem, list[str]]:
+    if "://" in source:
+        return _find_uri(source)
+    local = pafs.LocalFileSystem()
+    source = os.path.expanduser(source)
+    if os.path.isfile(source):
+        return local, [source]
+    if os.path.isdir(source):
+        return local, _parquet_below(local, source)
+    return local, sorted(path for path in glob.glob(source, recursive=True) if os.path.isfile(path))
+
+
+def _find_uri(source: str) -> tuple[pafs.FileSystem, list[str]]:
+    base = source
+    pattern = ""
+    if any(mark in source for mark in "*?["):
+        cut = source.rindex("/", 0, min(source.find(mark) for mark in "*?[" if mark in source))
+        base, pattern = source[:cut], source[cut + 1 :]
+    try:
+        filesystem, root = pafs.FileSystem.from_uri(base)
+        info = filesystem.get_file_info(root)
+        if info.type == pafs.FileType.File:
+            return filesystem, [root]
+        paths = _parquet_below(filesystem, root) if info.type == pafs.FileType.Directory else []
+    except (OSError, pa.ArrowException) as error:
+        raise LogError(f"log {source}", expected="a URI that can be read", found=str(error)) from error
+    if pattern:
+        paths = [path for path in paths if Path(os.path.relpath(path, root)).match(pattern)]
+    return filesystem, paths
+
+
+def _parquet_below(filesystem: pafs.FileSystem, root: str) -> list[str]:
+    """Parquet files below a folder in name order; names starting with ``_`` or ``.`` are not data."""
+    infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    files = [info.path for info in infos if info.type == pafs.FileType.File and info.path.endswith((".parquet", ".pq"))]
+    return sorted(p for p in files if not any(part[0] in "_." for part in Path(os.path.relpath(p, root)).parts))
+
+
+def _kind(kind: pa.DataType) -> str:
+    """Types that encode alike have one name: all integers, all floats, all strings, lists of these."""
+    if pa.types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return f"list of {_kind(kind.value_type)}"
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        return "integer"
+    if pa.types.is_floating(kind):
+        return "float"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return "string"
+    return str(kind)
+
+
+def _show(source: Any) -> str:
+    return str(source) if isinstance(source, (str, Path)) else f"of {len(source)} paths"
+
+
+class _reading:  # noqa: N801 - reads as a phrase: with _reading(path)
+    """Turns what Arrow raises for a broken or vanished file into ``LogError``."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (OSError, pa.ArrowException)):
+            raise LogError(
+                f"{self.path} can't be read",
+                expected="a whole Parquet file",
+                found=str(error).split("\n")[0],
+                do="write it again, or move it out of the log",
+            ) from error
