@@ -18,7 +18,7 @@ from torch import Tensor
 
 from embstore import transforms
 from embstore.batch import Batch, FeatureTokens
-from embstore.errors import DataError, SchemaError
+from embstore.errors import DataError, SchemaError, nearest
 from embstore.schema import Feature, Schema
 from embstore.tokens import Tokens, tokenize
 
@@ -129,8 +129,6 @@ def check_types(columns: pa.Schema, schema: Schema, *, labelled: bool = True) ->
 
 
 def _column(table: pa.Table | pa.RecordBatch, name: str) -> pa.ChunkedArray:
-    from embstore.errors import nearest
-
     if name not in table.schema.names:
         raise SchemaError(f"column {name!r} is not in the log", do=nearest(name, table.schema.names))
     return table.column(name)

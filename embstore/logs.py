@@ -136,6 +136,10 @@ class ParquetLog:
             digest.update(f"{os.path.relpath(piece.path, root or '.')}\0{piece.row_group}\0{piece.rows}\n".encode())
         return digest.hexdigest()[:16]
 
+    def batch_count(self, batch_size: int) -> int:
+        """Batches of an epoch (of all ranks together): the steps it takes."""
+        return len(_Order(self, batch_size, 0, 0).batch_bounds) - 1
+
     def batches(
         self,
         batch_size: int,

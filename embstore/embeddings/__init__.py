@@ -1,0 +1,1 @@
+"""How to represent features: the unified table."""

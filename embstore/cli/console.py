@@ -1,0 +1,33 @@
+"""Where the commands print: results to stdout, bars and errors to stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from embstore.progress import ConsoleProgress
+
+out = Console(soft_wrap=True)
+errors = Console(stderr=True)
+progress = ConsoleProgress(errors)
+
+
+def metrics_table(title: str, columns: Mapping[str, Mapping[str, float]]) -> Table:
+    """Metrics in rows, one column for each log."""
+    table = Table(title=title, title_justify="left", box=None, header_style="bold")
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right")
+    rows = dict.fromkeys(key for values in columns.values() for key in values)
+    for key in rows:
+        table.add_row(key, *(_number(values.get(key)) for values in columns.values()))
+    return table
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if float(value).is_integer() and abs(value) > 1 else f"{value:.5f}"

@@ -1,0 +1,60 @@
+"""``embstore schema`` and ``embstore dataset``: what is in a log, and logs from public data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  embstore schema logs/ --label click
+  embstore schema 's3://bucket/logs/2025-01-*/*.parquet' --label click --group user_id > schema.yaml
+"""
+)
+@click.argument("logs", nargs=-1, required=True)
+@click.option("--label", required=True, help="The 0/1 column to predict.")
+@click.option("--group", help="Column over whose values GAUC is averaged, usually the user.")
+@click.option("--weight", help="Column of sample weights.")
+@click.option("--output", type=click.Path(path_type=Path), help="Write here instead of to the terminal.")
+def schema(logs: tuple[str, ...], label: str, group: str | None, weight: str | None, output: Path | None) -> None:
+    """Say what each column of LOGS is, and why.
+
+    LOGS are Parquet: files, folders, globs or URIs. The result is YAML; edit it and give it to ``embstore train``: move a
+    column between features (looked up in the table) and dense (numbers for the model), give a feature more lookups or an
+    exact block, or take it out.
+    """
+    from embstore.schema import Schema
+
+    text = Schema.infer(list(logs), label=label, group=group, weight=weight).to_yaml()
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text)
+        click.echo(f"wrote {output}")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  embstore dataset movielens-1m --from ~/Downloads/ml-1m --to data/movielens-1m
+  embstore dataset criteo --from ~/Downloads/criteo --to data/criteo
+"""
+)
+@click.argument("name")
+@click.option("--from", "source", required=True, type=click.Path(path_type=Path), help="Folder of the official raw files.")
+@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+def dataset(name: str, source: Path, target: Path) -> None:
+    """Turn the raw files of data set NAME into Parquet logs and a schema.
+
+    NAME is criteo, avazu, movielens-100k, movielens-1m, movielens-latest or frappe. TARGET gets train/, valid/ and test/,
+    split as the papers do (docs/datasets.md has the rules), schema.yaml and dataset.json.
+    """
+    from embstore import datasets
+    from embstore.cli.console import out
+
+    result = datasets.convert(name, source, target)
+    counts = ", ".join(f"{split} {rows:,}" for split, rows in result.rows.items())
+    out.print(f"{name}: {counts} rows in {target}")

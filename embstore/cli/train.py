@@ -1,0 +1,174 @@
+"""``embstore train`` and ``embstore evaluate``."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+
+DEFAULTS: dict[str, Any] = {
+    "table": {"rows": 262_144, "dim": 16},
+    "model": {"name": "dcn"},
+    "training": {"epochs": 1},
+    "output": "runs/default",
+}
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  embstore train config.yaml
+  embstore train --train logs/train --valid logs/valid --label click --output runs/first
+  embstore train config.yaml --set table.dim=32 --set training.epochs=3 --output runs/wide
+  embstore train config.yaml --seeds 5
+"""
+)
+@click.argument("config", required=False, type=click.Path(path_type=Path))
+@click.option("--train", "train_logs", help="Training log: a Parquet file, folder, glob or URI.")
+@click.option("--valid", help="Validation log, for early stopping and the best model.")
+@click.option("--test", help="Log to evaluate the finished model on.")
+@click.option("--schema", "schema_path", help="Schema file (see: embstore schema).")
+@click.option("--label", help="Without a schema: the column to predict; the rest is inferred.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one setting, e.g. model.name=dlrm.")
+@click.option("--output", help="Folder of the run.")
+@click.option("--seed", type=int, help="Seed of everything drawn: hashes, first weights, order.")
+@click.option("--seeds", type=click.IntRange(min=1), help="Train this many times, seeds 0, 1, ...; print mean and deviation.")
+@click.option("--fresh", is_flag=True, help="Forget what the folder holds instead of going on from its checkpoint.")
+def train(
+    config: Path | None,
+    train_logs: str | None,
+    valid: str | None,
+    test: str | None,
+    schema_path: str | None,
+    label: str | None,
+    settings: tuple[str, ...],
+    output: str | None,
+    seed: int | None,
+    seeds: int | None,
+    fresh: bool,
+) -> None:
+    """Train a CTR model over one unified table, as CONFIG (YAML) says.
+
+    Settings come from CONFIG, then --set, then the other options. Without CONFIG, give at least --train and either
+    --schema or --label. A run that was stopped (Ctrl-C, a crash, kill -9) goes on where it was when the same command is
+    given again.
+    """
+    from embstore.cli.console import metrics_table, out, progress
+    from embstore.config import load_yaml, parse
+    from embstore.models import build
+    from embstore.run import Run, RunConfig
+
+    data = load_yaml(config) if config else dict(DEFAULTS)
+    for setting in settings:
+        _override(data, setting)
+    for key, value in (("train", train_logs), ("valid", valid), ("test", test)):
+        if value is not None:
+            data["logs"] = {**(data.get("logs") or {}), key: value}
+    if schema_path is not None:
+        data["schema"] = schema_path
+    if output is not None:
+        data["output"] = output
+    if "schema" not in data:
+        data["schema"] = _infer((data.get("logs") or {}).get("train"), label)
+    run_config = parse(RunConfig, data)
+    if seed is not None:
+        run_config = run_config.with_seed(seed, run_config.output)
+    runs = [run_config]
+    if seeds is not None:
+        runs = [run_config.with_seed(number, f"{run_config.output}/seed-{number}") for number in range(seeds)]
+    results = []
+    for each in runs:
+        run = Run(each, build, progress=progress)
+        if fresh:
+            run.clear()
+        result = run.train()
+        results.append(result)
+        shown = {name: result[name] for name in ("valid", "test") if result.get(name)}
+        parameters = result["parameters"]
+        out.print(
+            f"{each.output}: {parameters['total']:,} parameters "
+            f"(table {parameters['table']:,}, network {parameters['network']:,})",
+            highlight=False,
+        )
+        out.print(metrics_table("", shown))
+    if seeds is not None:
+        _summarise(run_config.output, results)
+
+
+def _summarise(folder: str, results: list[dict[str, Any]]) -> None:
+    """Mean and deviation over the seeds, printed and written to ``summary.json``."""
+    from embstore.cli.console import metrics_table, out
+
+    columns: dict[str, dict[str, float]] = {}
+    for split in ("valid", "test"):
+        if results[0].get(split):
+            values = {key: [result[split][key] for result in results] for key in results[0][split]}
+            columns[f"{split} mean"] = {key: statistics.fmean(of) for key, of in values.items()}
+            columns[f"{split} std"] = {key: statistics.stdev(of) if len(of) > 1 else 0.0 for key, of in values.items()}
+    summary = {"seeds": len(results), **columns, "runs": results}
+    (Path(folder) / "summary.json").write_text(json.dumps(summary, indent=1))
+    out.print(metrics_table(f"{len(results)} seeds", columns))
+
+
+def _override(data: dict[str, Any], setting: str) -> None:
+    from embstore.errors import ConfigError
+
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise ConfigError("--set", expected="KEY=VALUE, e.g. table.dim=32", found=setting)
+    *path, last = key.split(".")
+    for part in path:
+        inner = data.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {setting}", expected=f"{part} to be a mapping", found=repr(inner))
+        data[part] = dict(inner)
+        data = data[part]
+    try:
+        data[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {setting}", expected="a YAML value", found=text) from error
+
+
+def _infer(train_logs: str | None, label: str | None) -> dict[str, Any]:
+    from embstore.cli.console import errors
+    from embstore.errors import ConfigError
+    from embstore.schema import Schema
+
+    if train_logs is None or label is None:
+        raise ConfigError(
+            "train", expected="a CONFIG file, or --train with --schema or --label", found="neither", do="see embstore train --help"
+        )
+    schema = Schema.infer(train_logs, label=label)
+    errors.print("schema, inferred (embstore schema prints it; edit it and give it with --schema):")
+    errors.print(schema.to_yaml(), markup=False, highlight=False)
+    return schema.to_dict()
+
+
+@click.command(
+    epilog="""\b
+Example:
+  embstore evaluate runs/first --log logs/next-day
+"""
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--log", "source", required=True, help="A labelled log: a Parquet file, folder, glob or URI.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def evaluate(run: Path, source: str, as_json: bool) -> None:
+    """Measure the trained model of RUN on another log.
+
+    AUC, logloss, normalized entropy (logloss over that of always saying the mean), calibration, and GAUC when the schema
+    names a group: computed exactly, over all rows.
+    """
+    from embstore.cli.console import metrics_table, out, progress
+    from embstore.models import build
+    from embstore.run import Run
+
+    result = Run.open(run, build, progress=progress).evaluate(source)
+    if as_json:
+        click.echo(json.dumps(result))
+    else:
+        out.print(metrics_table(str(run), {source: result}))

@@ -1,0 +1,40 @@
+"""The whole CTR model: tokens -> table, dense columns -> normalizer, both -> network -> logits.
+
+    batch ── tokens_N ──> UnifiedEmbedding ── embedded_BW ──┐
+          └─ dense_BD ──> StreamingNormalizer ── dense_BD ──┴─> network ──> logits_B
+
+Shape suffixes: B rows of the batch, N tokens, D dense columns, W width of the table's output.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from embstore.batch import Batch
+from embstore.embeddings.unified import UnifiedEmbedding
+from embstore.normalization import StreamingNormalizer
+
+
+class CtrModel(nn.Module):
+    """A table, a normalizer and a network.
+
+    Args:
+        table: looks the features up.
+        normalizer: of the dense columns; learns their means and deviations while training.
+        network: any module with ``forward(dense_BD, embedded_BW) -> logits_B``.
+    """
+
+    def __init__(self, table: UnifiedEmbedding, normalizer: StreamingNormalizer, network: nn.Module) -> None:
+        super().__init__()
+        self.table, self.normalizer, self.network = table, normalizer, network
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits, float32 ``[B]``."""
+        if self.training:
+            self.normalizer.update(batch.dense_BD)
+        logits_B: Tensor = self.network(self.normalizer(batch.dense_BD), self.table(batch))
+        return logits_B
+
+    def dense_state(self) -> dict[str, Tensor]:
+        """Everything but the table: the tensors of ``normalizer.`` and ``network.``."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("table.")}

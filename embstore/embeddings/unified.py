@@ -1,0 +1,308 @@
+"""The Unified Embedding: one hashed table shared by all features (Coleman et al., NeurIPS 2023).
+
+Each lookup of each feature hashes the value with a salt of its own into the one table; a feature's lookups are
+concatenated. Collisions *between* features cost little: the model multiplies their numbers with different weights, which
+turns the features' vectors apart (section 4 of the paper). Several lookups split a feature's risk of collisions *within* it.
+
+    batch of 2 rows                      rows of the table                       output [2, 2*dim + dim]
+    user   "ann" | "bob"      ->         user lookup 0:  17 | 4                  [ w[17] w[90] | w[4] + w[33] ]
+    tags   [a b] | []                    user lookup 1:  90 | 17                 [ w[4]  w[17] | 0            ]
+                                         tags lookup 0:  4 33 |                    user           tags (sum)
+
+Shape suffixes: B rows of the batch, W width, N table rows, D dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from embstore import hashing
+from embstore.batch import Batch, FeatureTokens
+from embstore.encoding import encode_feature
+from embstore.errors import ConfigError, SchemaError, nearest
+from embstore.kernels import Kernel, LookupPlan, Request, Table, TableOptimizer, choose
+from embstore.kernels.reference import ReferenceKernel
+from embstore.schema import Feature
+
+if TYPE_CHECKING:
+    from torchrec import KeyedJaggedTensor
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class UnifiedEmbedding(nn.Module):
+    """All categorical features in one table, trained by an optimizer fused into its backward pass.
+
+    Args:
+        features: in the order of the output.
+        num_rows: N, the hashed rows; exact features add a block of their own behind them.
+        dim: D, numbers per row.
+        num_tables: equal sub-tables of the hashed rows; each lookup has one, by its salt.
+        exact_tokens: for features with ``exact=True``: their known tokens, int64 bits, in any order
+            (``embstore.vocabulary.exact_tokens`` collects them from a log).
+        optimizer: of the table.
+        dtype: of the rows: float32, float16, bfloat16 (the narrow ones are rounded stochastically).
+        init_std: rows start as normal numbers with this deviation; the row that unknown values of an exact
+            feature share starts at zero.
+        kernel: ``"auto"``, ``"reference"`` or ``"fbgemm"``.
+        seed: of the hashes and the first rows.
+        device: where the table lies.
+
+    Raises:
+        ConfigError: sizes or settings that don't fit together.
+        KernelError: a kernel asked for by name can't do this optimizer, dtype or device.
+
+    >>> table = UnifiedEmbedding([Feature(name="user", lookups=2), Feature(name="tags")], num_rows=100, dim=4)
+    >>> table.slices
+    {'user': slice(0, 8, None), 'tags': slice(8, 12, None)}
+    >>> table.lookup("user", ["ann", "bob", None]).shape
+    torch.Size([3, 8])
+    """
+
+    weight: Tensor
+
+    def __init__(
+        self,
+        features: Sequence[Feature],
+        num_rows: int,
+        dim: int,
+        *,
+        num_tables: int = 1,
+        exact_tokens: Mapping[str, Tensor] | None = None,
+        optimizer: TableOptimizer | None = None,
+        dtype: torch.dtype = torch.float32,
+        init_std: float = 0.01,
+        kernel: str = "auto",
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__()
+        if dim < 1 or num_rows < 0:
+            raise ConfigError("table", expected="dim of 1 or more, rows of 0 or more", found=f"dim={dim}, rows={num_rows}")
+        if dtype not in DTYPES.values():
+            raise ConfigError("table dtype", expected=", ".join(DTYPES), found=str(dtype))
+        self.features = tuple(features)
+        self.hashed_rows, self.num_tables, self.seed = num_rows, num_tables, seed
+        self.optimizer = optimizer or TableOptimizer()
+        self.plan = LookupPlan.build(
+            self.features,
+            num_rows=num_rows,
+            dim=dim,
+            num_tables=num_tables,
+            seed=seed,
+            exact_tokens={name: tokens.unique() for name, tokens in (exact_tokens or {}).items()},
+        )
+        device = torch.device(device)
+        weight = torch.empty(self.plan.num_rows, dim, dtype=dtype, device=device)
+        generator = torch.Generator(device).manual_seed(seed)
+        weight.normal_(0.0, init_std, generator=generator)
+        for lookup in self.plan.lookups:
+            if lookup.exact:
+                weight[lookup.base + lookup.size - 1] = 0
+        self.register_buffer("weight", weight)
+        for name, tensor in self.optimizer.state(self.plan.num_rows, dim, device).items():
+            self.register_buffer(f"state_{name}", tensor)
+        paid = torch.zeros(self.plan.num_rows, dtype=torch.float64, device=device) if self.optimizer.l2 else None
+        self.register_buffer("paid", paid)
+        self.learning_rate = self.optimizer.learning_rate
+        self._progress = torch.zeros(2, dtype=torch.float64)
+        self.kernel: Kernel
+        self.kernel, self.kernel_reason = choose(kernel, optimizer=self.optimizer, dtype=dtype, device=device)
+
+    @property
+    def dim(self) -> int:
+        """D: numbers per row."""
+        return self.plan.dim
+
+    @property
+    def num_rows(self) -> int:
+        """N: rows of the whole table, exact blocks included."""
+        return self.plan.num_rows
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+        return self.weight.dtype
+
+    @property
+    def width(self) -> int:
+        """W: numbers in an output row."""
+        return self.plan.width
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where each feature's numbers lie in the output."""
+        return self.plan.slices
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of each feature, ``lookups * dim``."""
+        return tuple(feature.lookups * self.dim for feature in self.features)
+
+    def forward(self, batch: Batch | FeatureTokens | KeyedJaggedTensor) -> Tensor:
+        """Look a batch up.
+
+        Args:
+            batch: has every feature of the table (more are ignored). A ``KeyedJaggedTensor`` holds tokens as int64 bits.
+
+        Returns:
+            float32 ``[B, W]``. In training mode with gradients on, its backward updates the table.
+
+        Raises:
+            SchemaError: a feature is missing.
+        """
+        request = self.request(batch)
+        table = self.table()
+        if not (self.training and torch.is_grad_enabled()):
+            with torch.no_grad():
+                return self.kernel.forward(request, table)
+        with torch.no_grad():
+            table.begin_step(request)
+        return self.kernel.train(request, table)
+
+    def request(self, batch: Batch | FeatureTokens | KeyedJaggedTensor) -> Request:
+        """The batch's tokens of this table's features."""
+        tokens = batch.tokens if isinstance(batch, Batch) else batch
+        if not isinstance(tokens, FeatureTokens):
+            tokens = FeatureTokens.from_kjt(tokens)
+        return Request(tokens.select(self.plan.names), self.plan)
+
+    def table(self) -> Table:
+        """The tensors and the place in training, as kernels take them."""
+        return Table(
+            weight_ND=self.weight,
+            state=dict(self._moments()),
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            progress=self._progress,
+            paid_N=self.paid,
+            rounding_seed=self.seed,
+        )
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Apply the penalty that rows untouched since still owe; do so before reading rows other than by training.
+
+        A no-op when the optimizer has no ``l2``. ``eval()`` does it, so a trained table read in eval mode is up to date.
+        """
+        self.table().settle()
+
+    def train(self, mode: bool = True) -> UnifiedEmbedding:
+        """As ``nn.Module.train``; leaving training mode settles the table."""
+        if self.training and not mode:
+            self.settle()
+        super().train(mode)
+        return self
+
+    @torch.no_grad()
+    def lookup(self, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Tensor:
+        """The vectors of raw values of one feature.
+
+        Args:
+            feature: name.
+            values: raw values (what the log's column would hold, ``None`` for missing; lists for list features).
+
+        Returns:
+            float32 ``[len(values), lookups * dim]``.
+
+        Raises:
+            SchemaError: no such feature, or values of a type that is not categorical.
+        """
+        spec = self.feature(feature)
+        column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else _array(values, feature)
+        tokens = encode_feature(pa.table({spec.source: column}), spec)
+        device = self.weight.device
+        offsets = None if tokens.offsets is None else torch.from_numpy(tokens.offsets)
+        columns = {feature: (torch.from_numpy(tokens.values.view("int64")), offsets)}
+        batch = FeatureTokens.concatenate(columns, len(column)).to(device)
+        return ReferenceKernel().forward(Request(batch, self.plan.only(feature)), self.table())
+
+    def feature(self, name: str) -> Feature:
+        """The feature of that name.
+
+        Raises:
+            SchemaError: there is none.
+        """
+        for feature in self.features:
+            if feature.name == name:
+                return feature
+        raise SchemaError(f"no feature {name!r} in the table", do=nearest(name, self.plan.names))
+
+    def grow(self, factor: int) -> UnifiedEmbedding:
+        """A table with ``factor`` times the hashed rows in which every lookup returns what it returned here.
+
+        New row r starts as old row r // factor, optimizer state included (hash spec, "growing"); exact blocks stay.
+        """
+        if factor < 1:
+            raise ConfigError("grow", expected="a factor of 1 or more", found=str(factor))
+        self.settle()
+        grown = deepcopy(self)
+        grown.hashed_rows = self.hashed_rows * factor
+        grown.plan = LookupPlan.build(
+            self.features,
+            num_rows=grown.hashed_rows,
+            dim=self.dim,
+            num_tables=self.num_tables,
+            seed=self.seed,
+            exact_tokens=self.plan.exact_tokens,
+        )
+        for name, tensor in list(self.named_buffers()):
+            if len(tensor) == self.num_rows:
+                hashed, exact = tensor[: self.hashed_rows], tensor[self.hashed_rows :]
+                setattr(grown, name, torch.cat([hashed.repeat_interleave(factor, dim=0), exact]))
+        return grown
+
+    def describe(self) -> dict[str, Any]:
+        """What a reader needs to find rows again (``embstore.store``): plain values only."""
+        features = []
+        for feature in self.features:
+            blocks = [{"base": lo.base, "size": lo.size} for lo in self.plan.lookups if lo.feature == feature.name]
+            features.append({**asdict(feature), "rows": blocks})
+        return {
+            "hash_spec": hashing.HASH_SPEC,
+            "seed": self.seed,
+            "hashed_rows": self.hashed_rows,
+            "num_tables": self.num_tables,
+            "features": features,
+        }
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` on the host, ``[stop - start, dim]``."""
+        return self.weight[start:stop].cpu()
+
+    def exact_tokens(self) -> dict[str, Tensor]:
+        """Sorted int64 tokens of each exact feature."""
+        return dict(self.plan.exact_tokens)
+
+    def get_extra_state(self) -> Tensor:
+        """Steps done and learning rates summed: float64 ``[2]``."""
+        return self._progress.clone()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """What ``get_extra_state`` gave."""
+        self._progress.copy_(state)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(table)``."""
+        exact = self.num_rows - self.hashed_rows
+        rows = f"{self.hashed_rows:,} hashed" + (f" + {exact:,} exact" if exact else "") + f" rows x {self.dim}"
+        return f"{rows}, {len(self.features)} features, {self.optimizer.name}, kernel {self.kernel.name}"
+
+    def _moments(self) -> Iterable[tuple[str, Tensor]]:
+        for name, tensor in self.named_buffers(recurse=False):
+            if name.startswith("state_"):
+                yield name.removeprefix("state_"), tensor
+
+
+def _array(values: Iterable[Any], feature: str) -> pa.Array:
+    try:
+        return pa.array(list(values))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+        raise SchemaError(f"values of feature {feature!r}", expected="values of one type", found=str(error)) from error

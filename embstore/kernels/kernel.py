@@ -1,0 +1,115 @@
+"""What a kernel is: the table's forward (rows -> pooled output) and its backward fused with the optimizer's update.
+
+A kernel keeps no state of its own; the table's tensors are in a ``Table``, so kernels can be exchanged under a run.
+
+Shape suffixes: B rows of the batch, W output width, N table rows, D dim.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from embstore.kernels import penalty
+from embstore.kernels.optimizer import TableOptimizer
+from embstore.kernels.plan import Request
+
+
+@dataclass
+class Table:
+    """The tensors of a table and where its training stands.
+
+    Args:
+        weight_ND: float32, float16 or bfloat16, rows of hashed sub-tables first, then exact blocks.
+        state: the optimizer's tensors by name.
+        optimizer: its settings.
+        learning_rate: of the next step.
+        progress: float64 ``[2]`` on the host, updated in place: updates done; the sum of the learning rates of all
+            steps begun (what the penalty is owed).
+        paid_N: float64, the sum each row has decayed for; ``None`` without a penalty.
+        rounding_seed: of the stochastic rounding.
+    """
+
+    weight_ND: Tensor
+    state: dict[str, Tensor]
+    optimizer: TableOptimizer
+    learning_rate: float
+    progress: Tensor
+    paid_N: Tensor | None = None
+    rounding_seed: int = 0
+    # Autograd runs a backward only toward something that asks for a gradient.
+    trigger: Tensor = field(default_factory=lambda: torch.zeros(0, requires_grad=True))
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return int(self.progress[0])
+
+    def begin_step(self, request: Request) -> None:
+        """Start a training step: rows about to be read pay the penalty they owe."""
+        if self.paid_N is not None:
+            self.progress[1] += self.learning_rate
+            self._pay(request.rows_T.unique())
+
+    def settle(self) -> None:
+        """Bring every row up to date with the penalty, as a sweep at every step would have."""
+        if self.paid_N is not None:
+            for start in range(0, len(self.weight_ND), penalty.SETTLE_ROWS):
+                stop = min(start + penalty.SETTLE_ROWS, len(self.weight_ND))
+                self._pay(torch.arange(start, stop, device=self.weight_ND.device))
+
+    def _pay(self, rows_R: Tensor) -> None:
+        assert self.paid_N is not None
+        penalty.catch_up(
+            self.weight_ND,
+            self.state.get("sum"),
+            self.paid_N,
+            float(self.progress[1]),
+            self.optimizer,
+            rows_R,
+            rounding_seed=self.rounding_seed + 2 * self.step + 1,
+        )
+
+
+class Kernel(ABC):
+    """Lookup and update of a table. Subclasses are picked by name, see ``embstore.kernels.choose``."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def forward(self, request: Request, table: Table) -> Tensor:
+        """Pooled rows, float32 ``[B, W]``, without a gradient."""
+
+    @abstractmethod
+    def train(self, request: Request, table: Table) -> Tensor:
+        """The same with a gradient: its backward updates the table."""
+
+
+class TwoPassKernel(Kernel):
+    """A kernel made of two functions, forward and update; autograd calls the second with the output's gradient."""
+
+    def train(self, request: Request, table: Table) -> Tensor:
+        return _LookupThenUpdate.apply(table.trigger, self, request, table)  # type: ignore[no-any-return, no-untyped-call]
+
+    @abstractmethod
+    def update(self, request: Request, table: Table, grad_BW: Tensor) -> None:
+        """Add the gradient of each row over all its hits and update each hit row once, in place."""
+
+
+class _LookupThenUpdate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, trigger: Tensor, kernel: TwoPassKernel, request: Request, table: Table) -> Tensor:
+        ctx.call = kernel, request, table
+        return kernel.forward(request, table)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        kernel, request, table = ctx.call
+        table.progress[0] += 1
+        with torch.no_grad():
+            kernel.update(request, table, grads[0])
+        return None, None, None, None

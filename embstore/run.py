@@ -1,0 +1,294 @@
+"""One training run, from a YAML file to a folder with everything that came of it.
+
+    runs/frappe/
+      config.yaml        the settings, complete
+      schema.yaml        what the log's columns mean
+      columns.json       the Arrow type of each feature's column
+      exact.safetensors  known tokens of the exact features
+      metrics.jsonl  checkpoints/  tensorboard/     see ``embstore.training``
+      result.json        the metrics of the finished run
+
+``embstore`` doesn't know the networks (they are ``embstore.models``): whoever makes a ``Run`` passes the builder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+import yaml
+from torch import Tensor, nn
+
+from embstore import training
+from embstore.checkpoints import Checkpoints
+from embstore.config import load_yaml, parse
+from embstore.ctr import CtrModel
+from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
+from embstore.errors import CheckpointError, ConfigError, nearest
+from embstore.kernels import TableOptimizer
+from embstore.logs import ParquetLog
+from embstore.normalization import StreamingNormalizer
+from embstore.progress import Progress, no_progress
+from embstore.schema import Schema
+from embstore.store import Bundle
+from embstore.store.tensors import open_tensors, write_tensors
+from embstore.training import Trainer, TrainingSettings
+from embstore.vocabulary import exact_tokens
+
+BuildNetwork = Callable[..., nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """Where the logs are: files, folders, globs or URIs; relative paths are relative to the working directory."""
+
+    train: str
+    valid: str | None = None
+    test: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSettings:
+    """The unified table; see ``UnifiedEmbedding``."""
+
+    rows: int
+    dim: int
+    num_tables: int = 1
+    dtype: str = "float32"
+    init_std: float = 0.01
+    kernel: str = "auto"
+    seed: int = 0
+    optimizer: TableOptimizer = field(default_factory=TableOptimizer)
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"table.dtype: unknown {self.dtype!r}", do=nearest(self.dtype, DTYPES))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A run, as its YAML file has it.
+
+    Args:
+        logs: where.
+        schema: a mapping as in a schema file, or the path of one.
+        table: the unified table.
+        model: ``name`` of a model in ``embstore.models`` and its settings.
+        training: how to train.
+        output: folder of the run.
+    """
+
+    logs: LogSettings
+    schema: str | dict[str, Any]
+    table: TableSettings
+    model: dict[str, Any]
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    output: str = "runs/default"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.model.get("name"), str):
+            raise ConfigError("config.model", expected="a mapping with the model's name", found=repr(self.model))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> RunConfig:
+        """Parse a file.
+
+        Raises:
+            ConfigError: an unknown key (the nearest is named), a missing one, or a value of the wrong type.
+        """
+        return parse(cls, load_yaml(path))
+
+    def with_seed(self, seed: int, output: str) -> RunConfig:
+        """The same run with another seed for all that is drawn (hashes, first weights, order), in another folder."""
+        return replace(
+            self, table=replace(self.table, seed=seed), training=replace(self.training, seed=seed), output=output
+        )
+
+    def read_schema(self) -> Schema:
+        """The schema, from where it is declared."""
+        return Schema.from_yaml(Path(self.schema)) if isinstance(self.schema, str) else Schema.from_dict(self.schema)
+
+
+class Run:
+    """A run and its folder.
+
+    Args:
+        config: its settings.
+        build_network: ``embstore.models.build``, or anything called as it is.
+        progress: how progress is shown.
+
+    Raises:
+        CheckpointError: the folder holds a run of other settings.
+    """
+
+    def __init__(self, config: RunConfig, build_network: BuildNetwork, *, progress: Progress = no_progress) -> None:
+        self.config, self.build_network, self.progress = config, build_network, progress
+        self.folder = Path(config.output)
+        self.schema = config.read_schema()
+        if self.schema.label is None:
+            raise ConfigError("schema", expected="a label to train on", found="none", do="add label: <column> to the schema")
+
+    @classmethod
+    def open(cls, folder: str | Path, build_network: BuildNetwork, *, progress: Progress = no_progress) -> Run:
+        """The run in a folder.
+
+        Raises:
+            CheckpointError: there is none.
+        """
+        path = Path(folder) / "config.yaml"
+        if not path.exists():
+            raise CheckpointError(f"{folder}", expected="the folder of a run (with config.yaml)", found="none")
+        config = replace(RunConfig.from_yaml(path), output=str(folder))
+        return cls(config, build_network, progress=progress)
+
+    def clear(self) -> None:
+        """Remove what an earlier run left in the folder (only files a run makes)."""
+        for name in ("checkpoints", "tensorboard"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in ("config.yaml", "schema.yaml", "columns.json", "exact.safetensors", "metrics.jsonl", "result.json"):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def train(self) -> dict[str, Any]:
+        """Train (or go on), evaluate on valid and test, and return what ``result.json`` holds.
+
+        Raises:
+            Interrupted: Ctrl-C; the same call goes on.
+        """
+        logs = {
+            name: ParquetLog(source, self.schema) for name, source in asdict(self.config.logs).items() if source is not None
+        }
+        self._begin(logs["train"])
+        model = self.build(self._exact(logs["train"]))
+        trainer = Trainer(model, self.config.training, self.folder, identity=self._identity(), progress=self.progress)
+        result: dict[str, Any] = {"valid": trainer.fit(logs["train"], logs.get("valid"))}
+        if "test" in logs:
+            result["test"] = trainer.evaluate(logs["test"], label="test")
+        result |= {
+            "steps": trainer.at.step,
+            "parameters": self.parameters(model),
+            "logs": {name: {"fingerprint": log.fingerprint, "rows": log.rows} for name, log in logs.items()},
+        }
+        self._write("result.json", json.dumps(result, indent=1))
+        return result
+
+    def build(self, exact: Mapping[str, Tensor]) -> CtrModel:
+        """The run's model before training."""
+        settings = self.config.table
+        table = UnifiedEmbedding(
+            self.schema.features,
+            settings.rows,
+            settings.dim,
+            num_tables=settings.num_tables,
+            exact_tokens=exact,
+            optimizer=settings.optimizer,
+            dtype=DTYPES[settings.dtype],
+            init_std=settings.init_std,
+            kernel=settings.kernel,
+            seed=settings.seed,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.training.seed)
+            network = self.build_network(**self._model_description(table))
+        return CtrModel(table, StreamingNormalizer(self.schema.dense), network)
+
+    def trained(self) -> CtrModel:
+        """The finished run's model, in eval mode.
+
+        Raises:
+            CheckpointError: it has no checkpoint yet.
+        """
+        model = self.build(self._saved_exact())
+        trainer = Trainer(model, self.config.training, self.folder, identity=self._identity())
+        trainer.restore()
+        return model
+
+    def evaluate(self, source: str) -> dict[str, float]:
+        """Metrics of the trained model on another labelled log."""
+        log = ParquetLog(source, self.schema)
+        size = self.config.training.evaluation_batch_size
+        return training.evaluate(self.trained(), log, size, progress=self.progress)
+
+    def bundle(self) -> Bundle:
+        """What ``embstore.store`` publishes of the trained run."""
+        model = self.trained()
+        result = json.loads(self._read("result.json", "{}"))
+        return Bundle(
+            table=model.table,
+            schema=self.schema,
+            columns=json.loads(self._read("columns.json", "{}")),
+            dense_state=model.dense_state(),
+            model=self._model_description(model.table),
+            metrics={name: result[name] for name in ("valid", "test") if name in result},
+            lineage={"logs": result.get("logs", {}), "config": yaml.safe_load(self._read("config.yaml", "{}"))},
+        )
+
+    @staticmethod
+    def parameters(model: CtrModel) -> dict[str, int]:
+        """Trained numbers: in the table, in the network, in all."""
+        table, network = model.table.weight.numel(), sum(p.numel() for p in model.network.parameters())
+        return {"table": table, "network": network, "total": table + network}
+
+    def _model_description(self, table: UnifiedEmbedding) -> dict[str, Any]:
+        settings = {"dense_width": len(self.schema.dense), "widths": list(table.widths)}
+        return {**self.config.model, **settings}
+
+    def _identity(self) -> str:
+        config = asdict(replace(self.config, output="", schema=self.schema.to_dict()))
+        config["logs"] = config["training"] = None  # the log has its fingerprint, the trainer its settings
+        return json.dumps(config, sort_keys=True)
+
+    def _begin(self, log: ParquetLog) -> None:
+        """Make the folder this run's; files of a run that never came to a checkpoint are replaced."""
+        config = self.folder / "config.yaml"
+        if config.exists() and not self._same_as(RunConfig.from_yaml(config)):
+            if Checkpoints(self.folder / "checkpoints").names():
+                raise CheckpointError(
+                    f"{self.folder} holds a run of other settings",
+                    expected=f"the settings in {config}",
+                    found="others",
+                    do="name another folder with --output, or start afresh with --fresh",
+                )
+            self.clear()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._write("config.yaml", yaml.safe_dump(asdict(replace(self.config, schema=self.schema.to_dict())), sort_keys=False))
+        self._write("schema.yaml", self.schema.to_yaml())
+        with pq.ParquetFile(log.paths[0], filesystem=log.filesystem) as file:
+            columns = file.schema_arrow
+        self._write("columns.json", json.dumps({f.name: str(columns.field(f.source).type) for f in self.schema.features}))
+
+    def _same_as(self, other: RunConfig) -> bool:
+        theirs = Run(other, self.build_network)
+        return theirs._identity() == self._identity() and other.training == self.config.training
+
+    def _exact(self, log: ParquetLog) -> dict[str, Tensor]:
+        path = self.folder / "exact.safetensors"
+        if not path.exists():
+            with self.progress("exact", log.rows) as bar:
+                tokens = exact_tokens(log, progress=bar.advance)
+            partial = self.folder / ".exact.safetensors"
+            write_tensors(partial, tokens)
+            os.replace(partial, path)
+        return self._saved_exact()
+
+    def _saved_exact(self) -> dict[str, Tensor]:
+        path = self.folder / "exact.safetensors"
+        if not path.exists():
+            raise CheckpointError(f"{self.folder}", expected="a trained run", found="one without tokens of exact features")
+        return dict(open_tensors(path))
+
+    def _read(self, name: str, default: str) -> str:
+        path = self.folder / name
+        return path.read_text() if path.exists() else default
+
+    def _write(self, name: str, text: str) -> None:
+        partial = self.folder / f".{name}"
+        partial.write_text(text)
+        os.replace(partial, self.folder / name)

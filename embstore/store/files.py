@@ -1,0 +1,94 @@
+"""Files that last and files that lie: durable writing, careful reading.
+
+POSIX promises a new file only after its own fsync and its folder's. What is read back is opened without following
+symbolic links, is a regular file, and has its length checked before memory is taken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from embstore.errors import CorruptVersionError
+
+
+class FileDigest(NamedTuple):
+    """Length in bytes and sha256 in hex digits: what a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file for reading; not a symbolic link, folder, pipe or device.
+
+    Raises:
+        CorruptVersionError: there is none, or it is no regular file.
+    """
+    try:
+        # Opening a pipe without O_NONBLOCK would wait for a writer.
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise CorruptVersionError(str(path), expected="a regular file", found=error.strerror or str(error)) from error
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise CorruptVersionError(str(path), expected="a regular file", found="a folder, pipe or device")
+    return os.fdopen(number, "rb")
+
+
+def read_small(path: Path, limit: int) -> bytes:
+    """The bytes of a file that is at most ``limit`` bytes long.
+
+    Raises:
+        CorruptVersionError: absent, no regular file, or longer.
+    """
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise CorruptVersionError(str(path), expected=f"at most {limit:,} bytes", found=f"{size:,}")
+        return file.read(limit)
+
+
+def write_small(path: Path, data: bytes) -> FileDigest:
+    """Write a new file and fsync it; it must not exist."""
+    with path.open("xb") as file:
+        file.write(data)
+        fsync_file(file)
+    return FileDigest(len(data), hashlib.sha256(data).hexdigest())
+
+
+def sha256_file(path: Path) -> FileDigest:
+    """Length and sha256 of a file's bytes as they are now.
+
+    Raises:
+        CorruptVersionError: absent or no regular file.
+    """
+    with open_regular(path) as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileDigest(file.tell(), digest)
+
+
+def fsync_file(file: BinaryIO) -> None:
+    """Flush a file being written down to the disk."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder (files created, renamed, removed) survive a power cut."""
+    number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and the missing ones above it, each durable in its parent; fine when it exists."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_folder(path.parent)

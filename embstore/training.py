@@ -1,0 +1,356 @@
+"""The training loop: batches in, a trained model and its measurements out, resumable at any moment.
+
+A run is a function of (log, schema, settings, seed). Random numbers of a step come from ``(seed, step)``, the order of the
+log from ``(seed, epoch)``, so a checkpoint needs no generator state, and a run that was killed and resumed ends
+bit-equal to one that was not (on CPU).
+
+    run/
+      metrics.jsonl      one line per evaluation
+      tensorboard/       the same as curves, when tensorboard is installed
+      checkpoints/       see ``embstore.checkpoints``
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from embstore.batch import Batch
+from embstore.checkpoints import Checkpoints, adam_tensors, load_adam, load_into
+from embstore.ctr import CtrModel
+from embstore.errors import CheckpointError, ConfigError, DataError
+from embstore.logs import Cursor, ParquetLog
+from embstore.metrics import Evaluation
+from embstore.progress import Progress, no_progress
+
+SCHEDULES = ("constant", "linear", "plateau")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings:
+    """How to train.
+
+    Args:
+        batch_size: rows per step.
+        epochs: passes over the log, at most.
+        learning_rate: of Adam on the network; the table has its own (``TableOptimizer``).
+        network_l2: Adam's ``weight_decay`` on the network.
+        schedule: of both learning rates: ``constant``; ``linear`` down to 0 at the last step; ``plateau``: times 0.1
+            after each evaluation that wasn't better.
+        evaluate_every: steps between evaluations; ``None`` is once per epoch.
+        metric: evaluations are compared by this one.
+        patience: stop after this many evaluations in a row without a better one; ``None`` never stops early.
+        checkpoint_every: steps between checkpoints, besides the one at each evaluation.
+        shuffle_window: rows shuffled together; 0 trains in the log's order.
+        evaluation_batch_size: rows per step of an evaluation.
+        seed: of shuffling, dropout and the network's first weights.
+    """
+
+    batch_size: int = 4096
+    epochs: int = 1
+    learning_rate: float = 1e-3
+    network_l2: float = 0.0
+    schedule: Literal["constant", "linear", "plateau"] = "constant"
+    evaluate_every: int | None = None
+    metric: Literal["auc", "gauc", "logloss", "normalized_entropy"] = "auc"
+    patience: int | None = None
+    checkpoint_every: int | None = None
+    shuffle_window: int = 1_000_000
+    evaluation_batch_size: int = 16_384
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "epochs", "evaluation_batch_size", "evaluate_every", "patience", "checkpoint_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"training.{name}", expected="1 or more", found=str(value))
+        for name in ("learning_rate", "network_l2", "shuffle_window", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"training.{name}", expected="0 or more", found=str(getattr(self, name)))
+        if self.schedule not in SCHEDULES:
+            raise ConfigError("training.schedule", expected=" or ".join(SCHEDULES), found=repr(self.schedule))
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can go on
+    """The run was asked to stop and has saved a checkpoint."""
+
+
+@dataclass
+class _Progress:
+    """Where a run stands; every field is part of its checkpoints."""
+
+    step: int = 0
+    cursor: Cursor = field(default_factory=Cursor)
+    factor: float = 1.0
+    best: float | None = None
+    best_name: str | None = None
+    worse: int = 0
+    loss_sum: float = 0.0
+    loss_rows: int = 0
+    log_bytes: int = 0
+    finished: bool = False
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> _Progress:
+        return cls(**{**data, "cursor": Cursor(**data["cursor"])})
+
+
+class Trainer:
+    """Trains a ``CtrModel``.
+
+    Args:
+        model: what to train, in place.
+        settings: how.
+        folder: of the run.
+        identity: digest of everything else that decides the result (schema, table, model); a checkpoint of another
+            identity is refused.
+        progress: how progress is shown; nothing by default.
+
+    Raises:
+        CheckpointError: the folder holds another run.
+    """
+
+    def __init__(
+        self,
+        model: CtrModel,
+        settings: TrainingSettings,
+        folder: str | Path,
+        *,
+        identity: str = "",
+        progress: Progress = no_progress,
+    ) -> None:
+        self.model, self.settings, self.folder, self.show = model, settings, Path(folder), progress
+        self.device = model.table.weight.device
+        self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        self.optimizer = torch.optim.Adam(
+            [*model.normalizer.parameters(), *model.network.parameters()],
+            lr=settings.learning_rate,
+            weight_decay=settings.network_l2,
+            fused=True,
+        )
+        self.identity = hashlib.sha256(f"{identity}\n{json.dumps(asdict(settings), sort_keys=True)}".encode()).hexdigest()
+        self.at = _Progress()
+        self._stop = threading.Event()
+
+    def fit(self, train: ParquetLog, valid: ParquetLog | None = None) -> dict[str, float]:
+        """Train until the epochs are over or patience is, then put the best evaluated model back.
+
+        Goes on from the folder's last checkpoint when there is one. Ctrl-C saves a checkpoint first.
+
+        Returns:
+            The metrics on ``valid`` of the model as it is left (empty without ``valid``).
+
+        Raises:
+            Interrupted: Ctrl-C; calling ``fit`` again goes on.
+            LogError: the log changed since the checkpoint.
+            DataError: a row that can't be used, or a loss that is not a number.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._resume()
+        settings, at = self.settings, self.at
+        per_epoch = train.batch_count(settings.batch_size)
+        total = per_epoch * settings.epochs
+        every = settings.evaluate_every or per_epoch
+        batches = train.batches(
+            settings.batch_size,
+            cursor=at.cursor,
+            epochs=settings.epochs,
+            shuffle_window=settings.shuffle_window,
+            seed=settings.seed,
+        )
+        self.model.train()
+        with self._interruptible(), torch.random.fork_rng(devices=_cuda(self.device)), self.show("train", train.rows * settings.epochs) as bar:
+            bar.resume(at.step * settings.batch_size)
+            try:
+                for batch in () if at.finished else batches:
+                    logits_B = self._step(batch, total)
+                    bar.step(batch, logits_B, at.loss_sum / max(at.loss_rows, 1))
+                    last = at.step == total
+                    if at.step % every == 0 or last:
+                        at.finished = last
+                        self._evaluate(valid)
+                        self._save()
+                    elif self._stop.is_set() or (settings.checkpoint_every and at.step % settings.checkpoint_every == 0):
+                        self._save()
+                    if at.finished:
+                        break
+                    if self._stop.is_set():
+                        raise Interrupted(f"stopped at step {at.step:,}; the checkpoint is saved, run again to go on")
+            finally:
+                getattr(batches, "close", lambda: None)()
+        self._restore_best()
+        self.model.eval()
+        return self.evaluate(valid) if valid is not None else {}
+
+    def evaluate(self, log: ParquetLog, *, label: str = "evaluate") -> dict[str, float]:
+        """Metrics of the model as it is on a labelled log, streamed and exact (``embstore.metrics``)."""
+        return evaluate(self.model, log, self.settings.evaluation_batch_size, progress=self.show, label=label)
+
+    def restore(self) -> None:
+        """Load the folder's run as ``fit`` left it: its best model, or its last when none was evaluated.
+
+        Raises:
+            CheckpointError: there is no checkpoint, or it is of another run.
+        """
+        if not self.checkpoints.names():
+            raise CheckpointError(f"{self.folder}", expected="a run with a checkpoint", found="none", do="train it first")
+        self._load_last()
+        self._restore_best()
+        self.model.eval()
+
+    def _step(self, batch: Batch, total: int) -> torch.Tensor:
+        at, settings = self.at, self.settings
+        if batch.label_B is None:
+            raise ConfigError("training", expected="a schema with a label", found="none", do="set label: in the schema")
+        factor = max(0.0, 1 - at.step / total) if settings.schedule == "linear" else at.factor
+        self.optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
+        self.model.table.learning_rate = self.model.table.optimizer.learning_rate * factor
+        torch.manual_seed(_step_seed(settings.seed, at.step))
+        on_device = batch.to(self.device)
+        logits_B = self.model(on_device)
+        loss = binary_cross_entropy_with_logits(logits_B, on_device.label_B, weight=on_device.weight_B)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DataError(
+                f"training diverged at step {at.step + 1:,}",
+                expected="a finite loss",
+                found=str(value),
+                do="lower the learning rates, or look for extreme dense values",
+            )
+        self.optimizer.step()
+        at.step += 1
+        at.cursor = batch.cursor
+        at.loss_sum += value * len(batch)
+        at.loss_rows += len(batch)
+        return logits_B.detach()
+
+    def _evaluate(self, valid: ParquetLog | None) -> None:
+        """Evaluate, write the metrics down, and update best, patience and schedule."""
+        at, settings = self.at, self.settings
+        record: dict[str, Any] = {"step": at.step, "epoch": at.cursor.epoch, "train_loss": at.loss_sum / max(at.loss_rows, 1)}
+        at.loss_sum, at.loss_rows = 0.0, 0
+        self.model.eval()
+        if valid is not None:
+            result = self.evaluate(valid)
+            record |= {f"valid_{name}": value for name, value in result.items()}
+            value = result[settings.metric]
+            sign = -1 if settings.metric in ("logloss", "normalized_entropy") else 1
+            if at.best is None or sign * value > sign * at.best:
+                at.best, at.best_name, at.worse = value, self.checkpoints.name(at.step), 0
+            else:
+                at.worse += 1
+                at.factor *= 0.1 if settings.schedule == "plateau" else 1.0
+                at.finished |= settings.patience is not None and at.worse >= settings.patience
+        self.model.train()
+        self._write(record)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        with open(self.folder / "metrics.jsonl", "ab") as out:
+            out.write(json.dumps(record).encode() + b"\n")
+            self.at.log_bytes = out.tell()
+        self.show.record(record, self.folder)
+
+    def _save(self) -> None:
+        at = self.at
+        state = {"identity": self.identity, "at": asdict(at)}
+        dense = self.model.dense_state()
+        table = self.model.table.state_dict()
+        name = self.checkpoints.save(at.step, state, {"table": table, "dense": dense, "adam": adam_tensors(self.optimizer)})
+        self.checkpoints.prune({name, at.best_name or name})
+
+    def _resume(self) -> None:
+        """Go on from the last checkpoint, if any; lines written after it are cut off the metrics."""
+        if self.checkpoints.names():
+            self._load_last()
+        metrics = self.folder / "metrics.jsonl"
+        if metrics.exists():
+            with open(metrics, "ab") as out:
+                out.truncate(self.at.log_bytes)
+
+    def _load_last(self) -> None:
+        name = self.checkpoints.names()[-1]
+        state, tensors = self.checkpoints.load(name)
+        if state.get("identity") != self.identity:
+            raise CheckpointError(
+                f"{self.folder} holds another run",
+                expected="the settings, schema and model it was started with",
+                found="others",
+                do="name another folder, or start it afresh",
+            )
+        self._load(tensors, name)
+        load_adam(self.optimizer, tensors["adam"])
+        self.at = _Progress.from_dict(state["at"])
+
+    def _restore_best(self) -> None:
+        if self.at.best_name is not None and self.at.best_name != self.checkpoints.name(self.at.step):
+            _, tensors = self.checkpoints.load(self.at.best_name)
+            self._load(tensors, self.at.best_name)
+
+    def _load(self, tensors: dict[str, Any], name: str) -> None:
+        both = {f"table.{key}": tensor for key, tensor in tensors["table"].items()} | dict(tensors["dense"])
+        load_into(self.model, both, origin=f"checkpoint {name}")
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C and SIGTERM end the step first; only the main thread may set handlers."""
+        self._stop.clear()
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, lambda *_: self._stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@torch.no_grad()
+def evaluate(
+    model: CtrModel, log: ParquetLog, batch_size: int, *, progress: Progress = no_progress, label: str = "evaluate"
+) -> dict[str, float]:
+    """Metrics of a model in eval mode on a labelled log.
+
+    Args:
+        model: left in eval mode.
+        log: its schema names the label.
+        batch_size: rows looked up together; the result doesn't depend on it, up to float32 rounding of the network.
+    """
+    model.eval()
+    evaluation = Evaluation()
+    with progress(label, log.rows) as bar:
+        for batch in log.batches(batch_size):
+            logits_B = model(batch.to(model.table.weight.device))
+            evaluation.update(logits_B, batch.label_B, batch.weight_B, batch.group_B)
+            bar.advance(len(batch))
+    return evaluation.result()
+
+
+@torch.no_grad()
+def score(model: CtrModel, log: ParquetLog, batch_size: int, sink: Callable[[torch.Tensor], object]) -> None:
+    """Give ``sink`` the click probabilities of a log's rows, batch by batch, in the log's order."""
+    model.eval()
+    for batch in log.batches(batch_size):
+        sink(torch.sigmoid(model(batch.to(model.table.weight.device))).cpu())
+
+
+def _step_seed(seed: int, step: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
