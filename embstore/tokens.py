@@ -104,8 +104,7 @@ def tokenize(
         DataError: a value is longer than ``max_bytes``.
     """
     check_type(column.type, name)
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    chunks = [_plain(chunk) for chunk in chunks]
+    chunks = [_plain(chunk) for chunk in (column.chunks if isinstance(column, pa.ChunkedArray) else [column])]
     if not _is_list(_storage_type(column.type)):
         return Tokens(_hash([(chunk, None) for chunk in chunks], None, name, max_bytes), None)
     offsets = np.zeros(len(column) + 1, dtype=np.int64)
@@ -202,7 +201,7 @@ def _kernel(
         key = (len(dictionary), dictionary.offset, *(b.address for b in dictionary.buffers() if b is not None))
         if key not in dictionaries:
             if len(dictionary) > 2 * total:  # a slice that uses little of its dictionary
-                return _kernel(values.dictionary_decode(), index, out, total, dictionaries)
+                return _kernel(_plain(dictionary).take(values.indices), index, out, total, dictionaries)
             tokens = np.empty(len(dictionary), dtype=np.uint64)
             kernel = _kernel(dictionary, None, tokens, total, dictionaries)
             dictionaries[key] = tokens, _run([(kernel, len(tokens))])
@@ -221,8 +220,7 @@ def _elements(chunk: pa.Array, max_length: int | None, offsets: NDArray[np.int64
     bounds = _bounds(chunk)
     lengths = np.diff(bounds)
     if chunk.null_count == 0 and (max_length is None or lengths.max(initial=0) <= max_length):
-        offsets[1:] = bounds[1:] - bounds[0]
-        offsets[1:] += offsets[0]
+        offsets[1:] = offsets[0] + (bounds[1:] - bounds[0])
         return chunk.values.slice(int(bounds[0]), int(bounds[-1] - bounds[0])), None
     missing = chunk.is_null().to_numpy(zero_copy_only=False)
     if max_length is not None:
@@ -241,7 +239,7 @@ def _raise_if_too_long(parts: Sequence[Part], offsets: NDArray[np.int64] | None,
     for values, index in parts:
         values = _plain(values)
         if pa.types.is_dictionary(values.type):
-            values = _plain(values.dictionary_decode())
+            values = _plain(values.dictionary).take(values.indices)
         lengths = pc.binary_length(values).fill_null(0).to_numpy()
         if index is not None:
             lengths = np.where(index < 0, 0, lengths[index])
@@ -291,8 +289,7 @@ def _view(buffer: pa.Buffer | None, dtype: Any, start: int = 0, count: int = -1)
 
 
 def _numbers(values: pa.Array) -> NDArray[Any]:
-    dtype = values.type.to_pandas_dtype()
-    return _view(values.buffers()[1], dtype, values.offset, len(values))
+    return _view(values.buffers()[1], values.type.to_pandas_dtype(), values.offset, len(values))
 
 
 def _bounds(values: pa.Array) -> NDArray[Any]:
@@ -320,10 +317,6 @@ def _valid(validity, bit):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True)
 def _integers(numbers, validity, shift, index, out, start, stop):  # type: ignore[no-untyped-def]
-    if len(validity) == 0 and len(index) == 0:
-        for i in range(start, stop):
-            out[i] = splitmix64_scalar(np.int64(numbers[i]))
-        return 0
     for i in range(start, stop):
         at = i if len(index) == 0 else index[i]
         out[i] = splitmix64_scalar(np.int64(numbers[at])) if at >= 0 and _valid(validity, at + shift) else _MISSING

@@ -180,6 +180,14 @@ def test_chunks_with_different_dictionaries() -> None:
     assert tokenize(column, name="x").values.tolist() == judge(column.to_pylist())
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.int32(), pa.dictionary(pa.int8(), pa.string()), pa.null()], ids=str)
+def test_nothing_but_missing_values(kind: pa.DataType) -> None:
+    assert tokenize(pa.array([None, None], kind), name="x").values.tolist() == [MISSING_TOKEN] * 2
+    column = pa.array([None, None], pa.list_(pa.null()))
+    if not pa.types.is_dictionary(kind):
+        check_lists(column.cast(pa.list_(kind)))
+
+
 def test_small_slice_of_a_large_dictionary() -> None:
     column = pa.array([f"value {i}" for i in range(100)]).dictionary_encode().slice(50, 3)
     assert tokenize(column, name="x").values.tolist() == judge(["value 50", "value 51", "value 52"])

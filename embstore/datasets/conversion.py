@@ -182,7 +182,13 @@ def not_found(name: str, source: Path, expected: str) -> DatasetError:
 
 
 def text_tables(
-    path: Path, types: Mapping[str, pa.DataType], *, delimiter: str, header: bool = False, quoted: bool = False
+    path: Path,
+    types: Mapping[str, pa.DataType],
+    *,
+    delimiter: str,
+    header: bool = False,
+    quoted: bool = False,
+    only: Sequence[str] = (),
 ) -> Iterator[pa.Table]:
     """Delimited UTF-8 text (``.gz`` too) as tables of some MB; an empty field is null.
 
@@ -190,6 +196,7 @@ def text_tables(
         types: of all fields, in order.
         header: the first line names the fields; it must name these.
         quoted: fields may be in double quotes.
+        only: fields to keep (all when empty).
 
     Raises:
         DatasetError: a line with another number of fields, or a field of another type: file and line are named.
@@ -201,7 +208,7 @@ def text_tables(
         column_names=list(types), skip_rows=int(header), block_size=BLOCK_BYTES, use_threads=False
     )
     parse = pacsv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted)
-    convert = pacsv.ConvertOptions(column_types=dict(types), null_values=[""], strings_can_be_null=True)
+    convert = pacsv.ConvertOptions(column_types=dict(types), null_values=[""], strings_can_be_null=True, include_columns=list(only))
     try:
         with pa.input_stream(str(path)) as stream, pacsv.open_csv(
             stream, read_options=read, parse_options=parse, convert_options=convert

@@ -8,6 +8,7 @@ in halves. They halve it at random; here its lines go to valid and test in turn,
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -57,5 +58,5 @@ def open_raw(source: Path) -> Raw:
     )
 
 
-def _tables(path: Path) -> pa.Table:
+def _tables(path: Path) -> Iterator[pa.Table]:
     return text_tables(path, TYPES, delimiter="\t")

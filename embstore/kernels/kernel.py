@@ -50,10 +50,10 @@ class Table:
         return int(self.progress[0])
 
     def begin_step(self, request: Request) -> None:
-        """Start a training step: rows about to be read pay the penalty they owe."""
+        """Start a training step: rows about to be read pay what they owe for the steps before it."""
         if self.paid_N is not None:
-            self.progress[1] += self.learning_rate
             self._pay(request.rows_T.unique())
+            self.progress[1] += self.learning_rate
 
     def settle(self) -> None:
         """Bring every row up to date with the penalty, as a sweep at every step would have."""

@@ -8,7 +8,7 @@ since the last touch are one factor,
 
     w *= exp(-l2 · (S_now - S_row) / (sqrt(v) + eps)),        S = sum of the learning rates of all steps so far,
 
-applied just before the row is read: the result is the one of the dense sweep. Between two touches rows in memory are
+applied just before the row is read: the result is that of sweeping the whole table after each step's update. Between two touches rows in memory are
 stale; ``Table.settle`` brings all of them up to date (before evaluation, before publishing).
 
 The decay follows the optimizer's own step size, as the gradient of a penalty in the loss would (unlike the decoupled decay of

@@ -15,9 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from embstore import models
 from embstore.errors import ConfigError
-from embstore.models import build, names, parameter_count, register
-from embstore.models.layers import BatchNorm
 
 Weights = dict[str, np.ndarray]
 
@@ -121,7 +120,9 @@ class Case:
     def model(self, seed: int = 0) -> nn.Module:
         """In float64 and eval mode, with every parameter and running statistic drawn at random."""
         torch.manual_seed(seed)
-        model = build(self.name, dense_width=self.dense_width, widths=self.widths, **self.settings).double().eval()
+        model = (
+            models.build(self.name, dense_width=self.dense_width, widths=self.widths, **self.settings).double().eval()
+        )
         for name, tensor in model.state_dict().items():
             if tensor.is_floating_point():
                 tensor.normal_(std=0.5)
@@ -187,7 +188,7 @@ def test_forward_is_the_equation(case):
 @every_case
 def test_gradients_reach_both_inputs_and_every_parameter(case):
     torch.manual_seed(0)
-    model = build(case.name, dense_width=case.dense_width, widths=case.widths, **case.settings)
+    model = models.build(case.name, dense_width=case.dense_width, widths=case.widths, **case.settings)
     inputs = [x.float().requires_grad_() for x in case.inputs(64)]
     model(*inputs).square().sum().backward()
     for x in inputs:
@@ -224,7 +225,7 @@ def test_permuting_the_rows_permutes_the_logits(order, case):
 @every_case
 def test_state_dict_round_trip_is_bit_equal(case):
     model = case.model(seed=0)
-    other = build(case.name, dense_width=case.dense_width, widths=case.widths, **case.settings).double().eval()
+    other = models.build(case.name, dense_width=case.dense_width, widths=case.widths, **case.settings).double().eval()
     other.load_state_dict(deepcopy(model.state_dict()))
     inputs = case.inputs(7)
     with torch.no_grad():
@@ -245,7 +246,7 @@ def test_training_on_one_row_works(case):
 
 def test_batch_norm_is_torchs_but_for_one_row():
     torch.manual_seed(0)
-    ours, theirs = BatchNorm(4), nn.BatchNorm1d(4)
+    ours, theirs = models.layers.BatchNorm(4), nn.BatchNorm1d(4)
     for _ in range(3):
         x = torch.randn(10, 4)
         assert torch.equal(ours(x), theirs(x))
@@ -256,36 +257,38 @@ def test_batch_norm_is_torchs_but_for_one_row():
 
 
 def test_initial_values_come_from_the_callers_seed():
-    for name in names():
+    for name in models.names():
         states = []
         for seed in (1, 1, 2):
             torch.manual_seed(seed)
-            states.append(build(name, dense_width=2, widths=(4, 8)).state_dict())
+            states.append(models.build(name, dense_width=2, widths=(4, 8)).state_dict())
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
         assert not all(torch.equal(states[0][key], states[2][key]) for key in states[0])
 
 
 def test_parameter_count_by_hand():
-    model = build("dcn", dense_width=2, widths=(4, 4), hidden=(5,), cross_layers=2)
+    model = models.build("dcn", dense_width=2, widths=(4, 4), hidden=(5,), cross_layers=2)
     cross, deep, head = 2 * (10 * 10 + 10), 10 * 5 + 2 * 5, (10 + 5) + 1
-    assert parameter_count(model) == cross + deep + head
+    assert models.parameter_count(model) == cross + deep + head
     model.head.requires_grad_(False)
-    assert parameter_count(model) == cross + deep
+    assert models.parameter_count(model) == cross + deep
 
 
 def test_features_of_one_width_are_not_projected():
-    assert not [name for name in build("dlrm", dense_width=1, widths=(8, 8)).state_dict() if "projections" in name]
+    assert not [
+        name for name in models.build("dlrm", dense_width=1, widths=(8, 8)).state_dict() if "projections" in name
+    ]
 
 
 # --- registry --------------------------------------------------------------------------------------------------------
 
 
 def test_names():
-    assert {"dcn", "deepfm", "dlrm", "dnn"} <= set(names())
+    assert {"dcn", "deepfm", "dlrm", "dnn"} <= set(models.names())
 
 
 def test_settings_as_yaml_gives_them():
-    model = build("dcn", dense_width=1, widths=[4, 4], hidden=[8, 8], low_rank=2, structure="stacked")
+    model = models.build("dcn", dense_width=1, widths=[4, 4], hidden=[8, 8], low_rank=2, structure="stacked")
     assert model(torch.zeros(2, 1), torch.zeros(2, 8)).shape == (2,)
 
 
@@ -313,7 +316,7 @@ def test_settings_as_yaml_gives_them():
 )
 def test_wrong_names_and_settings_are_named(name, settings, message):
     with pytest.raises(ConfigError, match=message):
-        build(name, dense_width=1, widths=(4, 4), **settings)
+        models.build(name, dense_width=1, widths=(4, 4), **settings)
 
 
 @pytest.mark.parametrize(
@@ -329,9 +332,9 @@ def test_wrong_names_and_settings_are_named(name, settings, message):
 )
 def test_inputs_a_model_cannot_take_are_refused(name, dense_width, widths, message):
     with pytest.raises(ConfigError, match=message):
-        build(name, dense_width=dense_width, widths=widths)
+        models.build(name, dense_width=dense_width, widths=widths)
 
 
 def test_a_name_is_registered_once():
     with pytest.raises(ConfigError, match="'dnn' is registered twice"):
-        register("dnn")(nn.Module)
+        models.register("dnn")(nn.Module)

@@ -1,0 +1,329 @@
+"""What one version looks like on disk (``docs/store-format.md``): its rules, and how it is written and verified.
+
+    versions/20261124T034420Z-1f0c2a9b/
+        manifest.json                       what it is, and the length and sha256 of every other file
+        compat.json                         what a reader must know to use it
+        schema.yaml
+        table/bucket-00000.safetensors      "rows": rows [b * bucket_rows, (b + 1) * bucket_rows) of the table
+        exact/tokens.safetensors            sorted tokens of each exact feature
+        model/dense.safetensors             "model.*" and "normalizer.*"
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from embstore.errors import CorruptVersionError, StoreError, nearest
+from embstore.schema import Schema
+from embstore.store.documents import canonical_json, write_json
+from embstore.store.files import FileDigest, fsync_folder, sha256_file, write_small
+from embstore.store.manifest import (
+    COMPAT,
+    DENSE,
+    FORMAT,
+    LINEAGE,
+    MANIFEST,
+    SCHEMA,
+    TABLE_DTYPES,
+    TOKENS,
+    Layout,
+    bucket_name,
+    check_body,
+)
+from embstore.store.tensors import SafetensorsWriter, write_tensors
+
+BUCKET_BYTES = 64 << 20
+# Bucket data starts on a page of every common machine (4 KiB; 16 KiB on Apple's), so it can be mapped where it belongs.
+BUCKET_ALIGNMENT = 16 << 10
+_CHUNK_BYTES = 8 << 20
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done (``"write"``, ``"verify"``), bytes done, bytes in all."""
+
+
+class TableSource(Protocol):
+    """A table that can be published: ``UnifiedEmbedding``, or the table of another version."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers per row."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole table, exact blocks included."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values: hash_spec, seed, hashed_rows, num_tables, and features, each a schema entry with its ``rows``:
+        ``{"base", "size"}`` of the range that each lookup falls in."""
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` on the host, ``[stop - start, dim]``."""
+
+    def exact_tokens(self) -> Mapping[str, Tensor]:
+        """Sorted int64 tokens of each exact feature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """What is published, promoted and rolled back as one.
+
+    Args:
+        table: the rows.
+        schema: of the logs it was trained on; its features are the table's.
+        dense_state: the model's ``state_dict`` with names from ``"model."``, the normalizer's from ``"normalizer."``.
+        model: ``{"name", "settings", "dense_width", "widths"}``: what builds the model again.
+        metrics: numbers by name, nested if need be; one that is not finite is stored as null.
+        lineage: where it came from, under ``logs``, ``vocabulary``, ``selection``, ``node2vec``, ``config``; and
+            ``space``, the id that versions share whose vectors can be compared (training continued from one another);
+            a new one when absent.
+    """
+
+    table: TableSource
+    schema: Schema
+    dense_state: Mapping[str, Tensor]
+    model: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    lineage: Mapping[str, Any]
+
+
+def write(
+    folder: Path,
+    bundle: Bundle,
+    *,
+    version: str,
+    created: str,
+    space: str,
+    parent: str | None,
+    progress: Progress | None = None,
+) -> bytes:
+    """Write a version into an empty folder, fsync it, read it back and compare.
+
+    Returns:
+        The bytes of its manifest.
+
+    Raises:
+        StoreError: a bundle whose parts don't fit together.
+        CorruptVersionError: what was read back is not what was written.
+    """
+    body = _body(bundle, version=version, created=created, space=space, parent=parent)
+    layout = _checked(bundle, body)
+    files: dict[str, FileDigest] = {}
+    for folder_name in ("table", "exact", "model"):
+        (folder / folder_name).mkdir()
+    for number in range(layout.buckets):
+        name = bucket_name(number)
+        files[name] = _write_bucket(folder / name, bundle.table, layout, number, progress)
+    files[TOKENS] = write_tensors(folder / TOKENS, bundle.table.exact_tokens())
+    files[DENSE] = write_tensors(folder / DENSE, bundle.dense_state)
+    files[SCHEMA] = write_small(folder / SCHEMA, bundle.schema.to_yaml().encode())
+    files[COMPAT] = write_small(folder / COMPAT, write_json(compat(bundle.schema, layout)))
+    body["files"] = {name: digest._asdict() for name, digest in sorted(files.items())}
+    manifest = write_json(body)
+    write_small(folder / MANIFEST, manifest)
+    for path in (folder / "table", folder / "exact", folder / "model", folder):
+        fsync_folder(path)
+    verify(folder, files, progress=progress)
+    return manifest
+
+
+def verify(folder: Path, files: Mapping[str, FileDigest], *, progress: Progress | None = None) -> None:
+    """Read every file and compare its length and sha256; and nothing else may lie there but the manifest.
+
+    Raises:
+        CorruptVersionError: naming the file, what was expected and what was found.
+    """
+    check_files(folder, files)
+    stray = scan(folder).keys() - files.keys() - {MANIFEST}
+    if stray:
+        raise CorruptVersionError(str(folder / min(stray)), expected="only files of the manifest", found="another file")
+    total, done = sum(digest.bytes for digest in files.values()), 0
+    # sha256 and reading both release the interpreter lock.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for name, found in zip(files, pool.map(lambda name: sha256_file(folder / name), files), strict=True):
+            if found != files[name]:
+                raise CorruptVersionError(str(folder / name), expected=_said(files[name]), found=_said(found))
+            done += found.bytes
+            if progress:
+                progress("verify", done, total)
+
+
+def check_files(folder: Path, files: Mapping[str, FileDigest]) -> None:
+    """Every file of the manifest is there, a regular file of its length; no contents are read.
+
+    Raises:
+        CorruptVersionError: naming the file.
+    """
+    sizes = scan(folder)
+    for name, digest in files.items():
+        if name not in sizes:
+            raise CorruptVersionError(str(folder / name), expected=f"{digest.bytes:,} bytes", found="no file")
+        if sizes[name] != digest.bytes:
+            found = f"{sizes[name]:,}"
+            raise CorruptVersionError(str(folder / name), expected=f"{digest.bytes:,} bytes", found=found)
+
+
+def scan(folder: Path, inside: str = "") -> dict[str, int]:
+    """Length by name, relative to ``folder``, of every file in it and its folders.
+
+    Raises:
+        CorruptVersionError: a symbolic link, pipe or device is among them, or ``folder`` is one.
+    """
+    out: dict[str, int] = {}
+    here = folder / inside if inside else folder
+    try:
+        if not stat.S_ISDIR(os.lstat(here).st_mode):
+            raise CorruptVersionError(str(here), expected="a folder", found="something else")
+        entries = [(entry.name, entry.stat(follow_symlinks=False)) for entry in os.scandir(here)]
+    except OSError as error:
+        raise CorruptVersionError(str(here), expected="a folder", found=error.strerror or str(error)) from error
+    for name, status in entries:
+        path = f"{inside}/{name}" if inside else name
+        if stat.S_ISDIR(status.st_mode):
+            out.update(scan(folder, path))
+        elif stat.S_ISREG(status.st_mode):
+            out[path] = status.st_size
+        else:
+            raise CorruptVersionError(str(folder / path), expected="a file or folder", found="a link, pipe or device")
+    return out
+
+
+def bucket_rows(rows: int, row_bytes: int) -> int:
+    """Rows per bucket: the largest power of two whose bytes are within ``BUCKET_BYTES``, or what holds a small table."""
+    fit = 1 << max(0, (BUCKET_BYTES // row_bytes).bit_length() - 1)
+    return min(fit, 1 << (rows - 1).bit_length())
+
+
+def compat(schema: Schema, layout: Layout) -> dict[str, Any]:
+    """What a reader must know to use a version: the contents of ``compat.json``."""
+    return {
+        "format": FORMAT,
+        "minimal_reader": FORMAT,
+        "hash_spec": layout.hash_spec,
+        "features": [feature.name for feature in schema.features],
+        "dense": [column.name for column in schema.dense],
+        "schema_sha256": schema_sha256(schema),
+    }
+
+
+def schema_sha256(schema: Schema) -> str:
+    """Digest of what a schema means: comments and the way it is written don't matter."""
+    return hashlib.sha256(canonical_json(schema.to_dict())).hexdigest()
+
+
+def _body(bundle: Bundle, *, version: str, created: str, space: str, parent: str | None) -> dict[str, Any]:
+    table, described = bundle.table, bundle.table.describe()
+    dtypes = {dtype: name for name, dtype in TABLE_DTYPES.items()}
+    if table.dtype not in dtypes:
+        raise StoreError("table dtype", expected=", ".join(TABLE_DTYPES), found=str(table.dtype))
+    if table.num_rows < 1 or table.dim < 1:
+        raise StoreError("table", expected="a row or more", found=f"{table.num_rows} rows x {table.dim}")
+    for name in bundle.lineage:
+        if name not in (*LINEAGE, "space"):
+            raise StoreError(f"lineage has an unknown entry {name!r}", do=nearest(name, (*LINEAGE, "space")))
+    return {
+        "format": FORMAT,
+        "version": version,
+        "created": created,
+        "space": space,
+        "parent": parent,
+        "table": {
+            "dim": table.dim,
+            "dtype": dtypes[table.dtype],
+            "rows": table.num_rows,
+            "hashed_rows": described.get("hashed_rows"),
+            "num_tables": described.get("num_tables"),
+            "hash_spec": described.get("hash_spec"),
+            "seed": described.get("seed"),
+            "bucket_rows": bucket_rows(table.num_rows, table.dim * table.dtype.itemsize),
+        },
+        "features": described.get("features"),
+        "model": dict(bundle.model),
+        "lineage": {name: bundle.lineage.get(name) for name in LINEAGE},
+        "metrics": _finite(bundle.metrics),
+    }
+
+
+def _checked(bundle: Bundle, body: dict[str, Any]) -> Layout:
+    """The layout of a bundle that a reader would accept; the rules are the reader's own."""
+    try:
+        write_json(body)
+        layout = check_body(body, bundle.schema, "bundle")
+        check_tokens(bundle.table.exact_tokens(), body["features"], "bundle: exact tokens")
+        check_dense(bundle.dense_state, "bundle: dense state")
+    except CorruptVersionError as error:
+        raise StoreError(error.what, expected=error.expected, found=error.found) from error
+    except (TypeError, ValueError) as error:
+        raise StoreError("bundle", expected="values that JSON can hold", found=str(error)) from error
+    return layout
+
+
+def check_tokens(tokens: Mapping[str, Tensor], features: list[dict[str, Any]], where: str) -> None:
+    """Each exact feature has its strictly ascending int64 tokens, and a row for each and one more.
+
+    Raises:
+        CorruptVersionError: naming the feature.
+    """
+    exact = {entry["name"]: entry["rows"] for entry in features if entry["exact"]}
+    if tokens.keys() != exact.keys():
+        raise CorruptVersionError(where, expected=f"those of {sorted(exact)}", found=f"those of {sorted(tokens)}")
+    for name, known in tokens.items():
+        if known.dtype != torch.int64 or known.dim() != 1 or bool((known[1:] <= known[:-1]).any()):
+            raise CorruptVersionError(f"{where} of {name!r}", expected="ascending int64", found=f"{known.dtype}")
+        for block in exact[name]:
+            if block["size"] != len(known) + 1:
+                found = f"{block['size']:,} rows"
+                raise CorruptVersionError(f"{where} of {name!r}", expected=f"{len(known) + 1:,} rows", found=found)
+
+
+def check_dense(state: Mapping[str, Tensor], where: str) -> None:
+    """Every tensor of the dense state is the model's or the normalizer's, by its name.
+
+    Raises:
+        CorruptVersionError: naming the tensor.
+    """
+    for name in state:
+        if not re.match(r"(model|normalizer)\..", name):
+            raise CorruptVersionError(where, expected="names from 'model.' or 'normalizer.'", found=repr(name))
+
+
+def _write_bucket(
+    path: Path, table: TableSource, layout: Layout, number: int, progress: Progress | None
+) -> FileDigest:
+    first, last = layout.bucket(number)
+    step = max(1, _CHUNK_BYTES // layout.row_bytes)
+    spec = {"rows": (layout.dtype, (last - first, layout.dim))}
+    with SafetensorsWriter(path, spec, alignment=BUCKET_ALIGNMENT) as writer:
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            writer.write("rows", table.read_rows(start, stop))
+            if progress:
+                progress("write", stop * layout.row_bytes, layout.rows * layout.row_bytes)
+        return writer.close()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _said(digest: FileDigest) -> str:
+    return f"{digest.bytes:,} bytes with sha256 {digest.sha256}"

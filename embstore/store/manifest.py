@@ -1,0 +1,202 @@
+"""The manifest of a version: its keys, and the rules a reader holds it to."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from embstore.errors import CorruptVersionError, StoreError
+from embstore.hashing import HASH_SPEC
+from embstore.schema import POOLINGS, Schema
+from embstore.store.documents import Fields, shown
+from embstore.store.files import FileDigest
+
+FORMAT = 1
+
+MANIFEST, COMPAT, SCHEMA = "manifest.json", "compat.json", "schema.yaml"
+TOKENS, DENSE = "exact/tokens.safetensors", "model/dense.safetensors"
+LINEAGE = ("logs", "vocabulary", "selection", "node2vec", "config")
+TABLE_DTYPES = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float64": torch.float64,
+}
+MAX_MANIFEST_BYTES = 100_000_000
+
+VERSION_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
+TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+SPACE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_NAME = re.compile(r"[^\0]+")
+# Lower case only, so that two names never meet on a file system that ignores case; no part is "." or "..".
+_PART = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
+_FILE = re.compile(rf"(?=.{{1,200}}$){_PART}(/{_PART}){{0,3}}")
+_MAX_ROWS, _MAX_DIM, _MAX_TABLE_BYTES = 2**48, 2**16, 2**62
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The shape of a table and of its buckets.
+
+    Args:
+        dim: numbers per row.
+        rows: of the whole table; the first ``hashed_rows`` are shared, exact blocks follow.
+        num_tables: equal parts of the hashed rows.
+        bucket_rows: rows per file, a power of two; the last file holds what is left.
+    """
+
+    dim: int
+    dtype: torch.dtype
+    rows: int
+    hashed_rows: int
+    num_tables: int
+    hash_spec: int
+    seed: int
+    bucket_rows: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return self.dim * self.dtype.itemsize
+
+    @property
+    def buckets(self) -> int:
+        """Number of files."""
+        return -(-self.rows // self.bucket_rows)
+
+    def bucket(self, number: int) -> tuple[int, int]:
+        """First row of a bucket, and the one after its last."""
+        return number * self.bucket_rows, min((number + 1) * self.bucket_rows, self.rows)
+
+
+def bucket_name(number: int) -> str:
+    """File of a bucket, relative to the version's folder."""
+    return f"table/bucket-{number:05d}.safetensors"
+
+
+def check_format(body: dict[str, Any], where: str) -> None:
+    """Refuse what a later embstore wrote, before anything else is read from it.
+
+    Raises:
+        StoreError: a format number this reader doesn't know.
+        CorruptVersionError: no format number.
+    """
+    number = Fields(body, where).whole("format", 1, 2**31)
+    if number > FORMAT:
+        raise StoreError(where, expected=f"format {FORMAT} or less", found=str(number), do="upgrade embstore to read it")
+
+
+def check_compat(compat: dict[str, Any], expected: dict[str, Any], where: str) -> None:
+    """Refuse a version made for a later reader; otherwise ``compat.json`` agrees with the manifest and the schema.
+
+    Raises:
+        StoreError: it needs a later embstore.
+        CorruptVersionError: it says something else than the rest of the version.
+    """
+    needs = {"minimal_reader": FORMAT, "hash_spec": HASH_SPEC}
+    fields = Fields(compat, where)
+    for key, known in needs.items():
+        if (number := fields.whole(key, 1, 2**31)) > known:
+            raise StoreError(f"{where}: {key}", expected=f"{known} or less", found=str(number), do="upgrade embstore")
+    for key, value in expected.items():
+        if compat.get(key) != value:
+            raise fields.wrong(key, shown(value), shown(compat.get(key)))
+
+
+def check_body(body: dict[str, Any], schema: Schema, where: str) -> Layout:
+    """Check everything in a manifest but its files.
+
+    Raises:
+        CorruptVersionError: naming the key, what was expected and what was found.
+    """
+    fields = Fields(body, where)
+    fields.text("version", VERSION_ID)
+    fields.text("created", TIME)
+    fields.text("space", SPACE)
+    fields.text_or_null("parent", VERSION_ID)
+    layout = _layout(Fields(fields.mapping("table"), f"{where}: table"))
+    features = fields.entries("features")
+    if [entry.get("name") if isinstance(entry, dict) else None for entry in features] != [
+        feature.name for feature in schema.features
+    ]:
+        names = [feature.name for feature in schema.features]
+        raise fields.wrong("features", f"the schema's, {shown(names)}", shown(features))
+    for entry, feature in zip(features, schema.features, strict=True):
+        at = Fields(entry, f"{where}: feature {feature.name!r}")
+        for key, found in (
+            ("lookups", at.whole("lookups", 1, 2**16)),
+            ("pooling", at.choice("pooling", POOLINGS)),
+            ("exact", at.flag("exact")),
+        ):
+            if found != getattr(feature, key):
+                raise at.wrong(key, f"{getattr(feature, key)!r} as in the schema", repr(found))
+        _check_rows(at, layout, feature.lookups, feature.exact)
+    model = Fields(fields.mapping("model"), f"{where}: model")
+    model.text("name", _NAME)
+    model.mapping("settings")
+    model.whole("dense_width", 0, 2**31)
+    if len(model.wholes("widths", 1, 2**31, at_most=len(features))) != len(features):
+        raise model.wrong("widths", "one for each feature", "fewer")
+    lineage = fields.mapping("lineage")
+    if lineage.keys() != set(LINEAGE):
+        raise fields.wrong("lineage", ", ".join(LINEAGE), shown(sorted(lineage)))
+    fields.mapping("metrics")
+    return layout
+
+
+def check_manifest_files(body: dict[str, Any], layout: Layout, where: str) -> dict[str, FileDigest]:
+    """The files of a manifest: every one it must have, each under a name that stays inside the version's folder.
+
+    Raises:
+        CorruptVersionError: naming the file.
+    """
+    entries = Fields(body, where).mapping("files")
+    files = {}
+    for name, entry in entries.items():
+        if not _FILE.fullmatch(name) or name == MANIFEST:
+            raise CorruptVersionError(f"{where}: files", expected="names inside the version", found=shown(name))
+        fields = Fields(entry, f"{where}: {name}")
+        files[name] = FileDigest(fields.whole("bytes", 0, _MAX_TABLE_BYTES), fields.text("sha256", SHA256))
+    # Compared by number first: a huge declared table must not become a huge list of names.
+    buckets = sum(name.startswith("table/") for name in files)
+    if buckets != layout.buckets:
+        raise CorruptVersionError(f"{where}: files", expected=f"{layout.buckets:,} buckets", found=f"{buckets:,}")
+    for name in (*map(bucket_name, range(layout.buckets)), TOKENS, DENSE, SCHEMA, COMPAT):
+        if name not in files:
+            raise CorruptVersionError(f"{where}: files", expected=name, found="no such entry")
+    return files
+
+
+def _layout(fields: Fields) -> Layout:
+    rows = fields.whole("rows", 1, _MAX_ROWS)
+    layout = Layout(
+        dim=fields.whole("dim", 1, _MAX_DIM),
+        dtype=TABLE_DTYPES[fields.choice("dtype", TABLE_DTYPES)],
+        rows=rows,
+        hashed_rows=fields.whole("hashed_rows", 0, rows),
+        num_tables=fields.whole("num_tables", 1, max(rows, 1)),
+        hash_spec=fields.whole("hash_spec", 1, 2**31),
+        seed=fields.whole("seed", -(2**63), 2**64 - 1),
+        bucket_rows=fields.whole("bucket_rows", 1, _MAX_ROWS),
+    )
+    if layout.hashed_rows % layout.num_tables:
+        raise fields.wrong("hashed_rows", f"a multiple of num_tables={layout.num_tables}", str(layout.hashed_rows))
+    if layout.bucket_rows & (layout.bucket_rows - 1):
+        raise fields.wrong("bucket_rows", "a power of two", str(layout.bucket_rows))
+    return layout
+
+
+def _check_rows(fields: Fields, layout: Layout, lookups: int, exact: bool) -> None:
+    blocks = fields.entries("rows")
+    if len(blocks) != lookups:
+        raise fields.wrong("rows", f"{lookups} ranges, one for each lookup", str(len(blocks)))
+    low, high = (layout.hashed_rows, layout.rows) if exact else (0, layout.hashed_rows)
+    for block in blocks:
+        at = Fields(block, "rows")
+        base, size = at.whole("base", 0, _MAX_ROWS), at.whole("size", 1, _MAX_ROWS)
+        if base < low or base + size > high:
+            raise fields.wrong("rows", f"a range within {low} to {high}", f"{base} to {base + size}")
