@@ -8,11 +8,20 @@ Shape suffixes: B rows of the batch, N tokens, D dense columns, W width of the t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
 from embstore.batch import Batch
 from embstore.embeddings.unified import UnifiedEmbedding
+from embstore.checkpoints import load_into
 from embstore.normalization import StreamingNormalizer
+from embstore.store import Version
+
+
+BuildNetwork = Callable[..., nn.Module]
+NetworkDescription = dict[str, Any]  # {"name", "settings", "dense_width", "widths"}, as a version's manifest has it
 
 
 class CtrModel(nn.Module):
@@ -38,3 +47,29 @@ class CtrModel(nn.Module):
     def dense_state(self) -> dict[str, Tensor]:
         """Everything but the table: the tensors of ``normalizer.`` and ``network.``."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("table.")}
+
+    @classmethod
+    def restore(cls, version: Version, build: BuildNetwork) -> CtrModel:
+        """The model of a published version, in eval mode; its table is mapped, not copied.
+
+        Args:
+            version: an opened version.
+            build: ``embstore.models.build``, or what built the network that was published.
+
+        Raises:
+            CheckpointError: ``build`` makes another network than the one published.
+        """
+        model = cls(
+            UnifiedEmbedding.restore(version.table),
+            StreamingNormalizer(version.schema.dense),
+            build_network(build, version.manifest["model"]),
+        )
+        dense = nn.ModuleDict({"normalizer": model.normalizer, "network": model.network})
+        load_into(dense, version.dense, origin=f"version {version.id}")
+        return model.eval()
+
+
+def build_network(build: BuildNetwork, description: NetworkDescription) -> nn.Module:
+    """A network as its description says; its first weights come from torch's default generator."""
+    settings = {"dense_width": description["dense_width"], "widths": description["widths"], **description["settings"]}
+    return build(description["name"], **settings)

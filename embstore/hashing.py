@@ -35,21 +35,13 @@ PRUNED_TOKEN = 0x5B934E4AC3D43C89  # xxh64(b"embstore\0pruned")
 # Python integers for torch; numba needs typed ones, because uint64 with a literal (int64) becomes float64.
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _U_GOLDEN, _U_MIX1, _U_MIX2 = np.uint64(_GOLDEN), np.uint64(_MIX1), np.uint64(_MIX2)
-_U27, _U30, _U31 = np.uint64(27), np.uint64(30), np.uint64(31)
 
 # xxh64 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md, "XXH64 Algorithm Description").
-_P1, _P2, _P3, _P4, _P5 = (
-    np.uint64(prime)
-    for prime in (
-        0x9E3779B185EBCA87,
-        0xC2B2AE3D27D4EB4F,
-        0x165667B19E3779F9,
-        0x85EBCA77C2B2AE63,
-        0x27D4EB2F165667C5,
-    )
-)
-_U0, _U1, _U2, _U3, _U4, _U7, _U8, _U11, _U12, _U16, _U18, _U23, _U24, _U29, _U32, _U33, _U64 = (
-    np.uint64(n) for n in (0, 1, 2, 3, 4, 7, 8, 11, 12, 16, 18, 23, 24, 29, 32, 33, 64)
+_P1, _P2 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
+_P3, _P4, _P5 = np.uint64(0x165667B19E3779F9), np.uint64(0x85EBCA77C2B2AE63), np.uint64(0x27D4EB2F165667C5)
+
+_U0, _U1, _U2, _U3, _U4, _U7, _U8, _U11, _U12, _U16, _U18, _U23, _U24, _U27, _U29, _U30, _U31, _U32, _U33, _U64 = (
+    np.uint64(n) for n in (0, 1, 2, 3, 4, 7, 8, 11, 12, 16, 18, 23, 24, 27, 29, 30, 31, 32, 33, 64)
 )
 
 
@@ -103,7 +95,7 @@ _load64, _load32, _load8 = _unaligned_load(64), _unaligned_load(32), _unaligned_
 
 @compiled(forceinline=True)
 def splitmix64_scalar(x):  # type: ignore[no-untyped-def]
-    """One step of SplitMix64 from state ``x`` (Steele, Lea, Flood 2014, figure 15; Stafford's mix 13)."""
+    """One step of SplitMix64 from state ``x`` (Steele, Lea, Flood 2014; Stafford's mix 13)."""
     z1 = np.uint64(x) + _U_GOLDEN
     z2 = (z1 ^ (z1 >> _U30)) * _U_MIX1
     z3 = (z2 ^ (z2 >> _U27)) * _U_MIX2
@@ -196,7 +188,7 @@ def xxh64_at(address, length, seed):  # type: ignore[no-untyped-def]
 
 @compiled(forceinline=True)
 def xxh64_padded_at(address, length, seed):  # type: ignore[no-untyped-def]
-    """``xxh64_at`` for memory readable for 24 bytes past the value's end, several times as fast for short values.
+    """``xxh64_at`` for memory readable for 24 bytes past the value's end; 1.6 times as fast for 8 to 36 bytes.
 
     The length of the tail is random in most columns, so each branch on it costs a misprediction. Here every step
     of the tail is computed and the ones that apply are selected.
@@ -246,8 +238,8 @@ def salt(feature: str, lookup: int, seed: int) -> int:
 def splitmix64(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """One SplitMix64 step from each state; uint64 of any shape in, the same shape out.
 
-    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, figure 15, with the
-    constants of java.util.SplittableRandom (Stafford's variant 13). ``splitmix64([0])`` is 0xE220A8397B1DCDAF.
+    Source: Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014, with the constants of
+    java.util.SplittableRandom (Stafford's variant 13). ``splitmix64([0])`` is 0xE220A8397B1DCDAF.
     """
     flat = np.ascontiguousarray(x, dtype=np.uint64).reshape(-1)
     out = np.empty_like(flat)
@@ -269,7 +261,7 @@ def rows(tokens: NDArray[np.uint64], salt: int, num_rows: int) -> NDArray[np.int
     Raises:
         ConfigError: ``num_rows`` out of range.
 
-    Source: multiply-shift range reduction, Lemire, "Fast random integer generation in an interval", 2019, section 4.
+    Source: multiply-shift range reduction, Lemire, "Fast random integer generation in an interval", 2019.
     """
     _check(num_rows)
     flat = np.ascontiguousarray(tokens, dtype=np.uint64).reshape(-1)

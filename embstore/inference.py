@@ -39,7 +39,9 @@ _MEASURE_WORDS = frozenset(
     "impressions income length likes max mean median min minutes ms num price qty quantity rate ratio revenue salary score "
     "seconds secs size std sum total value views visits volume weight width".split()
 )
-_ENDS_IN_ID_BY_CHANCE = frozenset("aid bid covid fluid grid humid hybrid kid liquid paid rapid solid squid valid void".split())
+_ENDS_IN_ID_BY_CHANCE = frozenset(
+    "aid bid covid fluid grid humid hybrid kid liquid paid rapid solid squid valid void".split()
+)
 _TEXT_DATE = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d|$)")
 _UNIX_SECONDS = (631_152_000, 2_051_222_400)  # the years 1990 to 2034
 
@@ -177,7 +179,10 @@ class _Leak:
         codes, distinct = coded.indices.to_numpy(), len(coded.dictionary)
         if distinct > len(codes) / 20:
             return None
-        rows, ones = np.bincount(codes, minlength=distinct), np.bincount(codes, weights=self.label_B, minlength=distinct)
+        rows, ones = (
+            np.bincount(codes, minlength=distinct),
+            np.bincount(codes, weights=self.label_B, minlength=distinct),
+        )
         if ((ones > 0) & (ones < rows)).any():
             return None
         return f"left out: gives the label away, each of its {distinct} values goes with one label"
@@ -234,7 +239,9 @@ def _judge_list(name: str, column: pa.ChunkedArray) -> _Verdict:
 
 def _judge_time(name: str, column: pa.ChunkedArray, taken: set[str]) -> _Verdict:
     wanted = ("hour", "weekday") if pa.types.is_timestamp(column.type) else ("weekday",)
-    varying = [t for t in wanted if not _constant(transforms.apply(column, t, name=name)) and f"{name}_{t}" not in taken]
+    varying = [
+        t for t in wanted if not _constant(transforms.apply(column, t, name=name)) and f"{name}_{t}" not in taken
+    ]
     if not varying:
         return _Verdict(reason=f"left out: {' and '.join(wanted)} are the same in every row or columns already")
     span = pc.min_max(column).as_py()

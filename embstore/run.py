@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import Tensor
 
 from embstore import training
 from embstore.checkpoints import Checkpoints
 from embstore.config import load_yaml, parse
-from embstore.ctr import CtrModel
+from embstore.ctr import BuildNetwork, CtrModel, NetworkDescription, build_network
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CheckpointError, ConfigError, nearest
 from embstore.kernels import TableOptimizer
@@ -42,8 +42,6 @@ from embstore.store import Bundle
 from embstore.store.tensors import open_tensors, write_tensors
 from embstore.training import Trainer, TrainingSettings
 from embstore.vocabulary import exact_tokens
-
-BuildNetwork = Callable[..., nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +194,7 @@ class Run:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.training.seed)
-            network = self.build_network(**self._model_description(table))
+            network = build_network(self.build_network, self._description(table))
         return CtrModel(table, StreamingNormalizer(self.schema.dense), network)
 
     def trained(self) -> CtrModel:
@@ -225,7 +223,7 @@ class Run:
             schema=self.schema,
             columns=json.loads(self._read("columns.json", "{}")),
             dense_state=model.dense_state(),
-            model=self._model_description(model.table),
+            model=self._description(model.table),
             metrics={name: result[name] for name in ("valid", "test") if name in result},
             lineage={"logs": result.get("logs", {}), "config": yaml.safe_load(self._read("config.yaml", "{}"))},
         )
@@ -236,9 +234,14 @@ class Run:
         table, network = model.table.weight.numel(), sum(p.numel() for p in model.network.parameters())
         return {"table": table, "network": network, "total": table + network}
 
-    def _model_description(self, table: UnifiedEmbedding) -> dict[str, Any]:
-        settings = {"dense_width": len(self.schema.dense), "widths": list(table.widths)}
-        return {**self.config.model, **settings}
+    def _description(self, table: UnifiedEmbedding) -> NetworkDescription:
+        settings = {key: value for key, value in self.config.model.items() if key != "name"}
+        return {
+            "name": self.config.model["name"],
+            "settings": settings,
+            "dense_width": len(self.schema.dense),
+            "widths": list(table.widths),
+        }
 
     def _identity(self) -> str:
         config = asdict(replace(self.config, output="", schema=self.schema.to_dict()))

@@ -54,7 +54,7 @@ class Dlrm(nn.Module):
     """
 
     settings_class = DlrmSettings
-    pairs: Tensor  # [2, F * (F - 1) / 2]
+    pairs: Tensor  # [F * (F - 1) / 2], where the lower triangle lies in a flattened [F, F]
 
     def __init__(self, settings: DlrmSettings, *, dense_width: int, widths: Sequence[int]) -> None:
         super().__init__()
@@ -70,7 +70,8 @@ class Dlrm(nn.Module):
         self.bottom = None
         if dense_width:
             self.bottom = mlp(dense_width, _relu(*settings.bottom, self.vectors.dim))
-        self.register_buffer("pairs", torch.tril_indices(vectors, vectors, offset=-1), persistent=False)
+        row, column = torch.tril_indices(vectors, vectors, offset=-1)
+        self.register_buffer("pairs", row * vectors + column, persistent=False)
         top_width = vectors * (vectors - 1) // 2 + (self.vectors.dim if dense_width else 0)
         self.top = mlp(top_width, _relu(*settings.top))
         self.head = linear((top_width, *settings.top)[-1], 1)
@@ -81,7 +82,7 @@ class Dlrm(nn.Module):
             bottom_BK = self.bottom(dense_BD)
             vectors_BFK = torch.cat([bottom_BK[:, None], vectors_BFK], dim=1)
         dots_BFF = vectors_BFK @ vectors_BFK.transpose(1, 2)
-        out_BX = dots_BFF[:, self.pairs[0], self.pairs[1]]
+        out_BX = dots_BFF.flatten(1).index_select(1, self.pairs)  # 3 times as fast as indexing by two axes
         if self.bottom is not None:
             out_BX = torch.cat([bottom_BK, out_BX], dim=1)
         return self.head(self.top(out_BX)).squeeze(1)

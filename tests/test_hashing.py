@@ -64,7 +64,7 @@ def signed_tensor(values: list[int]) -> torch.Tensor:
     return torch.from_numpy(unsigned(values).view(np.int64))
 
 
-# --- xxh64 ---------------------------------------------------------------------------------------------------------
+# --- xxh64 ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**32, 2**63, MASK])
@@ -96,7 +96,7 @@ def test_xxh64_inside_kernels() -> None:
             assert by_address(buffer, start, length, 7) == (expected, expected)
 
 
-# --- splitmix64, mulhi64, rows ----------------------------------------------------------------------------------------
+# --- splitmix64, mulhi64, rows --------------------------------------------------------------------
 
 
 @given(st.lists(UINT64 | st.sampled_from(EDGES)))
@@ -105,7 +105,7 @@ def test_splitmix64(values: list[int]) -> None:
 
 
 def test_splitmix64_is_the_published_generator() -> None:
-    """The first outputs for seed 1234567, as listed with many implementations: state after n steps is seed + n * gamma."""
+    """The first outputs for seed 1234567, as listed with many implementations; each step adds gamma to the state."""
     states = [(1234567 + n * 0x9E3779B97F4A7C15) & MASK for n in range(5)]
     assert splitmix64(unsigned(states)).tolist() == [
         6457827717110365317,
@@ -164,7 +164,7 @@ def test_number_of_rows_out_of_range(num_rows: int) -> None:
         torch_rows(signed_tensor([1]), 0, num_rows)
 
 
-# --- laws -------------------------------------------------------------------------------------------------------------
+# --- laws -----------------------------------------------------------------------------------------
 
 
 @given(st.lists(UINT64, min_size=1), UINT64, st.integers(1, 2**40), st.integers(1, 2**20))
@@ -204,7 +204,7 @@ def test_sub_table(salt: int, num_tables: int) -> None:
     assert sub_table(salt, num_tables) == judge_splitmix64(salt) * num_tables >> 64
 
 
-# --- frozen -----------------------------------------------------------------------------------------------------------
+# --- frozen ---------------------------------------------------------------------------------------
 
 
 def test_constants_are_frozen() -> None:
@@ -257,7 +257,7 @@ def test_hash_spec_page_shows_the_vectors() -> None:
         assert constant in page
 
 
-# --- surroundings --------------------------------------------------------------------------------------------------------
+# --- surroundings ---------------------------------------------------------------------------------
 
 
 def test_importing_hashing_needs_no_torch() -> None:

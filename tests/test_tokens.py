@@ -24,6 +24,7 @@ from embstore.errors import DataError, SchemaError
 from embstore.hashing import MISSING_TOKEN
 from embstore.tokens import BLOCK, Tokens, check_type, token, tokenize
 
+ROOT = Path(__file__).parent.parent
 TEXT = ["a", "", None, "ä—\0x", "user:12345", "x" * 31, "y" * 32, "z" * 33, "w" * 100, None, "seven77", "8bytes!!"]
 BYTES = [None if value is None else value.encode() for value in TEXT]
 INTEGERS = [0, 1, None, 5, 127, 100, None, 2, 3]
@@ -69,7 +70,7 @@ def check_lists(column: pa.Array | pa.ChunkedArray, max_length: int | None = Non
     assert (found.values.tolist(), found.offsets.tolist()) == judge_lists(column.to_pylist(), max_length)
 
 
-# --- single values -------------------------------------------------------------------------------------------------
+# --- single values --------------------------------------------------------------------------------
 
 
 def test_token_of_text_and_bytes_is_xxh64() -> None:
@@ -96,7 +97,7 @@ def test_token_refuses_other_values() -> None:
         token("\ud800")
 
 
-# --- flat columns --------------------------------------------------------------------------------------------------
+# --- flat columns ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", FLAT)
@@ -143,6 +144,28 @@ def test_values_at_the_very_end_of_the_memory() -> None:
         bounds = np.arange(4, dtype=np.int32) * length
         column = pa.Array.from_buffers(pa.binary(), 3, [None, pa.py_buffer(bounds), pa.py_buffer(data.tobytes())])
         assert tokenize(column, name="x").values.tolist() == judge(column.to_pylist())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs mmap and mprotect")
+def test_reads_nothing_past_the_buffer() -> None:
+    """The data ends where a page begins that may not be read: one byte too far ends the process."""
+    program = """
+import ctypes, mmap
+import numpy as np, pyarrow as pa, xxhash
+from embstore.tokens import tokenize
+page = mmap.PAGESIZE
+memory = mmap.mmap(-1, 2 * page)
+memory.write(bytes(range(256)) * (page // 256))
+start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + page), ctypes.c_size_t(page), 0) == 0
+for length in range(100):
+    data = pa.foreign_buffer(start + page - 2 * length, 2 * length, base=memory)
+    bounds = pa.py_buffer(np.array([0, length, 2 * length], dtype=np.int32))
+    column = pa.Array.from_buffers(pa.binary(), 2, [None, bounds, data])
+    expected = [xxhash.xxh64_intdigest(value) for value in column.to_pylist()]
+    assert tokenize(column, name="x").values.tolist() == expected
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 def test_missing_values_may_have_any_bytes() -> None:
@@ -235,7 +258,7 @@ def test_large_columns_in_parallel(kind: str) -> None:
     assert tokenize(pa.chunked_array(chunks), name="x").values.tolist() == expected
 
 
-# --- lists ---------------------------------------------------------------------------------------------------------
+# --- lists ----------------------------------------------------------------------------------------
 
 LISTS = [["a", "b", None], [], None, [None], ["c"] * 5, ["d" * 40], None, []]
 
@@ -306,7 +329,7 @@ def test_slices_and_chunks_of_lists(values: list[Any], max_length: int | None, d
     check_lists(column, max_length)
 
 
-# --- errors --------------------------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -374,7 +397,7 @@ def test_python_dates_and_decimals_are_refused() -> None:
             token(value)  # type: ignore[arg-type]
 
 
-# --- surroundings --------------------------------------------------------------------------------------------------
+# --- surroundings ---------------------------------------------------------------------------------
 
 
 def test_many_threads_at_once() -> None:
@@ -390,7 +413,7 @@ def test_many_threads_at_once() -> None:
     assert all((found.values == expected).all() for found in results)
 
 
-def test_works_where_no_cache_can_be_written(tmp_path: Path) -> None:
+def test_works_where_no_cache_can_be_written() -> None:
     """numba refuses to compile with a cache when it finds no folder for it: seen in read-only containers."""
     program = (
         "from numba.core import caching\n"
@@ -399,7 +422,7 @@ def test_works_where_no_cache_can_be_written(tmp_path: Path) -> None:
         "from embstore.tokens import token, tokenize\n"
         "assert tokenize(pa.array(['a']), name='x').values.tolist() == [token('a')]\n"
     )
-    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -75,9 +75,7 @@ def open_raw(source: Path) -> Raw:
     if len(days) < 3:
         rows = count_lines(path) - _has_header(path)
         rule = f"in order ({len(days)} day{'s' * (len(days) != 1)} only): 80% train, 10% valid, 10% test"
-        return Raw(
-            files=(path,), schema=SCHEMA, rule=rule, rows=lambda: split_rows(_tables(path), by_order(rows))
-        )
+        return Raw(files=(path,), schema=SCHEMA, rule=rule, rows=lambda: split_rows(_tables(path), by_order(rows)))
     last_two = np.array(days[-2:])
     return Raw(
         files=(path,),
@@ -103,7 +101,9 @@ def _timestamps(hours: pa.ChunkedArray, path: Path, line: int) -> pa.ChunkedArra
     good = pc.and_(pc.match_substring_regex(hours, r"^\d{8}$"), timestamps.is_valid()).fill_null(False).to_numpy()
     if not good.all():
         row = int(np.flatnonzero(~good)[0])
-        raise DatasetError(f"{path}, line {line + row:,}", expected="YYMMDDHH in field hour", found=repr(hours[row].as_py()))
+        raise DatasetError(
+            f"{path}, line {line + row:,}", expected="YYMMDDHH in field hour", found=repr(hours[row].as_py())
+        )
     return timestamps
 
 

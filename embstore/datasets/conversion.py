@@ -1,9 +1,9 @@
 """What all data sets share: finding raw files, reading delimited text in bounded memory, writing splits.
 
-    target/
-        train/part-00000.parquet ...    likewise valid/ and test/
-        schema.yaml
-        dataset.json                    rows of each split, the rule, size and sha256 of each source file
+target/
+    train/part-00000.parquet ...    likewise valid/ and test/
+    schema.yaml
+    dataset.json                    rows of each split, the rule, size and sha256 of each source file
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ SPLITS = ("train", "valid", "test")
 GROUP_ROWS = 65_536  # rows of a row group
 FILE_ROWS = 64 * GROUP_ROWS  # rows of a file, at most
 BLOCK_BYTES = 8 << 20  # text parsed at a time
+_UNIT = "\x1f"  # ASCII's unit separator, for delimiters of two characters
 # What the middle part is called in the wild.
 VALID_NAMES = ("valid", "validation", "val", "dev")
 
@@ -101,7 +102,9 @@ def write(
         rows = {split: writer.rows for split, writer in writers.items()}
         if not all(rows.values()):
             raise DatasetError(
-                f"{name}: too few rows to split", expected="at least one row in each of train, valid and test", found=str(rows)
+                f"{name}: too few rows to split",
+                expected="at least one row in each of train, valid and test",
+                found=str(rows),
             )
         (partial / "schema.yaml").write_text(raw.schema.to_yaml())
         source = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in raw.files}
@@ -189,11 +192,13 @@ def text_tables(
     header: bool = False,
     quoted: bool = False,
     only: Sequence[str] = (),
+    encoding: str = "utf8",
 ) -> Iterator[pa.Table]:
-    """Delimited UTF-8 text (``.gz`` too) as tables of some MB; an empty field is null.
+    """Delimited text (``.gz`` too) as tables of some MB; an empty field is null.
 
     Args:
         types: of all fields, in order.
+        delimiter: one character; a file with a longer one is read whole.
         header: the first line names the fields; it must name these.
         quoted: fields may be in double quotes.
         only: fields to keep (all when empty).
@@ -205,18 +210,32 @@ def text_tables(
         _check_header(path, types, delimiter)
     # Arrow knows row numbers, for messages, only without threads; writing Parquet takes longer than parsing anyway.
     read = pacsv.ReadOptions(
-        column_names=list(types), skip_rows=int(header), block_size=BLOCK_BYTES, use_threads=False
+        column_names=list(types), skip_rows=int(header), block_size=BLOCK_BYTES, use_threads=False, encoding=encoding
     )
-    parse = pacsv.ParseOptions(delimiter=delimiter, quote_char='"' if quoted else False, newlines_in_values=quoted)
-    convert = pacsv.ConvertOptions(column_types=dict(types), null_values=[""], strings_can_be_null=True, include_columns=list(only))
+    parse = pacsv.ParseOptions(
+        delimiter=_one(delimiter), quote_char='"' if quoted else False, newlines_in_values=quoted
+    )
+    convert = pacsv.ConvertOptions(
+        column_types=dict(types), null_values=[""], strings_can_be_null=True, include_columns=list(only)
+    )
     try:
-        with pa.input_stream(str(path)) as stream, pacsv.open_csv(
-            stream, read_options=read, parse_options=parse, convert_options=convert
-        ) as reader:
+        with (
+            _open(path, delimiter) as stream,
+            pacsv.open_csv(stream, read_options=read, parse_options=parse, convert_options=convert) as reader,
+        ):
             for batch in reader:
                 yield pa.Table.from_batches([batch])
     except (OSError, pa.ArrowException) as error:
         raise _broken(path, str(error).split("\n")[0], list(types)) from error
+
+
+def _open(path: Path, delimiter: str) -> pa.NativeFile:
+    stream = pa.input_stream(str(path))
+    return stream if len(delimiter) == 1 else pa.BufferReader(stream.read().replace(delimiter.encode(), _UNIT.encode()))
+
+
+def _one(delimiter: str) -> str:
+    return delimiter if len(delimiter) == 1 else _UNIT
 
 
 def text_table(path: Path, types: Mapping[str, pa.DataType], **options: object) -> pa.Table:

@@ -32,7 +32,9 @@ def open_raw(source: Path) -> Raw:
         or find_splits(source, "frappe.{}", ".libfm")
     )
     if splits is None:
-        raise not_found("frappe", source, "train, valid and test .csv or .parquet, or frappe.train.libfm and its two others")
+        raise not_found(
+            "frappe", source, "train, valid and test .csv or .parquet, or frappe.train.libfm and its two others"
+        )
     return Raw(
         files=tuple(splits.values()),
         schema=SCHEMA,

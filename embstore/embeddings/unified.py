@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -30,6 +30,7 @@ from embstore.errors import ConfigError, SchemaError, nearest
 from embstore.kernels import Kernel, LookupPlan, Request, Table, TableOptimizer, choose
 from embstore.kernels.reference import ReferenceKernel
 from embstore.schema import Feature
+from embstore.store.format import TableSource
 
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor
@@ -54,6 +55,8 @@ class UnifiedEmbedding(nn.Module):
         kernel: ``"auto"``, ``"reference"`` or ``"fbgemm"``.
         seed: of the hashes and the first rows.
         device: where the table lies.
+        rows: ``[N, D]`` of a table laid out alike (hashed rows, then exact blocks) to take instead of new ones, as they
+            lie: nothing is copied.
 
     Raises:
         ConfigError: sizes or settings that don't fit together.
@@ -82,10 +85,12 @@ class UnifiedEmbedding(nn.Module):
         kernel: str = "auto",
         seed: int = 0,
         device: torch.device | str = "cpu",
+        rows: Tensor | None = None,
     ) -> None:
         super().__init__()
         if dim < 1 or num_rows < 0:
             raise ConfigError("table", expected="dim of 1 or more, rows of 0 or more", found=f"dim={dim}, rows={num_rows}")
+        dtype = dtype if rows is None else rows.dtype
         if dtype not in DTYPES.values():
             raise ConfigError("table dtype", expected=", ".join(DTYPES), found=str(dtype))
         self.features = tuple(features)
@@ -100,13 +105,7 @@ class UnifiedEmbedding(nn.Module):
             exact_tokens={name: tokens.unique() for name, tokens in (exact_tokens or {}).items()},
         )
         device = torch.device(device)
-        weight = torch.empty(self.plan.num_rows, dim, dtype=dtype, device=device)
-        generator = torch.Generator(device).manual_seed(seed)
-        weight.normal_(0.0, init_std, generator=generator)
-        for lookup in self.plan.lookups:
-            if lookup.exact:
-                weight[lookup.base + lookup.size - 1] = 0
-        self.register_buffer("weight", weight)
+        self.register_buffer("weight", self._first_rows(init_std, dtype, device) if rows is None else rows)
         for name, tensor in self.optimizer.state(self.plan.num_rows, dim, device).items():
             self.register_buffer(f"state_{name}", tensor)
         paid = torch.zeros(self.plan.num_rows, dtype=torch.float64, device=device) if self.optimizer.l2 else None
@@ -114,7 +113,37 @@ class UnifiedEmbedding(nn.Module):
         self.learning_rate = self.optimizer.learning_rate
         self._progress = torch.zeros(2, dtype=torch.float64)
         self.kernel: Kernel
-        self.kernel, self.kernel_reason = choose(kernel, optimizer=self.optimizer, dtype=dtype, device=device)
+        self.kernel, self.kernel_reason = choose(kernel, optimizer=self.optimizer, dtype=dtype, device=device, dim=dim)
+
+    @classmethod
+    def restore(cls, source: TableSource, **settings: Any) -> UnifiedEmbedding:
+        """The table that was published as ``source`` (``Version.table``), on the rows where they lie.
+
+        Args:
+            source: what ``describe``, ``exact_tokens`` and ``read_rows`` give.
+            settings: ``optimizer`` and ``kernel``, as for a new table; the optimizer starts afresh.
+        """
+        about = source.describe()
+        names = {f.name for f in fields(Feature)}
+        return cls(
+            [Feature(**{key: value for key, value in of.items() if key in names}) for of in about["features"]],
+            about["hashed_rows"],
+            source.dim,
+            num_tables=about["num_tables"],
+            exact_tokens=source.exact_tokens(),
+            seed=about["seed"],
+            rows=source.read_rows(0, source.num_rows),
+            **settings,
+        )
+
+    def _first_rows(self, init_std: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+        generator = torch.Generator(device).manual_seed(self.seed)
+        rows_ND = torch.empty(self.plan.num_rows, self.plan.dim, dtype=dtype, device=device)
+        rows_ND.normal_(0.0, init_std, generator=generator)
+        for lookup in self.plan.lookups:
+            if lookup.exact:
+                rows_ND[lookup.base + lookup.size - 1] = 0
+        return rows_ND
 
     @property
     def dim(self) -> int:

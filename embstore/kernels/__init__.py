@@ -17,21 +17,26 @@ __all__ = ["KERNELS", "Kernel", "Lookup", "LookupPlan", "Request", "Table", "Tab
 KERNELS: dict[str, type[Kernel]] = {"reference": ReferenceKernel, "fbgemm": FbgemmKernel}
 
 
-def choose(name: str, *, optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device) -> tuple[Kernel, str]:
+def choose(name: str, *, optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device, dim: int) -> tuple[Kernel, str]:
     """The kernel of that name, and why; ``"auto"`` takes FBGEMM where it can do what is asked, else ``reference``.
+
+    On CPU, FBGEMM rounds float16 to nearest, so that steps smaller than half the spacing are lost: ``auto`` leaves
+    narrow tables to ``reference``, which rounds stochastically.
 
     Raises:
         ConfigError: no such kernel.
         KernelError: a kernel asked for by name can't do it.
     """
     if name == "auto":
+        if device.type == "cpu" and dtype != torch.float32:
+            return ReferenceKernel(), "on CPU it alone rounds narrow rows stochastically"
         try:
-            fbgemm.check(optimizer, dtype, device)
+            fbgemm.check(optimizer, dtype, device, dim)
         except KernelError as error:
             return ReferenceKernel(), f"fbgemm not taken: {error.what}" + (f" ({error.found})" if error.found else "")
         return FbgemmKernel(), f"fbgemm has {optimizer.name} for {str(dtype).removeprefix('torch.')} on {device.type}"
     if name not in KERNELS:
         raise ConfigError(f"unknown kernel {name!r}", do=nearest(name, [*KERNELS, "auto"]))
     if name == "fbgemm":
-        fbgemm.check(optimizer, dtype, device)
+        fbgemm.check(optimizer, dtype, device, dim)
     return KERNELS[name](), "asked for"

@@ -49,12 +49,14 @@ def load() -> Any:
     return training
 
 
-def check(optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device) -> None:
+def check(optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device, dim: int) -> None:
     """Whether TBE can train such a table.
 
     Raises:
-        KernelError: TBE has no such optimizer or dtype there, or can't be loaded.
+        KernelError: TBE has no such optimizer, dtype or dim there, or can't be loaded.
     """
+    if dim % 4:
+        raise KernelError("kernel 'fbgemm': dim", expected="a multiple of 4", found=str(dim), do="take kernel='reference'")
     if dtype not in DTYPES:
         raise KernelError("kernel 'fbgemm': dtype", expected="float32 or float16", found=str(dtype), do="take kernel='reference'")
     if device.type == "cpu" and optimizer.name not in CPU_OPTIMIZERS:
@@ -86,11 +88,11 @@ class FbgemmKernel(Kernel):
 
     def train(self, request: Request, table: Table) -> Tensor:
         if not request.tokens.rows or not request.plan.lookups:
-            return torch.zeros(request.tokens.rows, request.plan.width, device=table.weight_ND.device)
-        tbe = self._bind(request.plan, table)
-        tbe.set_learning_rate(table.learning_rate)
-        weights = _per_sample_weights(request)
-        out_BW: Tensor = tbe(request.rows_T, _offsets(request), per_sample_weights=weights)
+            out_BW = torch.zeros(request.tokens.rows, request.plan.width, device=table.weight_ND.device) + table.trigger.sum()
+        else:
+            tbe = self._bind(request.plan, table)
+            tbe.set_learning_rate(table.learning_rate)
+            out_BW = tbe(request.rows_T, _offsets(request), per_sample_weights=_per_sample_weights(request))
         if out_BW.requires_grad:
             out_BW.register_hook(lambda _: self._count(table))
         return out_BW
@@ -117,7 +119,7 @@ class FbgemmKernel(Kernel):
 def _create(plan: LookupPlan, table: Table) -> Any:
     training = load()
     device = table.weight_ND.device
-    check(table.optimizer, table.weight_ND.dtype, device)
+    check(table.optimizer, table.weight_ND.dtype, device, plan.dim)
     on_cpu = device.type == "cpu"
     kinds = {"rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD", "adagrad": "EXACT_ADAGRAD", "adam": "ADAM", "sgd": "EXACT_SGD"}
     precision = getattr(training.SparseType, DTYPES[table.weight_ND.dtype])

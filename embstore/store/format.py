@@ -6,7 +6,9 @@
         schema.yaml
         table/bucket-00000.safetensors      "rows": rows [b * bucket_rows, (b + 1) * bucket_rows) of the table
         exact/tokens.safetensors            sorted tokens of each exact feature
-        model/dense.safetensors             "model.*" and "normalizer.*"
+        model/dense.safetensors             "normalizer.*" and "network.*"
+
+What a manifest must say is in ``embstore.store.manifest``; opening a version, in ``embstore.store.version``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,12 +88,13 @@ class Bundle:
     Args:
         table: the rows.
         schema: of the logs it was trained on; its features are the table's.
-        dense_state: the model's ``state_dict`` with names from ``"model."``, the normalizer's from ``"normalizer."``.
-        model: ``{"name", "settings", "dense_width", "widths"}``: what builds the model again.
+        dense_state: the ``state_dict`` of all but the table: names from ``"normalizer."`` and ``"network."``.
+        model: ``{"name", "settings", "dense_width", "widths"}``: what builds the network again.
         metrics: numbers by name, nested if need be; one that is not finite is stored as null.
         lineage: where it came from, under ``logs``, ``vocabulary``, ``selection``, ``node2vec``, ``config``; and
             ``space``, the id that versions share whose vectors can be compared (training continued from one another);
             a new one when absent.
+        columns: Arrow type, as text, of the log's column of each feature; a feature whose type is not known is absent.
     """
 
     table: TableSource
@@ -100,6 +103,7 @@ class Bundle:
     model: Mapping[str, Any]
     metrics: Mapping[str, Any]
     lineage: Mapping[str, Any]
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def write(
@@ -148,8 +152,9 @@ def verify(folder: Path, files: Mapping[str, FileDigest], *, progress: Progress 
     Raises:
         CorruptVersionError: naming the file, what was expected and what was found.
     """
-    check_files(folder, files)
-    stray = scan(folder).keys() - files.keys() - {MANIFEST}
+    sizes = scan(folder)
+    check_files(folder, files, sizes)
+    stray = sizes.keys() - files.keys() - {MANIFEST}
     if stray:
         raise CorruptVersionError(str(folder / min(stray)), expected="only files of the manifest", found="another file")
     total, done = sum(digest.bytes for digest in files.values()), 0
@@ -163,13 +168,12 @@ def verify(folder: Path, files: Mapping[str, FileDigest], *, progress: Progress 
                 progress("verify", done, total)
 
 
-def check_files(folder: Path, files: Mapping[str, FileDigest]) -> None:
-    """Every file of the manifest is there, a regular file of its length; no contents are read.
+def check_files(folder: Path, files: Mapping[str, FileDigest], sizes: Mapping[str, int]) -> None:
+    """Every file of the manifest is among those that ``scan`` found, with its length; no contents are read.
 
     Raises:
         CorruptVersionError: naming the file.
     """
-    sizes = scan(folder)
     for name, digest in files.items():
         if name not in sizes:
             raise CorruptVersionError(str(folder / name), expected=f"{digest.bytes:,} bytes", found="no file")
@@ -204,7 +208,7 @@ def scan(folder: Path, inside: str = "") -> dict[str, int]:
 
 
 def bucket_rows(rows: int, row_bytes: int) -> int:
-    """Rows per bucket: the largest power of two whose bytes are within ``BUCKET_BYTES``, or what holds a small table."""
+    """Rows per bucket: the largest power of two within ``BUCKET_BYTES``; for a small table, the first that holds it."""
     fit = 1 << max(0, (BUCKET_BYTES // row_bytes).bit_length() - 1)
     return min(fit, 1 << (rows - 1).bit_length())
 
@@ -253,6 +257,7 @@ def _body(bundle: Bundle, *, version: str, created: str, space: str, parent: str
             "bucket_rows": bucket_rows(table.num_rows, table.dim * table.dtype.itemsize),
         },
         "features": described.get("features"),
+        "columns": dict(bundle.columns),
         "model": dict(bundle.model),
         "lineage": {name: bundle.lineage.get(name) for name in LINEAGE},
         "metrics": _finite(bundle.metrics),
@@ -292,19 +297,17 @@ def check_tokens(tokens: Mapping[str, Tensor], features: list[dict[str, Any]], w
 
 
 def check_dense(state: Mapping[str, Tensor], where: str) -> None:
-    """Every tensor of the dense state is the model's or the normalizer's, by its name.
+    """Every tensor of the dense state is the normalizer's or the network's, by its name.
 
     Raises:
         CorruptVersionError: naming the tensor.
     """
     for name in state:
-        if not re.match(r"(model|normalizer)\..", name):
-            raise CorruptVersionError(where, expected="names from 'model.' or 'normalizer.'", found=repr(name))
+        if not re.match(r"(normalizer|network)\..", name):
+            raise CorruptVersionError(where, expected="names from 'normalizer.' or 'network.'", found=repr(name))
 
 
-def _write_bucket(
-    path: Path, table: TableSource, layout: Layout, number: int, progress: Progress | None
-) -> FileDigest:
+def _write_bucket(path: Path, table: TableSource, layout: Layout, number: int, progress: Progress | None) -> FileDigest:
     first, last = layout.bucket(number)
     step = max(1, _CHUNK_BYTES // layout.row_bytes)
     spec = {"rows": (layout.dtype, (last - first, layout.dim))}

@@ -1,7 +1,7 @@
 """The append-only log of a store: a version or alias exists because an entry says so.
 
-    log/000000000001.json   {"number": 1, "time": ..., "verb": "publish", "version": ..., "manifest_sha256": ..., "parent": ...}
-    log/000000000002.json   {"number": 2, "time": ..., "verb": "alias", "alias": "production", "version": ..., "was": null}
+    log/000000000001.json   {"number": 1, "verb": "publish", "version": ..., "manifest_sha256": ..., "parent": ...}
+    log/000000000002.json   {"number": 2, "verb": "alias", "alias": "production", "version": ..., "was": null}
 
 Creating the next number, or failing because another writer has, is the store's only compare-and-swap.
 """
@@ -21,7 +21,7 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 
 from embstore.errors import CorruptVersionError, StoreError
-from embstore.store.documents import Fields, read_json, write_json
+from embstore.store.documents import Fields, read_json, shown, write_json
 from embstore.store.files import fsync_file, fsync_folder, make_folder
 from embstore.store.manifest import SHA256, TIME, VERSION_ID
 
@@ -52,13 +52,17 @@ class Aliased:
     was: str | None
 
 
-@dataclass(frozen=True)
+@dataclass
 class State:
-    """What the entries so far amount to."""
+    """What the entries up to ``number`` amount to; versions are in the order they were published."""
 
     published: dict[str, Published] = field(default_factory=dict)
     aliases: dict[str, Aliased] = field(default_factory=dict)
     number: int = 0
+
+    def version_of(self, alias: str) -> str | None:
+        """The version an alias was set to, or ``None``."""
+        return self.aliases[alias].version if alias in self.aliases else None
 
 
 class Log:
@@ -83,19 +87,19 @@ class Log:
         if not (self.root / "log").is_dir():
             return state
         store = LocalStore(self.root)
-        after = f"log/{state.number:012d}.json"
         try:
             sizes = {
                 int(match[1]): meta["size"]
-                for chunk in obstore.list(store, "log", offset=after)
+                for chunk in obstore.list(store, "log", offset=_path(state.number))
                 for meta in chunk
                 if (match := _ENTRY.fullmatch(meta["path"]))
             }
+            state = State(dict(state.published), dict(state.aliases), state.number)
             for number in sorted(sizes):
-                state = _replay(state, number, _read(store, number, sizes[number]))
+                _replay(state, number, _read(store, number, sizes[number]))
         except BaseError as error:
             raise StoreError("log", expected="a readable log", found=_first_line(error)) from error
-        self._state = state  # one assignment: threads may do the work twice, and none sees half of it
+        self._state = state  # set once it is whole: threads may do the work twice, and none sees half of it
         return state
 
     def append(self, number: int, entry: dict[str, Any]) -> bool:
@@ -107,14 +111,16 @@ class Log:
         folder = self.root / "log"
         make_folder(folder)
         store = LocalStore(self.root)
-        staged, path = f"log/.tmp-{secrets.token_hex(8)}", f"log/{number:012d}.json"
+        staged, path = f"log/.tmp-{secrets.token_hex(8)}", _path(number)
         try:
             # Whole and on the disk before anyone can see it: a power cut leaves no torn entry that others built upon.
             obstore.put(store, staged, write_json({"number": number, **entry}), mode="create")
             with (self.root / staged).open("rb") as file:
                 fsync_file(file)
             obstore.copy(store, staged, path, overwrite=False)
-        except AlreadyExistsError:
+        except AlreadyExistsError as error:
+            if self.state().number < number:  # else the caller would try the same number for ever
+                raise StoreError(path, expected="a readable entry", found="one that can't be read") from error
             return False
         except BaseError as error:
             raise StoreError(f"log entry {number}", found=_first_line(error)) from error
@@ -126,39 +132,43 @@ class Log:
 
 
 def _read(store: LocalStore, number: int, size: int) -> dict[str, Any]:
-    path = f"log/{number:012d}.json"
+    path = _path(number)
     if not 0 < size <= _MAX_ENTRY_BYTES:
         raise CorruptVersionError(path, expected=f"1 to {_MAX_ENTRY_BYTES:,} bytes", found=f"{size:,}")
     return read_json(bytes(obstore.get_range(store, path, start=0, length=size)), path)
 
 
-def _replay(state: State, number: int, entry: dict[str, Any]) -> State:
-    where = f"log/{number:012d}.json"
+def _replay(state: State, number: int, entry: dict[str, Any]) -> None:
+    where = _path(number)
     if number != state.number + 1:
-        raise CorruptVersionError(where, expected=f"entry {state.number + 1} first", found="none")
+        raise CorruptVersionError(_path(state.number + 1), expected="an entry, as later ones follow", found="none")
     fields = Fields(entry, where)
     fields.whole("number", number, number)
     time, version = fields.text("time", TIME), fields.text("version", VERSION_ID)
     verb = entry.get("verb")
     if verb == "publish":
-        parent = fields.text_or_null("parent", VERSION_ID)
+        parent, sha256 = fields.text_or_null("parent", VERSION_ID), fields.text("manifest_sha256", SHA256)
         if version in state.published:
             raise fields.wrong("version", "a new version", f"{version}, published before")
         if parent is not None and parent not in state.published:
             raise fields.wrong("parent", "a version published before", parent)
-        sha256 = fields.text("manifest_sha256", SHA256)
-        new = Published(number=number, time=time, version=version, manifest_sha256=sha256, parent=parent)
-        return State({**state.published, version: new}, state.aliases, number)
-    if verb == "alias":
+        state.published[version] = Published(
+            number=number, time=time, version=version, manifest_sha256=sha256, parent=parent
+        )
+    elif verb == "alias":
         alias, was = fields.text("alias", ALIAS), fields.text_or_null("was", VERSION_ID)
-        before = state.aliases[alias].version if alias in state.aliases else None
         if version not in state.published:
             raise fields.wrong("version", "a version published before", version)
-        if was != before:
-            raise fields.wrong("was", repr(before), repr(was))
-        moved = Aliased(number=number, time=time, alias=alias, version=version, was=was)
-        return State(state.published, {**state.aliases, alias: moved}, number)
-    raise StoreError(f"{where}: verb {verb!r}", expected="publish or alias", do="upgrade embstore to read this store")
+        if was != state.version_of(alias):
+            raise fields.wrong("was", repr(state.version_of(alias)), repr(was))
+        state.aliases[alias] = Aliased(number=number, time=time, alias=alias, version=version, was=was)
+    else:
+        raise StoreError(f"{where}: verb {shown(verb)}", expected="publish or alias", do="upgrade embstore")
+    state.number = number
+
+
+def _path(number: int) -> str:
+    return f"log/{number:012d}.json"
 
 
 def _first_line(error: Exception) -> str:

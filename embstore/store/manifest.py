@@ -87,7 +87,9 @@ def check_format(body: dict[str, Any], where: str) -> None:
     """
     number = Fields(body, where).whole("format", 1, 2**31)
     if number > FORMAT:
-        raise StoreError(where, expected=f"format {FORMAT} or less", found=str(number), do="upgrade embstore to read it")
+        raise StoreError(
+            where, expected=f"format {FORMAT} or less", found=str(number), do="upgrade embstore to read it"
+        )
 
 
 def check_compat(compat: dict[str, Any], expected: dict[str, Any], where: str) -> None:
@@ -135,6 +137,12 @@ def check_body(body: dict[str, Any], schema: Schema, where: str) -> Layout:
             if found != getattr(feature, key):
                 raise at.wrong(key, f"{getattr(feature, key)!r} as in the schema", repr(found))
         _check_rows(at, layout, feature.lookups, feature.exact)
+    columns = Fields(fields.mapping("columns"), f"{where}: columns")
+    unknown = body["columns"].keys() - {feature.name for feature in schema.features}
+    if unknown:
+        raise fields.wrong("columns", "features of the schema", shown(min(unknown)))
+    for name in body["columns"]:
+        columns.text(name, _NAME)
     model = Fields(fields.mapping("model"), f"{where}: model")
     model.text("name", _NAME)
     model.mapping("settings")

@@ -54,7 +54,7 @@ class SafetensorsWriter:
 
     Args:
         path: a file that doesn't exist yet.
-        tensors: ``{name: (dtype, shape)}``. They are written in the order of ``names``: widest dtype first, else as given.
+        tensors: ``{name: (dtype, shape)}``, written in the order of ``names``: widest dtype first, else as given.
         metadata: ``{text: text}`` for the header.
         alignment: the data starts at a multiple of this many bytes.
 
@@ -98,11 +98,10 @@ class SafetensorsWriter:
 
     def write(self, name: str, chunk: Tensor) -> None:
         """The next rows of tensor ``name``: its dtype, and its shape except for the first dimension."""
-        dtype, shape = self._tensors[name] if name in self._tensors else (None, None)
+        dtype, shape = self._tensors.get(name, (None, None))
         unfinished = next((name for name in self.names if self._left[name]), None)
-        if name not in self._tensors or (name != unfinished and chunk.numel()):
+        if shape is None or (name != unfinished and chunk.numel()):
             raise StoreError(f"{self.path}: write", expected=f"tensor {unfinished!r}", found=repr(name))
-        assert shape is not None
         if chunk.dtype != dtype or chunk.dim() != len(shape) or chunk.shape[1:] != shape[1:]:
             found = f"{chunk.dtype} {list(chunk.shape)}"
             raise StoreError(f"{self.path}: part of tensor {name!r}", expected=f"{dtype} {list(shape)}", found=found)
@@ -115,7 +114,7 @@ class SafetensorsWriter:
         self._left[name] -= chunk.numel()
         if chunk.numel():
             flat = chunk.detach().cpu().contiguous().reshape(-1)
-            self._put(memoryview(flat.view(torch.uint8).numpy()))
+            self._put(flat.view(torch.uint8).numpy().data)
 
     def close(self) -> FileDigest:
         """Fsync and close; the file's length and sha256. The folder's fsync is the caller's.
@@ -153,7 +152,9 @@ class SafetensorsWriter:
         self._bytes += len(data)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None) -> FileDigest:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
+) -> FileDigest:
     """Write tensors to a new safetensors file, fsynced.
 
     Raises:
@@ -197,8 +198,8 @@ def read_spans(file: BinaryIO, path: Path) -> dict[str, TensorSpan]:
     """Check a safetensors header in full and say where its tensors lie.
 
     Raises:
-        CorruptVersionError: a header longer than the file or the limit, not JSON, a key twice, an unknown dtype, a shape
-            that doesn't fit its span, or spans that overlap, leave gaps or leave the file.
+        CorruptVersionError: a header longer than the file or the limit, not JSON, a key twice, an unknown dtype, a
+            shape that doesn't fit its span, or spans that overlap, leave gaps or leave the file.
     """
     size = os.fstat(file.fileno()).st_size
     first = file.read(8)

@@ -39,13 +39,13 @@ class VersionTable:
 
     Args:
         layout: its shape.
-        rows_ND: all rows, one tensor over all buckets. Writing to it changes this process's view only.
+        rows: ``[N, D]``, one tensor over all buckets. Writing to it changes this process's view only.
         features: the manifest's.
         tokens: the sorted int64 tokens of each exact feature.
     """
 
     layout: Layout
-    rows_ND: Tensor
+    rows: Tensor
     features: list[dict[str, Any]]
     tokens: dict[str, Tensor]
 
@@ -72,7 +72,7 @@ class VersionTable:
         """
         if not 0 <= start <= stop <= self.num_rows:
             raise StoreError("rows", expected=f"a range within 0 to {self.num_rows}", found=f"{start} to {stop}")
-        return self.rows_ND[start:stop]
+        return self.rows[start:stop]
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of these numbers.
@@ -89,7 +89,7 @@ class VersionTable:
         if rows.dtype != torch.int64 or rows.dim() != 1:
             raise StoreError("rows to gather", expected="int64 [N]", found=f"{rows.dtype} {list(rows.shape)}")
         try:
-            return self.rows_ND.index_select(0, rows)
+            return self.rows.index_select(0, rows)
         except (IndexError, RuntimeError) as error:
             raise StoreError("rows to gather", expected=f"0 to {self.num_rows - 1}", found=str(error)) from error
 
@@ -122,6 +122,7 @@ class Version:
         table: its rows.
         folder: where it lies.
         files: length and sha256 of each file but the manifest.
+        dense: the dense model's tensors, mapped; ``dense_state`` copies them.
     """
 
     id: str
@@ -142,7 +143,7 @@ class Version:
             StoreError: a later embstore wrote it.
         """
         path = folder / MANIFEST
-        format.scan(folder)  # before any file is opened: no folder or file in it is a link
+        sizes = format.scan(folder)  # before any file is opened: no folder or file in it is a link
         data = read_small(path, MAX_MANIFEST_BYTES)
         found = hashlib.sha256(data).hexdigest()
         if found != digest:
@@ -154,7 +155,7 @@ class Version:
         schema = _read_schema(folder / SCHEMA)
         layout = check_body(manifest, schema, str(path))
         files = check_manifest_files(manifest, layout, str(path))
-        format.check_files(folder, files)
+        format.check_files(folder, files, sizes)
         compat = read_json(read_small(folder / COMPAT, MAX_MANIFEST_BYTES), str(folder / COMPAT))
         check_compat(compat, format.compat(schema, layout), str(folder / COMPAT))
         tokens, dense = open_tensors(folder / TOKENS), open_tensors(folder / DENSE)
@@ -183,7 +184,7 @@ class Version:
         return self.manifest["parent"]
 
     def dense_state(self) -> dict[str, Tensor]:
-        """The dense model and normalizer, names from ``"model."`` and ``"normalizer."``; a copy to train on."""
+        """The dense model and normalizer, names from ``"normalizer."`` and ``"network."``; a copy to train on."""
         return {name: tensor.clone() for name, tensor in self.dense.items()}
 
     def verify(self, *, progress: format.Progress | None = None) -> None:

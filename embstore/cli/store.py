@@ -1,0 +1,138 @@
+"""``embstore publish``, ``versions`` and ``lookup``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+_store = click.option("--store", "root", default="store", show_default=True, type=click.Path(path_type=Path), help="The store.")
+
+
+@click.command(
+    epilog="""\b
+Example:
+  embstore publish runs/first --store store
+"""
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@_store
+@click.option("--parent", help="Version (id, prefix or alias) it was trained on from.")
+def publish(run: Path, root: Path, parent: str | None) -> None:
+    """Publish the trained table, schema and model of RUN as an immutable version.
+
+    The version appears in the store all at once or, after a crash, not at all. Its manifest holds the sha256 of every file
+    and where the version came from.
+    """
+    from embstore.cli.console import out
+    from embstore.models import build
+    from embstore.run import Run
+    from embstore.store import Store
+
+    version = Store(root).publish(Run.open(run, build).bundle(), parent=parent)
+    out.print(f"published {version.id} in {version.folder}", highlight=False)
+
+
+@click.command(
+    epilog="""\b
+Example:
+  embstore versions --store store
+"""
+)
+@_store
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def versions(root: Path, as_json: bool) -> None:
+    """List the versions in a store, the newest first."""
+    from rich.table import Table
+
+    from embstore.cli.console import out
+    from embstore.store import Store
+
+    store = Store(root)
+    rows = []
+    for info in reversed(store.versions()):
+        manifest = store.open(info.id).manifest
+        metrics = manifest["metrics"].get("test") or manifest["metrics"].get("valid") or {}
+        rows.append(
+            {
+                "version": info.id,
+                "created": info.created,
+                "aliases": list(info.aliases),
+                "table": f"{manifest['table']['rows']:,} x {manifest['table']['dim']} {manifest['table']['dtype']}",
+                "model": manifest["model"]["name"],
+                "auc": metrics.get("auc"),
+            }
+        )
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    table = Table(box=None, header_style="bold")
+    for name in ("version", "created", "aliases", "table", "model", "auc"):
+        table.add_column(name)
+    for row in rows:
+        auc = "" if row["auc"] is None else f"{row['auc']:.5f}"
+        table.add_row(row["version"], row["created"], " ".join(row["aliases"]), row["table"], row["model"], auc)
+    out.print(table if rows else f"no versions in {root}")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  embstore lookup --store store user_id u17 u42
+  embstore lookup --store store --version production item_id 4711 --json
+"""
+)
+@click.argument("feature")
+@click.argument("values", nargs=-1, required=True)
+@_store
+@click.option("--version", "ref", default="latest", show_default=True, help="Version id, unique prefix of one, or alias.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, all numbers.")
+def lookup(feature: str, values: tuple[str, ...], root: Path, ref: str, as_json: bool) -> None:
+    """Print the vectors of raw VALUES of FEATURE, straight from the version's files.
+
+    VALUES are written as in the log: text for a text column, digits for an integer one. For a list feature each VALUE is a
+    list of one. Every answer names the immutable version it came from.
+    """
+    from rich.table import Table
+
+    from embstore.cli.console import out
+    from embstore.embeddings.unified import UnifiedEmbedding
+    from embstore.store import Store
+
+    version = Store(root).open(ref)
+    table = UnifiedEmbedding.restore(version.table)
+    vectors = table.lookup(feature, _typed(values, version.manifest["columns"].get(feature, "string"), feature))
+    if as_json:
+        click.echo(json.dumps({"version": version.id, "feature": feature, "values": values, "vectors": vectors.tolist()}))
+        return
+    shown = Table(title=f"{feature} in {version.id}", title_justify="left", box=None, header_style="bold")
+    shown.add_column("value")
+    shown.add_column(f"vector of {vectors.shape[1]}")
+    for value, vector in zip(values, vectors.tolist(), strict=True):
+        numbers = " ".join(f"{number:+.4f}" for number in vector[:8])
+        shown.add_row(value, numbers + (" …" if len(vector) > 8 else ""))
+    out.print(shown)
+
+
+def _typed(values: tuple[str, ...], kind: str, feature: str) -> Any:
+    """The values as the log's column has them: an Arrow array, lists of one for list columns."""
+    import pyarrow as pa
+
+    from embstore.errors import SchemaError
+
+    array = pa.array(values)
+    is_list = "list<" in kind
+    try:
+        if "int" in kind:
+            array = array.cast(pa.int64())
+        elif "bool" in kind:
+            array = array.cast(pa.bool_())
+        elif kind.startswith(("timestamp", "date")):
+            array = array.cast(pa.timestamp("us"))
+    except pa.ArrowInvalid as error:
+        raise SchemaError(
+            f"values of feature {feature!r}", expected=f"values of a column of type {kind}", found=str(error)
+        ) from error
+    return pa.array([[value] for value in array.to_pylist()]) if is_list else array

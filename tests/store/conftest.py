@@ -1,0 +1,81 @@
+"""A small bundle to publish, made of nothing but tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from embstore.schema import Dense, Feature, Schema
+from embstore.store import Bundle
+
+SCHEMA = Schema(
+    features=(Feature(name="user", lookups=2), Feature(name="Straße/..", pooling="mean"), Feature(name="day", exact=True)),
+    dense=(Dense(name="price"),),
+    label="click",
+)
+TOKENS = torch.tensor([-(2**63), -5, 0, 7, 2**63 - 1])
+
+
+class MemoryTable:
+    """Rows in memory: hashed ones, then the exact block of ``day``."""
+
+    def __init__(self, rows_ND: Tensor) -> None:
+        self.rows_ND = rows_ND
+        self.largest_read = 0
+
+    @property
+    def dim(self) -> int:
+        return self.rows_ND.shape[1]
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rows_ND)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rows_ND.dtype
+
+    def describe(self) -> dict[str, Any]:
+        hashed = self.num_rows - len(TOKENS) - 1
+        ranges = {"user": [(0, hashed)] * 2, "Straße/..": [(0, hashed)], "day": [(hashed, len(TOKENS) + 1)]}
+        features = []
+        for feature in SCHEMA.features:
+            rows = [{"base": base, "size": size} for base, size in ranges[feature.name]]
+            features.append({**asdict(feature), "rows": rows})
+        return {"hash_spec": 1, "seed": 2**64 - 1, "hashed_rows": hashed, "num_tables": 1, "features": features}
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        self.largest_read = max(self.largest_read, stop - start)
+        return self.rows_ND[start:stop]
+
+    def exact_tokens(self) -> Mapping[str, Tensor]:
+        return {"day": TOKENS}
+
+
+@pytest.fixture
+def make_bundle() -> Callable[..., Bundle]:
+    """``make_bundle(rows=40, dim=3, dtype=torch.float32, seed=0, **fields_of_the_bundle)``."""
+
+    def make(*, rows: int = 40, dim: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any) -> Bundle:
+        random = torch.Generator().manual_seed(seed)
+        whole: dict[str, Any] = {
+            "table": MemoryTable(torch.randn(rows, dim, generator=random).to(dtype)),
+            "schema": SCHEMA,
+            "dense_state": {
+                "normalizer.count": torch.tensor(5, dtype=torch.int64),
+                "network.out.weight": torch.randn(1, 4, generator=random),
+                "network.out.bias": torch.zeros(1, dtype=torch.float16),
+            },
+            "model": {"name": "dnn", "settings": {"hidden": [4], "dropout": 0.1}, "dense_width": 1, "widths": [6, 3, 3]},
+            "metrics": {"valid": {"auc": 0.75, "gauc": float("nan")}},
+            "lineage": {"logs": {"train": "days/*.parquet"}, "config": {"seed": 1}},
+            "columns": {"user": "int64", "day": "list<item: string>"},
+        }
+        return Bundle(**{**whole, **fields})
+
+    return make
