@@ -1,7 +1,7 @@
-"""Public data sets as Parquet logs: raw files, as their sites give them, to ``train/``, ``valid/``, ``test/`` and a schema.
+"""Public data sets as Parquet logs: from the files their sites give to ``train/``, ``valid/``, ``test/`` and a schema.
 
-Nothing is downloaded: most of these may be used but not passed on. ``docs/datasets.md`` says where each comes from, under
-which licence, and whose split is followed.
+Nothing is downloaded: most of these may be used but not passed on. ``docs/datasets.md`` says where each comes from,
+under which licence, and whose split is followed.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def convert(
         progress: called with the number of rows written since its last call.
 
     Raises:
-        DatasetError: an unknown name; files that are missing, broken or of something else (with file and line); a target
-            that holds something already.
+        DatasetError: an unknown name; files that are missing, broken or of something else (with file and line); a
+            target that holds something already.
     """
     if name not in _OPENERS:
         raise DatasetError(f"no data set {name!r}", do=nearest(name, _OPENERS))

@@ -1,9 +1,10 @@
 """Avazu click-through rate prediction: 22 categories of ten days of mobile ads.
 
 A CSV with a header. ``hour`` (YYMMDDHH, UTC) becomes the column ``timestamp``, from which the schema takes the features
-``hour`` and ``weekday``; ``id``, different in every row, is dropped. With three days or more, the last day is test and the one
-before it valid, so that the model is judged on days it hasn't seen; else the first 80% of the lines are train, the next 10%
-valid. (The Avazu_x1 and x4 splits of BARS are random, and so see the test days in training: figures don't compare.)
+``hour`` and ``weekday``; ``id``, different in every row, is dropped. With three days or more, the last day is test and
+the one before it valid, so that the model is judged on days it hasn't seen; else the first 80% of the lines are train,
+the next 10% valid. (The Avazu_x1 and x4 splits of BARS are random, and so see the test days in training: figures don't
+compare.)
 """
 
 from __future__ import annotations
@@ -16,18 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embstore.datasets.conversion import (
-    Raw,
-    by_order,
-    count_lines,
-    find,
-    find_splits,
-    first_line,
-    not_found,
-    presplit_rows,
-    split_rows,
-    text_tables,
-)
+from embstore.datasets.conversion import Raw, by_order, find, find_splits, not_found, presplit_rows, split_rows
+from embstore.datasets.text import count_lines, first_line, text_tables
 from embstore.errors import DatasetError
 from embstore.schema import Feature, Schema
 

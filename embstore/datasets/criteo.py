@@ -1,9 +1,9 @@
 """Criteo display advertising challenge: 13 counts, 26 hashed categories, a click.
 
-Each line has 40 fields, tab-separated, without a header: label, I1-I13, C1-C26; an empty field is missing. Lines run over
-seven consecutive days, about the same number a day, and have no dates. The split is the one of DCN (Wang et al. 2017, "Deep &
-Cross Network for Ad Click Predictions", section 4.1) and DLRM (Naumov et al. 2019): six days to train on, the seventh
-in halves. They halve it at random; here its lines go to valid and test in turn, which needs no second pass.
+Each line has 40 fields, tab-separated, without a header: label, I1-I13, C1-C26; an empty field is missing. Lines run
+over seven consecutive days, about the same number a day, and have no dates. The split is the one of DCN (Wang et al.
+2017, "Deep & Cross Network for Ad Click Predictions", section 4.1) and DLRM (Naumov et al. 2019): six days to train on,
+the seventh in halves. They halve it at random; here its lines go to valid and test in turn, which needs no second pass.
 """
 
 from __future__ import annotations
@@ -13,16 +13,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from embstore.datasets.conversion import (
-    Raw,
-    count_lines,
-    find,
-    find_splits,
-    not_found,
-    presplit_rows,
-    split_rows,
-    text_tables,
-)
+from embstore.datasets.conversion import Raw, find, find_splits, not_found, presplit_rows, split_rows
+from embstore.datasets.text import count_lines, text_tables
 from embstore.schema import Dense, Feature, Schema
 
 INTEGERS = tuple(f"I{number}" for number in range(1, 14))

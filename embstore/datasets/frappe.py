@@ -1,8 +1,8 @@
 """Frappe: which app a phone's user opened, in which context; negatives are drawn.
 
-Ten categories as one numbering over all fields (the split and numbering of Frappe_x1, made by AFN, Cheng et al. 2020, from
-the files of NFM, He and Chua 2017). Read from train, valid and test, as ``.parquet``, as ``.csv`` with a header (BARS), or as
-``.libfm`` (NFM): a label 1 or -1, then ``number:1`` for each field.
+Ten categories as one numbering over all fields (the split and numbering of Frappe_x1, made by AFN, Cheng et al. 2020,
+from the files of NFM, He and Chua 2017). Read from train, valid and test, as ``.parquet``, as ``.csv`` with a header
+(BARS), or as ``.libfm`` (NFM): a label 1 or -1, then ``number:1`` for each field.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embstore.datasets.conversion import Raw, find_splits, not_found, presplit_rows, text_tables
+from embstore.datasets.conversion import Raw, find_splits, not_found, presplit_rows
+from embstore.datasets.text import text_tables
 from embstore.errors import DatasetError
 from embstore.schema import Feature, Schema
 

@@ -1,11 +1,12 @@
 """MovieLens 100K, 1M and latest (and 20M, 25M, 32M, which have its format) as click data: did a user like a film.
 
-A rating above 3 is a like (label 1), one below 3 a dislike (0), and rows rated exactly 3 are dropped; the rest goes to train,
-valid and test 80:10:10 at random, as AutoInt (Song et al. 2019, section 5.1) does for 1M, and many after it.
+A rating above 3 is a like (label 1), one below 3 a dislike (0), and rows rated exactly 3 are dropped; the rest goes to
+train, valid and test 80:10:10 at random, as AutoInt (Song et al. 2019, section 5.1) does for 1M, and many after it.
 
-Columns are the same in all sizes: ``label, user_id, movie_id, timestamp, title, year, genres``; 100K and 1M add the user's
-``gender, age, occupation, zip_code``, latest adds ``tags``, the five tags that most users gave the film. The schema leaves
-out ``title`` (says no more than ``movie_id``) and ``timestamp`` (when a rating was typed in, not when the film was seen).
+Columns are the same in all sizes: ``label, user_id, movie_id, timestamp, title, year, genres``; 100K and 1M add the
+user's ``gender, age, occupation, zip_code``, latest adds ``tags``, the five tags that most users gave the film. The
+schema leaves out ``title`` (says no more than ``movie_id``) and ``timestamp`` (when a rating was typed in, not when the
+film was seen).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from embstore.datasets.conversion import GROUP_ROWS, Raw, by_order, find, not_found, split_rows, text_table
+from embstore.datasets.conversion import GROUP_ROWS, Raw, by_order, find, not_found, split_rows
+from embstore.datasets.text import text_table
 from embstore.errors import DatasetError
 from embstore.schema import Dense, Feature, Schema
 
@@ -30,9 +32,20 @@ RULE = (
 )
 # In the order of the flags in u.item.
 GENRES_100K = (
-    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical Mystery "
-    "Romance Sci-Fi Thriller War Western"
-).split()
+    *(
+        "unknown",
+        "Action",
+        "Adventure",
+        "Animation",
+        "Children's",
+        "Comedy",
+        "Crime",
+        "Documentary",
+        "Drama",
+        "Fantasy",
+    ),
+    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
 
 _USER = (Feature(name="gender"), Feature(name="occupation"), Feature(name="zip_code"))
 _MOVIE = (Feature(name="year"), Feature(name="genres", pooling="mean", max_length=6))
@@ -189,9 +202,7 @@ def _with(part: pa.Table, key: str, others: pa.Table) -> pa.Table:
     place = pc.index_in(part.column(key), value_set=others.column(key))
     if place.null_count:
         stranger = part.column(key).filter(place.is_null())[0].as_py()
-        raise DatasetError(
-            f"movielens: {key} {stranger} is rated or rates", expected="a line that describes it", found="none"
-        )
+        raise DatasetError(f"ratings name {key} {stranger}", expected="a line that describes it", found="none")
     for name in others.column_names:
         if name != key:
             part = part.append_column(name, others.column(name).take(place))

@@ -26,6 +26,7 @@ TABLE_DTYPES = {
     "float64": torch.float64,
 }
 MAX_MANIFEST_BYTES = 100_000_000
+MAX_SMALL_BYTES = 16 << 20  # of compat.json and schema.yaml
 
 VERSION_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -92,21 +93,28 @@ def check_format(body: dict[str, Any], where: str) -> None:
         )
 
 
-def check_compat(compat: dict[str, Any], expected: dict[str, Any], where: str) -> None:
-    """Refuse a version made for a later reader; otherwise ``compat.json`` agrees with the manifest and the schema.
+def check_reader(compat: dict[str, Any], where: str) -> None:
+    """Refuse a version made for a later reader, before anything else is read from it.
 
     Raises:
         StoreError: it needs a later embstore.
-        CorruptVersionError: it says something else than the rest of the version.
+        CorruptVersionError: it doesn't say what it needs.
     """
-    needs = {"minimal_reader": FORMAT, "hash_spec": HASH_SPEC}
-    fields = Fields(compat, where)
-    for key, known in needs.items():
-        if (number := fields.whole(key, 1, 2**31)) > known:
+    for key, known in (("minimal_reader", FORMAT), ("hash_spec", HASH_SPEC)):
+        number = Fields(compat, where).whole(key, 1, 2**31)
+        if number > known:
             raise StoreError(f"{where}: {key}", expected=f"{known} or less", found=str(number), do="upgrade embstore")
+
+
+def check_compat(compat: dict[str, Any], expected: dict[str, Any], where: str) -> None:
+    """``compat.json`` says what the manifest and the schema do.
+
+    Raises:
+        CorruptVersionError: naming the key.
+    """
     for key, value in expected.items():
         if compat.get(key) != value:
-            raise fields.wrong(key, shown(value), shown(compat.get(key)))
+            raise Fields(compat, where).wrong(key, shown(value), shown(compat.get(key)))
 
 
 def check_body(body: dict[str, Any], schema: Schema, where: str) -> Layout:
@@ -156,27 +164,40 @@ def check_body(body: dict[str, Any], schema: Schema, where: str) -> Layout:
     return layout
 
 
-def check_manifest_files(body: dict[str, Any], layout: Layout, where: str) -> dict[str, FileDigest]:
-    """The files of a manifest: every one it must have, each under a name that stays inside the version's folder.
+def read_files(body: dict[str, Any], where: str) -> dict[str, FileDigest]:
+    """The files of a manifest, each under a name that stays inside the version's folder.
 
     Raises:
         CorruptVersionError: naming the file.
     """
-    entries = Fields(body, where).mapping("files")
     files = {}
-    for name, entry in entries.items():
+    for name, entry in Fields(body, where).mapping("files").items():
         if not _FILE.fullmatch(name) or name == MANIFEST:
             raise CorruptVersionError(f"{where}: files", expected="names inside the version", found=shown(name))
         fields = Fields(entry, f"{where}: {name}")
         files[name] = FileDigest(fields.whole("bytes", 0, _MAX_TABLE_BYTES), fields.text("sha256", SHA256))
-    # Compared by number first: a huge declared table must not become a huge list of names.
-    buckets = sum(name.startswith("table/") for name in files)
-    if buckets != layout.buckets:
-        raise CorruptVersionError(f"{where}: files", expected=f"{layout.buckets:,} buckets", found=f"{buckets:,}")
-    for name in (*map(bucket_name, range(layout.buckets)), TOKENS, DENSE, SCHEMA, COMPAT):
+    for name in (COMPAT, SCHEMA, TOKENS, DENSE):
         if name not in files:
             raise CorruptVersionError(f"{where}: files", expected=name, found="no such entry")
     return files
+
+
+def check_buckets(files: dict[str, FileDigest], layout: Layout, where: str) -> None:
+    """The files of ``table/`` are the table's buckets.
+
+    Raises:
+        CorruptVersionError: one is missing, or another is there.
+    """
+    found = {name for name in files if name.startswith("table/")}
+    # Compared by number first: a huge declared table must not become a huge list of names.
+    if len(found) != layout.buckets or found != {bucket_name(number) for number in range(layout.buckets)}:
+        names = f"{layout.buckets:,} buckets from {bucket_name(0)}"
+        raise CorruptVersionError(f"{where}: files", expected=names, found=f"{len(found):,}: {shown(sorted(found))}")
+    held, table = sum(files[name].bytes for name in found), layout.rows * layout.row_bytes
+    if held < table:
+        raise CorruptVersionError(
+            f"{where}: table", expected=f"at most the {held:,} bytes of its files", found=f"{table:,}"
+        )
 
 
 def _layout(fields: Fields) -> Layout:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import weakref
 from functools import cache
 from typing import Any
@@ -26,6 +27,8 @@ from embstore.errors import StoreError
 
 _MAP_FIXED = 0x10  # the same on Linux and macOS; Python's mmap doesn't export it
 _MAP_FAILED = ctypes.c_void_p(-1).value
+# Linux counts writable private memory against the commit limit unless it is marked so; Python 3.12 exports the name.
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 _PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE
 
 
@@ -41,10 +44,8 @@ class Region:
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        # Read-write private memory counts against the system's commit limit unless it is marked so (Linux 0x4000).
-        reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
         length = max(nbytes, 1)
-        self._base = _map(0, length, reserve, -1, 0)
+        self._base = _map(0, length, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE, -1, 0)
         self._buffer = (ctypes.c_uint8 * length).from_address(self._base)
         release = weakref.finalize(self._buffer, _libc().munmap, self._base, length)
         release.atexit = False  # the process's end does it, after the last tensor
@@ -62,7 +63,7 @@ class Region:
             # The page in which the span ends is shared with what follows it, so it is copied unless it is the last.
             whole_pages = nbytes if at + nbytes == self.nbytes else nbytes - nbytes % mmap.PAGESIZE
         if whole_pages:
-            _map(self._base + at, whole_pages, mmap.MAP_PRIVATE | _MAP_FIXED, file, offset)
+            _map(self._base + at, whole_pages, mmap.MAP_PRIVATE | _MAP_NORESERVE | _MAP_FIXED, file, offset)
         view = memoryview(self._buffer).cast("B")
         done = whole_pages
         while done < nbytes:

@@ -84,8 +84,9 @@ class Store:
         space = bundle.lineage.get("space") or new_space()
         folder = self.root / "versions" / f".tmp-{version}"
         try:
-            make_folder(folder)
+            make_folder(folder.parent)
             try:
+                folder.mkdir()
                 manifest = format.write(
                     folder, bundle, version=version, created=created, space=space, parent=above, progress=progress
                 )

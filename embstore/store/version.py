@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from embstore.errors import ConfigError, CorruptVersionError, StoreError
@@ -20,17 +21,29 @@ from embstore.store.manifest import (
     DENSE,
     MANIFEST,
     MAX_MANIFEST_BYTES,
+    MAX_SMALL_BYTES,
     SCHEMA,
     TOKENS,
     Layout,
     bucket_name,
     check_body,
+    check_buckets,
     check_compat,
     check_format,
-    check_manifest_files,
+    check_reader,
+    read_files,
 )
 from embstore.store.mapping import Region
 from embstore.store.tensors import open_tensors, read_spans
+
+_YAML_OPENS = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_YAML_CLOSES = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+_MAX_YAML_DEPTH = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,11 +165,13 @@ class Version:
         check_format(manifest, str(path))
         if manifest.get("version") != version:
             raise CorruptVersionError(str(path), expected=f"version {version}", found=repr(manifest.get("version")))
-        schema = _read_schema(folder / SCHEMA)
-        layout = check_body(manifest, schema, str(path))
-        files = check_manifest_files(manifest, layout, str(path))
+        files = read_files(manifest, str(path))
         format.check_files(folder, files, sizes)
-        compat = read_json(read_small(folder / COMPAT, MAX_MANIFEST_BYTES), str(folder / COMPAT))
+        compat = read_json(_read_whole(folder, COMPAT, files), str(folder / COMPAT))
+        check_reader(compat, str(folder / COMPAT))
+        schema = _parse_schema(_read_whole(folder, SCHEMA, files), folder / SCHEMA)
+        layout = check_body(manifest, schema, str(path))
+        check_buckets(files, layout, str(path))
         check_compat(compat, format.compat(schema, layout), str(folder / COMPAT))
         tokens, dense = open_tensors(folder / TOKENS), open_tensors(folder / DENSE)
         format.check_tokens(tokens, manifest["features"], str(folder / TOKENS))
@@ -199,17 +214,37 @@ class Version:
         format.verify(self.folder, self.files, progress=progress)
 
 
-def _read_schema(path: Path) -> Schema:
-    data = read_small(path, MAX_MANIFEST_BYTES)
+def _read_whole(folder: Path, name: str, files: dict[str, FileDigest]) -> bytes:
+    data = read_small(folder / name, MAX_SMALL_BYTES)
+    found = hashlib.sha256(data).hexdigest()
+    if found != files[name].sha256:
+        raise CorruptVersionError(str(folder / name), expected=f"sha256 {files[name].sha256}", found=found)
+    return data
+
+
+def _parse_schema(data: bytes, path: Path) -> Schema:
     try:
-        return Schema.from_yaml(data.decode("utf-8"))
-    except (ConfigError, UnicodeDecodeError, RecursionError, TypeError) as error:
+        text = data.decode("utf-8")
+        _refuse_bombs(text, path)
+        return Schema.from_yaml(text)
+    except (ConfigError, yaml.YAMLError, UnicodeDecodeError, RecursionError, TypeError) as error:
         raise CorruptVersionError(str(path), expected="a schema", found=str(error)) from error
 
 
+def _refuse_bombs(text: str, path: Path) -> None:
+    # Aliases of aliases make a few lines mean a billion values, and deep nesting takes PyYAML the square of its depth.
+    # No schema that was published has either.
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise CorruptVersionError(str(path), expected="YAML without aliases", found="an alias")
+        depth += isinstance(token, _YAML_OPENS) - isinstance(token, _YAML_CLOSES)
+        if depth > _MAX_YAML_DEPTH:
+            raise CorruptVersionError(str(path), expected=f"at most {_MAX_YAML_DEPTH} levels", found="more")
+
+
 def _map_rows(folder: Path, layout: Layout) -> Tensor:
-    expected = {}
-    region = None
+    region = Region(layout.rows * layout.row_bytes)
     for number in range(layout.buckets):
         first, last = layout.bucket(number)
         path = folder / bucket_name(number)
@@ -219,8 +254,5 @@ def _map_rows(folder: Path, layout: Layout) -> Tensor:
             found = {name: (span.dtype, span.shape) for name, span in spans.items()}
             if found != expected:
                 raise CorruptVersionError(str(path), expected=f"tensors {expected}", found=f"{found}")
-            if region is None:
-                region = Region(layout.rows * layout.row_bytes)
             region.place(first * layout.row_bytes, file.fileno(), spans["rows"].offset, spans["rows"].nbytes)
-    assert region is not None
     return region.bytes().view(layout.dtype).view(layout.rows, layout.dim)

@@ -14,7 +14,11 @@ from embstore.schema import Dense, Feature, Schema
 from embstore.store import Bundle
 
 SCHEMA = Schema(
-    features=(Feature(name="user", lookups=2), Feature(name="Straße/..", pooling="mean"), Feature(name="day", exact=True)),
+    features=(
+        Feature(name="user", lookups=2),
+        Feature(name="Straße/..", pooling="mean"),
+        Feature(name="day", exact=True),
+    ),
     dense=(Dense(name="price"),),
     label="click",
 )
@@ -61,7 +65,9 @@ class MemoryTable:
 def make_bundle() -> Callable[..., Bundle]:
     """``make_bundle(rows=40, dim=3, dtype=torch.float32, seed=0, **fields_of_the_bundle)``."""
 
-    def make(*, rows: int = 40, dim: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any) -> Bundle:
+    def make(
+        *, rows: int = 40, dim: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any
+    ) -> Bundle:
         random = torch.Generator().manual_seed(seed)
         whole: dict[str, Any] = {
             "table": MemoryTable(torch.randn(rows, dim, generator=random).to(dtype)),
@@ -71,7 +77,12 @@ def make_bundle() -> Callable[..., Bundle]:
                 "network.out.weight": torch.randn(1, 4, generator=random),
                 "network.out.bias": torch.zeros(1, dtype=torch.float16),
             },
-            "model": {"name": "dnn", "settings": {"hidden": [4], "dropout": 0.1}, "dense_width": 1, "widths": [6, 3, 3]},
+            "model": {
+                "name": "dnn",
+                "settings": {"hidden": [4], "dropout": 0.1},
+                "dense_width": 1,
+                "widths": [6, 3, 3],
+            },
             "metrics": {"valid": {"auc": 0.75, "gauc": float("nan")}},
             "lineage": {"logs": {"train": "days/*.parquet"}, "config": {"seed": 1}},
             "columns": {"user": "int64", "day": "list<item: string>"},

@@ -36,9 +36,7 @@ def random_tensor(dtype: torch.dtype, shape: tuple[int, ...], seed: int = 0) -> 
 
 def same_bits(left: torch.Tensor, right: torch.Tensor) -> bool:
     assert (left.dtype, left.shape) == (right.dtype, right.shape)
-    return left.contiguous().numpy(force=True).tobytes() == right.contiguous().numpy(force=True).tobytes() if (
-        left.dtype != torch.bfloat16
-    ) else same_bits(left.contiguous().view(torch.int16), right.contiguous().view(torch.int16))
+    return torch.equal(left.reshape(-1).view(torch.uint8), right.reshape(-1).view(torch.uint8))
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
@@ -53,12 +51,12 @@ def test_both_libraries_read_both_files(dtype: torch.dtype, shape: tuple[int, ..
 
 
 @given(
-    st.dictionaries(
+    specs=st.dictionaries(
         st.text(max_size=8).filter(lambda name: name != "__metadata__" and name.isprintable()),
         st.tuples(st.sampled_from(list(DTYPES.values())), st.sampled_from(SHAPES), st.integers(0, 99)),
         max_size=6,
     ),
-    st.dictionaries(st.sampled_from("abc"), st.text(st.characters(codec="utf-8"), max_size=4)),
+    metadata=st.dictionaries(st.sampled_from("abc"), st.text(st.characters(codec="utf-8"), max_size=4)),
 )
 def test_any_tensors_come_back(
     specs: dict[str, tuple[torch.dtype, tuple[int, ...], int]],
@@ -180,14 +178,14 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 @given(
-    st.lists(
+    spans=st.lists(
         st.tuples(
             st.sampled_from([0, 1, 64, PAGE, PAGE + 8, 2 * PAGE]),
             st.sampled_from([0, 1, 100, PAGE - 1, PAGE, PAGE + 1, 3 * PAGE]),
         ),
         max_size=6,
     ),
-    st.integers(0, 2**32),
+    seed=st.integers(0, 2**32),
 )
 def test_a_region_reads_as_its_spans_joined(
     spans: list[tuple[int, int]], seed: int, tmp_path_factory: pytest.TempPathFactory
