@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import reprlib
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
@@ -13,6 +15,21 @@ import yaml
 from embstore.errors import ConfigError, nearest
 
 T = TypeVar("T")
+
+MAX_DEPTH = 16  # levels of a YAML text
+MAX_BITS = 256  # of a whole number; Python refuses to print those of more than 4,300 digits
+
+_OPENS = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSES = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = 80
+_shorten.maxlong = 40
 
 
 def parse(cls: type[T], data: Any, *, where: str = "config") -> T:
@@ -32,7 +49,7 @@ def parse(cls: type[T], data: Any, *, where: str = "config") -> T:
     known = {f.name: f for f in fields(cls) if f.init}  # type: ignore[arg-type]
     for key in data:
         if key not in known:
-            raise ConfigError(f"{where}: unknown key {key!r}", do=nearest(str(key), known))
+            raise ConfigError(f"{where}: unknown key {_shown(key)}", do=nearest(_shown(key, quoted=False), known))
     for name, f in known.items():
         if name not in data and f.default is MISSING and f.default_factory is MISSING:
             raise ConfigError(f"{where}: key {name!r} is missing", do=f"add {name}: <{_describe(hints[name])}>")
@@ -43,17 +60,53 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: no such file, not YAML, or not a mapping.
+        ConfigError: no such file, not YAML (see ``parse_yaml``), or not a mapping.
     """
-    try:
-        data = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"config {path}", expected="a readable YAML file", found=str(error.strerror)) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config {path}", expected="valid YAML", found=str(error).replace("\n", " ")) from error
+    data = parse_yaml(read_text(path, what="config"), where=f"config {path}")
     if not isinstance(data, dict):
         raise ConfigError(f"config {path}", expected="a mapping of keys to values", found=_kind(data))
     return data
+
+
+def read_text(path: str | Path, *, what: str) -> str:
+    """The text of a UTF-8 file; ``what`` it is (``"schema"``) goes into messages.
+
+    Raises:
+        ConfigError: no such file, or not UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{what} {path}", expected="a readable YAML file", found=str(error.strerror)) from error
+    except ValueError as error:  # not UTF-8, or NUL in the path
+        raise ConfigError(f"{what} {path}", expected="valid YAML", found=str(error)) from error
+
+
+def parse_yaml(text: str, *, where: str) -> Any:
+    """The plain values of a YAML text, whoever wrote it.
+
+    Aliases are refused (aliases of aliases make a few lines mean a billion values), and so are more than 16 levels:
+    PyYAML takes the square of the depth, minutes for 100 KB of brackets.
+
+    Raises:
+        ConfigError: not YAML, an alias, too many levels, or a scalar that is not what it looks like (2024-13-45).
+    """
+    try:
+        _refuse_bombs(text, where)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
+        # Scalars and tags PyYAML can't convert come as whatever its converters raise.
+        raise ConfigError(where, expected="valid YAML", found=" ".join(str(error).split())) from error
+
+
+def _refuse_bombs(text: str, where: str) -> None:
+    depth = 0
+    for token in yaml.scan(text):
+        if isinstance(token, yaml.AliasToken):
+            raise ConfigError(where, expected="YAML without aliases", found="an alias", do="write the value out")
+        depth += isinstance(token, _OPENS) - isinstance(token, _CLOSES)
+        if depth > MAX_DEPTH:
+            raise ConfigError(where, expected=f"at most {MAX_DEPTH} levels", found="more")
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -73,7 +126,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin is Literal:
         if value in args:
             return value
-        raise ConfigError(where, expected=" or ".join(map(repr, args)), found=repr(value))
+        raise ConfigError(where, expected=" or ".join(map(repr, args)), found=_shown(value))
     if is_dataclass(hint):
         return value if isinstance(value, hint) else parse(hint, value, where=where)  # type: ignore[arg-type]
     if origin is tuple:
@@ -92,6 +145,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             pass
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if hint is int and isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise ConfigError(where, expected="a whole number", found=f"one of {value.bit_length():,} bits")
+    if hint is float and isinstance(value, float) and math.isnan(value):
+        raise ConfigError(where, expected="a number", found="nan")
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
     raise ConfigError(where, expected=_describe(hint), found=_kind(value))
@@ -102,4 +159,12 @@ def _describe(hint: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"{value!r} ({type(value).__name__})"
+    return "nothing" if value is None else f"{_shown(value)} ({type(value).__name__})"
+
+
+def _shown(value: Any, *, quoted: bool = True) -> str:
+    """A value for a message, shortened."""
+    try:
+        return _shorten.repr(value) if quoted else str(value)[:80]
+    except ValueError:  # an integer of thousands of digits
+        return f"<{type(value).__name__}>"

@@ -164,7 +164,7 @@ def _binary(label: pa.ChunkedArray) -> NDArray[np.float64] | None:
 def _label_reason(column: pa.ChunkedArray, label_B: NDArray[np.float64] | None) -> str:
     if label_B is not None:
         return f"label, 1 in {label_B.mean():.3g} of rows"
-    shown = ", ".join(str(value) for value in pc.unique(column).slice(0, 5).to_pylist())
+    shown = ", ".join(_show(value) for value in pc.unique(column).slice(0, 5).to_pylist())
     return f"label, but training needs 0 and 1 and it holds {shown}"
 
 
@@ -194,7 +194,7 @@ def _judge(name: str, column: pa.ChunkedArray, names: Sequence[str]) -> _Verdict
     if not _is_number(kind) and not _can_be_feature(kind):
         return _Verdict(f"left out: {kind} is neither a category nor a number")
     if len(pc.unique(bare)) == 1:
-        return _Verdict(f"left out: {bare[0].as_py()!r} in every row")
+        return _Verdict(f"left out: {_show(bare[0].as_py())} in every row")
     if pa.types.is_integer(kind):
         return _judge_integer(name, column)
     if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
@@ -236,7 +236,7 @@ def _judge_text(name: str, column: pa.ChunkedArray) -> _Verdict:
         return _Verdict(f"left out: a different value in each of {rows:,} rows, as a row id")
     head = [value for value in distinct.slice(0, MANY).to_pylist() if isinstance(value, str)]
     if head and all(_TEXT_DATE.match(value) for value in head):
-        return _Verdict(f"left out: dates as text ({head[0]}); {_TO_TIMESTAMP}")
+        return _Verdict(f"left out: dates as text ({head[0][:19]}); {_TO_TIMESTAMP}")
     if head and len(distinct) > rows / 2 and np.mean([len(value) for value in head]) > 60:
         return _Verdict(f"left out: long text, {_of(len(distinct), rows)}")
     return _Verdict(
@@ -301,6 +301,11 @@ def _name_says(name: str) -> str:
     if _CODE.fullmatch(words[-1]):
         return "code"
     return "measure" if any(_MEASURE.fullmatch(word) for word in words) else ""
+
+
+def _show(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _of(distinct: int, rows: int) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from embstore.config import parse
+from embstore.config import parse, parse_yaml, read_text
 from embstore.errors import ConfigError, SchemaError, nearest
 
 POOLINGS = ("sum", "mean")
@@ -148,14 +148,9 @@ class Schema:
         Raises:
             ConfigError: not YAML, an unknown key (the nearest known one is named), or a value of the wrong type.
         """
-        try:
-            text = source.read_text() if isinstance(source, Path) else source
-            data = yaml.safe_load(text)
-        except OSError as error:
-            raise ConfigError(f"schema {source}", expected="a readable YAML file", found=str(error)) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError("schema", expected="valid YAML", found=str(error).replace("\n", " ")) from error
-        return cls.from_dict(data)
+        if isinstance(source, Path):
+            return cls.from_dict(parse_yaml(read_text(source, what="schema"), where=f"schema {source}"))
+        return cls.from_dict(parse_yaml(source, where="schema"))
 
     @classmethod
     def from_dict(cls, data: Any) -> Schema:

@@ -84,7 +84,9 @@ class _World:
         self.user_device = rng.choice(len(DEVICES), users, p=(0.55, 0.1, 0.3, 0.05))
         self.user_age = np.clip(rng.normal(38, 13, users), 16, 80).astype(np.int64)
         self.user_activity = rng.gamma(1.5, 6.0, users)
-        self.user_cluster = rng.integers(0, CLUSTERS, users)
+        # Most users share the taste of their country, so part of the interaction shows without knowing the user.
+        usual = rng.integers(0, CLUSTERS, len(COUNTRIES))[self.user_country]
+        self.user_cluster = np.where(rng.random(users) < 0.8, usual, rng.integers(0, CLUSTERS, users))
         self.item_category = rng.integers(0, len(CATEGORIES), items)
         self.item_price = np.exp(rng.normal(3.0, 0.8, items))
 
@@ -95,7 +97,7 @@ class _World:
         self.device = effect(0.3, len(DEVICES) + 1)
         self.weekday = effect(0.1, 8)
         self.tag = effect(0.9, len(TAGS) + 1)
-        self.taste = effect(0.9, CLUSTERS + 1, len(CATEGORIES))
+        self.taste = effect(0.7, CLUSTERS + 1, len(CATEGORIES))
         hour = np.arange(24)
         self.hour = s * 0.3 * np.cos(2 * np.pi * (hour - 20) / 24)
         peak = np.array([21.0, 7.0, 12.0, 0.0])  # by device

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 SETTINGS: dict[str, Any] = {
-    "table": {"rows": 32_768, "dim": 16, "optimizer": {"learning_rate": 0.02, "eps": 1e-5, "l2": 0.002}},
-    "model": {"name": "dcn", "cross_layers": 2, "low_rank": 32, "hidden": [128, 64], "dropout": 0.1},
-    "training": {"epochs": 3, "batch_size": 2048, "learning_rate": 2e-3, "schedule": "linear"},
+    "table": {"rows": 32_768, "dim": 16, "optimizer": {"learning_rate": 0.3, "eps": 1e-5, "l2": 2e-5}},
+    "model": {"name": "dcn", "cross_layers": 2, "low_rank": 32, "hidden": [128, 64], "dropout": 0.2},
+    "training": {"epochs": 3, "batch_size": 1024, "learning_rate": 2e-3, "schedule": "linear"},
 }
 
 

@@ -1,0 +1,200 @@
+"""The command line, from a log to a lookup, and how it says no."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+
+from embstore.cli import cli, main
+from embstore.errors import EmbstoreError
+from embstore.store import Store
+from embstore.synthetic import SyntheticLog
+
+LOG = SyntheticLog(rows=16_000, users=100, items=50)
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    for name, days in (("train", (0, 6)), ("valid", (6, 7)), ("test", (7, 8))):
+        LOG.write(folder / name, rows=LOG.day_rows(*days))
+    return folder
+
+
+def invoke(*arguments: object) -> Result:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def trained(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run made with no configuration but the label, published in a store beside it."""
+    folder = tmp_path_factory.mktemp("work")
+    flags = [f"--{name}={logs / name}" for name in ("train", "valid", "test")]
+    sizes = ["--set", "table.rows=5000", "--set", "training.batch_size=500"]
+    result = invoke("train", *flags, "--label", "click", *sizes, "--output", folder / "run")
+    assert result.exit_code == 0
+    assert "parameters" in result.output
+    assert invoke("publish", folder / "run", "--store", folder / "store").exit_code == 0
+    return folder
+
+
+def test_a_log_and_its_label_are_enough_to_train(trained: Path) -> None:
+    result = json.loads((trained / "run" / "result.json").read_text())
+    assert result["test"]["rows"] == len(LOG.day_rows(7))
+    assert 0.55 < result["test"]["auc"] < 0.85
+    schema = (trained / "run" / "schema.yaml").read_text()
+    assert "user_id" in schema
+    assert "timestamp" in schema
+
+
+def test_evaluate_gives_what_training_measured(trained: Path, logs: Path) -> None:
+    measured = json.loads(invoke("evaluate", trained / "run", "--log", logs / "test", "--json").output)
+    assert measured == json.loads((trained / "run" / "result.json").read_text())["test"]
+
+
+def test_versions_and_lookup(trained: Path) -> None:
+    store = trained / "store"
+    (listed,) = json.loads(invoke("versions", "--store", store, "--json").output)
+    assert listed["aliases"] == ["latest"]
+    assert listed["version"] in invoke("versions", "--store", store).output
+    answer = json.loads(invoke("lookup", "--store", store, "category", "books", "music", "--json").output)
+    assert answer["version"] == listed["version"]
+    version = Store(store).open()
+    assert [len(vector) for vector in answer["vectors"]] == [version.table.dim] * 2
+    item = pq.read_table(next((Path(version.manifest["lineage"]["config"]["logs"]["train"])).glob("*")))["item_id"][0].as_py()
+    assert invoke("lookup", "--store", store, "item_id", item).exit_code == 0
+    assert invoke("lookup", "--store", store, "tags", "tag01").exit_code == 0
+    with pytest.raises(EmbstoreError, match="int64"):
+        invoke("lookup", "--store", store, "item_id", "abc")
+    with pytest.raises(EmbstoreError, match="did you mean 'category'"):
+        invoke("lookup", "--store", store, "categry", "books")
+    with pytest.raises(EmbstoreError, match="2099"):
+        invoke("lookup", "--store", store, "--version", "2099", "category", "books")
+
+
+def test_a_published_version_scores_as_the_run_did(trained: Path, logs: Path) -> None:
+    from embstore import models
+    from embstore.ctr import CtrModel
+    from embstore.logs import ParquetLog
+    from embstore.training import evaluate
+
+    version = Store(trained / "store").open()
+    model = CtrModel.restore(version, models.build)
+    result = evaluate(model, ParquetLog(logs / "test", version.schema), 16_384)
+    assert result == json.loads((trained / "run" / "result.json").read_text())["test"]
+
+
+def test_schema_says_why(logs: Path, tmp_path: Path) -> None:
+    text = invoke("schema", logs / "train", "--label", "click", "--group", "user_id").output
+    data = yaml.safe_load(text)
+    assert data["label"] == "click"
+    assert {"user_id", "item_id", "category", "tags"} <= {f["name"] for f in data["features"]}
+    assert "#" in text
+    assert invoke("schema", logs / "train", "--label", "click", "--output", tmp_path / "s.yaml").exit_code == 0
+    assert yaml.safe_load((tmp_path / "s.yaml").read_text())["label"] == "click"
+
+
+def test_yaml_flags_and_seeds(logs: Path, tmp_path: Path) -> None:
+    config = {
+        "logs": {"train": str(logs / "train"), "test": str(logs / "test")},
+        "schema": {"label": "click", "features": ["user_id", {"name": "category", "exact": True}]},
+        "table": {"rows": 100, "dim": 4},
+        "model": {"name": "dnn", "hidden": [8]},
+        "training": {"batch_size": 2000},
+        "output": str(tmp_path / "run"),
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    assert invoke("train", path, "--seeds", 2, "--set", "table.dim=8", "--set", "model.hidden=[4]").exit_code == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["seeds"] == 2
+    first, second = (run["test"]["auc"] for run in summary["runs"])
+    assert summary["test mean"]["auc"] == pytest.approx((first + second) / 2)
+    assert first != second
+    table = summary["runs"][0]["parameters"]["table"]
+    assert table == 8 * (100 + len(pq.read_table(logs / "train")["category"].unique()) + 1)
+    again = invoke("train", path, "--seeds", 2, "--set", "table.dim=8", "--set", "model.hidden=[4]")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary, again.output
+    with pytest.raises(EmbstoreError, match="other settings"):
+        invoke("train", path, "--seeds", 2, "--set", "table.dim=4", "--set", "model.hidden=[4]")
+    assert invoke("train", path, "--seeds", 2, "--set", "table.dim=4", "--set", "model.hidden=[4]", "--fresh").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train"], "CONFIG file"),
+        (["train", "absent.yaml"], "readable YAML file"),
+        (["train", "--train", "nowhere/", "--label", "y"], "no Parquet file"),
+        (["publish", "nowhere"], "folder of a run"),
+        (["evaluate", "nowhere", "--log", "x"], "folder of a run"),
+        (["lookup", "--store", "nowhere", "a", "b"], "version"),
+        (["dataset", "critoe", "--from", "x", "--to", "y"], "did you mean 'criteo'"),
+        (["train", "--set", "a", "--train", "x", "--label", "y"], "KEY=VALUE"),
+        (["schema", "nowhere", "--label", "y"], "no Parquet file"),
+    ],
+)
+def test_what_cannot_be_done_is_said(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EmbstoreError, match=message):
+        invoke(*arguments)
+
+
+def test_unknown_yaml_keys_name_the_nearest(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("logs: {train: x}\nschema: s.yaml\ntable: {rows: 10, dims: 4}\nmodel: {name: dcn}\n")
+    with pytest.raises(EmbstoreError, match=r"config\.table: unknown key 'dims'; did you mean 'dim'"):
+        invoke("train", path)
+
+
+def test_main_prints_one_line_and_exits_with_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["embstore", "train", "absent.yaml"])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error ConfigError: ")
+    assert "Traceback" not in error
+
+
+def test_help_teaches() -> None:
+    assert "embstore demo" in invoke("--help").output
+    for command in cli.commands:
+        text = invoke(command, "--help").output
+        assert "Example" in text, command
+
+
+def test_movielens_100k_as_it_is(shared_data: Callable[[str], Path], tmp_path: Path) -> None:
+    """Strings, integers, nulls, a list column and a timestamp: converted, trained, published, looked up."""
+    source = shared_data("movielens-100k")
+    assert invoke("dataset", "movielens-100k", "--from", source, "--to", tmp_path / "data").exit_code == 0
+    _whole_way(tmp_path, "movie_id", least_auc=0.7)
+
+
+@pytest.mark.parametrize(("name", "feature"), [("criteo", "C1"), ("avazu", "site_id")])
+def test_raw_samples(shared_data: Callable[[str], Path], tmp_path: Path, name: str, feature: str) -> None:
+    assert invoke("dataset", name, "--from", shared_data(f"{name}-sample"), "--to", tmp_path / "data").exit_code == 0
+    _whole_way(tmp_path, feature, least_auc=0.55)
+
+
+def _whole_way(folder: Path, feature: str, least_auc: float) -> None:
+    data = folder / "data"
+    flags = [f"--{name}={data / name}" for name in ("train", "valid", "test")]
+    sizes = ["--set", "table.rows=20000", "--set", "training.batch_size=512", "--set", "training.epochs=2"]
+    assert invoke("train", *flags, "--schema", data / "schema.yaml", *sizes, "--output", folder / "run").exit_code == 0
+    assert json.loads((folder / "run" / "result.json").read_text())["test"]["auc"] > least_auc
+    assert invoke("publish", folder / "run", "--store", folder / "store").exit_code == 0
+    value = pa.compute.drop_null(pq.read_table(next((data / "test").rglob("*.parquet")))[feature])[0].as_py()
+    answer = json.loads(invoke("lookup", "--store", folder / "store", feature, value, "--json").output)
+    assert len(answer["vectors"]) == 1
