@@ -49,10 +49,10 @@ class FeatureTokens:
         starts = [0]
         for values, _ in columns.values():
             starts.append(starts[-1] + len(values))
-        values = [values for values, _ in columns.values()]
+        parts = [values for values, _ in columns.values()]
         return cls(
             names=tuple(columns),
-            values_N=torch.cat(values) if values else torch.empty(0, dtype=torch.int64),
+            values_N=torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64),
             starts=tuple(starts),
             offsets={name: offsets for name, (_, offsets) in columns.items() if offsets is not None},
             rows=rows,

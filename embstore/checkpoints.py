@@ -95,7 +95,9 @@ class Checkpoints:
                         found=f"{found[:16]}…",
                         do=f"delete the folder {name} to go on from the one before",
                     )
-            groups = {file.removesuffix(".safetensors"): open_tensors(folder / file) for file in state["files"]}
+            groups: dict[str, Mapping[str, Tensor]] = {}
+            for file in state["files"]:
+                groups[file.removesuffix(".safetensors")] = open_tensors(folder / file)
         except (CorruptVersionError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"checkpoint {folder} can't be read",
@@ -124,7 +126,10 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) 
         theirs = tuple(tensors[name].shape) if name in tensors else "absent"
         if ours != theirs:
             raise CheckpointError(
-                f"{origin} is of another model: {name}", expected=str(ours), found=str(theirs), do="use the settings it was made with"
+                f"{origin} is of another model: {name}",
+                expected=str(ours),
+                found=str(theirs),
+                do="use the settings it was made with",
             )
     module.load_state_dict(dict(tensors))
 

@@ -85,18 +85,30 @@ def read_text(path: str | Path, *, what: str) -> str:
 def parse_yaml(text: str, *, where: str) -> Any:
     """The plain values of a YAML text, whoever wrote it.
 
-    Aliases are refused (aliases of aliases make a few lines mean a billion values), and so are more than 16 levels:
-    PyYAML takes the square of the depth, minutes for 100 KB of brackets.
+    Aliases are refused (aliases of aliases make a few lines mean a billion values), so are keys given twice, and so are
+    more than 16 levels (PyYAML takes the square of the depth, minutes for 100 KB of brackets).
 
     Raises:
         ConfigError: not YAML, an alias, too many levels, or a scalar that is not what it looks like (2024-13-45).
     """
     try:
         _refuse_bombs(text, where)
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
         # Scalars and tags PyYAML can't convert come as whatever its converters raise.
         raise ConfigError(where, expected="valid YAML", found=" ".join(str(error).split())) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key given twice; PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in seen:
+                raise yaml.YAMLError(f"key {_shown(key.value)} twice, line {key.start_mark.line + 1}")
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _refuse_bombs(text: str, where: str) -> None:
@@ -137,18 +149,16 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ConfigError(where, expected="a mapping", found=_kind(value))
         return dict(value)
-    if hint is float and isinstance(value, str):
-        # YAML 1.1 reads 1e-3 (no dot) as text.
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)
-        except ValueError:
-            pass
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+            number = float(value)  # YAML 1.1 reads 1 as an integer and 1e-3 (no dot) as text
+        except (ValueError, OverflowError):
+            number = math.nan
+        if not math.isnan(number):
+            return number
+        raise ConfigError(where, expected=_describe(hint), found=_kind(value))
     if hint is int and isinstance(value, int) and value.bit_length() > MAX_BITS:
         raise ConfigError(where, expected="a whole number", found=f"one of {value.bit_length():,} bits")
-    if hint is float and isinstance(value, float) and math.isnan(value):
-        raise ConfigError(where, expected="a number", found="nan")
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
         return value
     raise ConfigError(where, expected=_describe(hint), found=_kind(value))

@@ -14,11 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from embstore.batch import Batch
-from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.checkpoints import load_into
+from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.normalization import StreamingNormalizer
 from embstore.store import Version
-
 
 BuildNetwork = Callable[..., nn.Module]
 NetworkDescription = dict[str, Any]  # {"name", "settings", "dense_width", "widths"}, as a version's manifest has it

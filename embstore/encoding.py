@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import numba
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -138,8 +137,17 @@ def _numbers(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
     kind = column.type
     if pa.types.is_null(kind):
         return np.full(len(column), np.nan, dtype=np.float32)
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        numbers = column.cast(pa.float64(), safe=False) if not pa.types.is_boolean(kind) else column.cast(pa.int8()).cast(pa.float64())
+    if (
+        pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+    ):
+        numbers = (
+            column.cast(pa.float64(), safe=False)
+            if not pa.types.is_boolean(kind)
+            else column.cast(pa.int8()).cast(pa.float64())
+        )
         values = numbers.to_numpy(zero_copy_only=False) if isinstance(numbers, pa.Array) else numbers.to_numpy()
         return values.astype(np.float32)
     raise SchemaError(

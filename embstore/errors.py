@@ -17,8 +17,8 @@ Catch ``EmbstoreError`` to catch them all. Each message says what was expected, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Iterable
 
 
 class EmbstoreError(Exception):

@@ -1,8 +1,8 @@
 """Parquet logs -> a stream of batches, in bounded memory, that can be resumed at any row.
 
-The order of an epoch is a pure function of (log, seed, epoch): row groups are permuted, their rows run together into one
-stream, and each consecutive *window* of the stream is permuted. So a ``Cursor`` needs only the epoch and the number of rows
-taken, any rank can compute its share of every batch, and nothing of the shuffle has to be saved.
+The order of an epoch is a pure function of (log, seed, epoch): row groups are permuted, their rows run together
+into one stream, and each consecutive *window* of the stream is permuted. So a ``Cursor`` needs only the epoch and
+the number of rows taken, any rank can compute its share of every batch, and nothing of the shuffle has to be saved.
 
     stream   | row group 7 | row group 2 | row group 5 | ...      permuted by (seed, epoch)
     windows  |   window 0    |   window 1    | ...                permuted by (seed, epoch, window)
@@ -17,7 +17,7 @@ import glob
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -85,12 +85,14 @@ class ParquetLog:
         self.source, self.schema, self.labelled = source, schema, labelled
         self.filesystem, self.paths = _find(source)
         extra = () if labelled else tuple(n for n in (schema.label, schema.weight, schema.group) if n)
-        inputs = {entry.source for entry in (*schema.features, *schema.dense)}
+        inputs = {f.source for f in schema.features} | {d.source for d in schema.dense}
         self.columns = [name for name in schema.columns if name in inputs or name not in extra]
         self.pieces = self._open()
         self.rows = sum(piece.rows for piece in self.pieces)
         if self.rows == 0:
-            raise LogError(f"log {_show(source)}", expected="at least one row", found=f"{len(self.paths)} file(s) without rows")
+            raise LogError(
+                f"log {_show(source)}", expected="at least one row", found=f"{len(self.paths)} file(s) without rows"
+            )
 
     def _open(self) -> list[Piece]:
         pieces: list[Piece] = []
@@ -151,7 +153,7 @@ class ParquetLog:
         rank: int = 0,
         world_size: int = 1,
         prefetch: int = 4,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Stream batches from a cursor on; each carries the cursor of what follows it.
 
         A last batch smaller than half a batch is joined to the one before it, so no step sees a handful of rows.
@@ -213,9 +215,14 @@ class ParquetLog:
                     position += chunk.num_rows
                     if skip < chunk.num_rows:
                         table = pa.Table.from_batches([chunk.slice(skip)])
-                        yield table, f"{piece.path}, row group {piece.row_group}, from row {position - table.num_rows:,}"
+                        yield (
+                            table,
+                            f"{piece.path}, row group {piece.row_group}, from row {position - table.num_rows:,}",
+                        )
             if position != piece.rows:
-                raise LogError(f"{piece.path} changed while it was read", expected=f"{piece.rows} rows", found=str(position))
+                raise LogError(
+                    f"{piece.path} changed while it was read", expected=f"{piece.rows} rows", found=str(position)
+                )
             start = 0
 
 
@@ -276,7 +283,9 @@ class _Order:
             order = self._permutation(cursor, window.size)
             bounds = [b - cursor.row for b in self.batch_bounds if taken <= b - cursor.row <= window.size]
             for start, stop in itertools.pairwise(bounds):
-                mine = order[start + (stop - start) * rank // world_size : start + (stop - start) * (rank + 1) // world_size]
+                mine = order[
+                    start + (stop - start) * rank // world_size : start + (stop - start) * (rank + 1) // world_size
+                ]
                 after = replace(cursor, row=cursor.row + stop)
                 if after.row == self.log.rows:
                     after = Cursor(epoch=cursor.epoch + 1, row=0, fingerprint=cursor.fingerprint)
@@ -302,7 +311,9 @@ def _find(source: str | Path | Sequence[str | Path]) -> tuple[pafs.FileSystem, l
         filesystem, paths = found[0][0], [path for _, paths in found for path in paths]
     if not paths:
         raise LogError(
-            f"log {_show(source)}", expected="a .parquet file, a folder of them, a glob or a URI", found="no Parquet file there"
+            f"log {_show(source)}",
+            expected="a .parquet file, a folder of them, a glob or a URI",
+            found="no Parquet file there",
         )
     return filesystem, paths
 

@@ -1,4 +1,4 @@
-"""What a person sees of long work: a bar in a terminal, plain lines elsewhere, nothing by default; curves in TensorBoard."""
+"""What a person sees of long work: a bar in a terminal, plain lines elsewhere, nothing by default."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -50,6 +51,9 @@ class Progress:
     def record(self, values: dict[str, Any], folder: Path) -> None:
         """An evaluation's record was written."""
 
+    def finish(self, folder: Path) -> None:
+        """The run in that folder has ended, for now."""
+
 
 no_progress = Progress()
 
@@ -76,13 +80,18 @@ class ConsoleProgress(Progress):
         parts = [f"step {values['step']:,}", f"epoch {values['epoch']}", f"loss {values['train_loss']:.4f}"]
         shown = ("auc", "logloss", "gauc")
         parts += [f"valid {name} {values[f'valid_{name}']:.5f}" for name in shown if f"valid_{name}" in values]
-        self.console.print("  ".join(parts), highlight=False)
+        self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
         writer = self._writer(folder, values["step"])
         if writer is not None:
             for name, value in values.items():
                 if name not in ("step", "epoch"):
                     writer.add_scalar(name, value, values["step"])
             writer.flush()
+
+    def finish(self, folder: Path) -> None:
+        writer = self._writers.pop(folder, None)
+        if writer is not None:
+            writer.close()
 
     def _writer(self, folder: Path, step: int) -> Any:
         if folder not in self._writers:
@@ -157,8 +166,10 @@ class _ConsoleBar(Bar):
         if now - self.shown_at > _AUC_EVERY:
             self.shown_at = now
             labels, logits = (torch.cat(part).cpu().numpy() for part in zip(*self.recent, strict=True))
-            self.auc = auc(labels, logits)
-        self.display.update(self.task, completed=self.done, note=f"{self._speed()}  loss {loss:.4f}  auc {self.auc:.4f}")
+            self.auc = auc(labels, logits) if np.isfinite(logits).all() else float("nan")
+        self.display.update(
+            self.task, completed=self.done, note=f"{self._speed()}  loss {loss:.4f}  auc {self.auc:.4f}"
+        )
 
     def _speed(self) -> str:
         return f"{(self.done - self.before) / max(time.perf_counter() - self.started, 1e-9):,.0f} rows/s"

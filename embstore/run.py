@@ -13,7 +13,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -132,7 +131,9 @@ class Run:
         self.folder = Path(config.output)
         self.schema = config.read_schema()
         if self.schema.label is None:
-            raise ConfigError("schema", expected="a label to train on", found="none", do="add label: <column> to the schema")
+            raise ConfigError(
+                "schema", expected="a label to train on", found="none", do="add label: <column> to the schema"
+            )
 
     @classmethod
     def open(cls, folder: str | Path, build_network: BuildNetwork, *, progress: Progress = no_progress) -> Run:
@@ -161,7 +162,9 @@ class Run:
             Interrupted: Ctrl-C; the same call goes on.
         """
         logs = {
-            name: ParquetLog(source, self.schema) for name, source in asdict(self.config.logs).items() if source is not None
+            name: ParquetLog(source, self.schema)
+            for name, source in asdict(self.config.logs).items()
+            if source is not None
         }
         self._begin(logs["train"])
         model = self.build(self._exact(logs["train"]))
@@ -261,11 +264,15 @@ class Run:
                 )
             self.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write("config.yaml", yaml.safe_dump(asdict(replace(self.config, schema=self.schema.to_dict())), sort_keys=False))
+        self._write(
+            "config.yaml", yaml.safe_dump(asdict(replace(self.config, schema=self.schema.to_dict())), sort_keys=False)
+        )
         self._write("schema.yaml", self.schema.to_yaml())
         with pq.ParquetFile(log.paths[0], filesystem=log.filesystem) as file:
             columns = file.schema_arrow
-        self._write("columns.json", json.dumps({f.name: str(columns.field(f.source).type) for f in self.schema.features}))
+        self._write(
+            "columns.json", json.dumps({f.name: str(columns.field(f.source).type) for f in self.schema.features})
+        )
 
     def _same_as(self, other: RunConfig) -> bool:
         theirs = Run(other, self.build_network)
@@ -284,7 +291,9 @@ class Run:
     def _saved_exact(self) -> dict[str, Tensor]:
         path = self.folder / "exact.safetensors"
         if not path.exists():
-            raise CheckpointError(f"{self.folder}", expected="a trained run", found="one without tokens of exact features")
+            raise CheckpointError(
+                f"{self.folder}", expected="a trained run", found="one without tokens of exact features"
+            )
         return dict(open_tensors(path))
 
     def _read(self, name: str, default: str) -> str:

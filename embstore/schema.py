@@ -1,7 +1,8 @@
 """What the columns of a log mean: features, dense columns, label, weight, group.
 
-A log is Parquet. Each *feature* is a categorical column (integers, strings, booleans, or lists of them) that is looked up
-in the table; each *dense* column is a number given to the model directly. Nothing else in the log is read.
+A log is Parquet. Each *feature* is a categorical column (integers, strings, booleans, or lists of them) that is
+looked up in the table; each *dense* column is a number given to the model directly. Nothing else in the log is
+read.
 
     schema.yaml
         label: click
@@ -60,7 +61,9 @@ class Feature:
         if self.lookups < 1:
             raise ConfigError(f"feature {self.name!r}: lookups", expected="1 or more", found=str(self.lookups))
         if self.pooling not in POOLINGS:
-            raise ConfigError(f"feature {self.name!r}: pooling", expected=" or ".join(POOLINGS), found=repr(self.pooling))
+            raise ConfigError(
+                f"feature {self.name!r}: pooling", expected=" or ".join(POOLINGS), found=repr(self.pooling)
+            )
         if self.max_length is not None and self.max_length < 1:
             raise ConfigError(f"feature {self.name!r}: max_length", expected="1 or more", found=str(self.max_length))
         if self.transform is not None and self.transform not in TRANSFORMS:
@@ -127,7 +130,7 @@ class Schema:
             twice = {name for name in names if names.count(name) > 1}
             if twice:
                 raise ConfigError(f"{kind} {min(twice)!r} is declared twice", do="give each its own name")
-        leaks = {self.label, self.weight} & {entry.source for entry in (*self.features, *self.dense)} - {None}
+        leaks = {self.label, self.weight} & {entry.source for entry in self._inputs} - {None}
         if leaks:
             raise ConfigError(
                 f"column {min(map(str, leaks))!r} is the label or weight and also an input",
@@ -189,9 +192,13 @@ class Schema:
         return "\n".join(lines) + "\n"
 
     @property
+    def _inputs(self) -> tuple[Feature | Dense, ...]:
+        return (*self.features, *self.dense)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Every column of the log that is read, each once."""
-        sources = [entry.source for entry in (*self.features, *self.dense)]
+        sources = [entry.source for entry in self._inputs]
         extra = [name for name in (self.label, self.weight, self.group) if name is not None]
         return tuple(dict.fromkeys(sources + extra))
 

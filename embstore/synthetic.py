@@ -1,15 +1,16 @@
 """Generated click logs whose best answer is known.
 
-Every row's click probability is a function of what the row shows, so the AUC of the best possible model (Bayes AUC) can be
-computed and a trained model be judged by its distance to it, on any number of rows and without any download:
+Every row's click probability is a function of what the row shows, so the AUC of the best possible model (Bayes AUC)
+can be computed and a trained model be judged by its distance to it, on any number of rows and without any download:
 
     logit = bias + user + item + category + country + hour + weekday + device           one effect per value
           + taste[cluster of user, category of item]                                    low-rank user x item
           + rhythm[device, hour] + mean(effect of tags)                                 interaction, multivalued
           + f(price) + g(age) + h(clicks_before)                                        dense; a null adds nothing
 
-Users and items are drawn from Zipf laws; every second item moves up the popularity ranks a little each day, until it
-leaves the head. Rows come in chunks; chunk i depends on (settings, i) alone, so any division of the work gives the same rows.
+Users and items are drawn from Zipf laws; every second item moves up the popularity ranks a little each day, until
+it leaves the head. Rows come in chunks; chunk i depends on (settings, i) alone, so any division of the work gives
+the same rows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -35,8 +37,9 @@ from embstore.schema import Dense, Feature, Schema
 CHUNK_ROWS = 65_536  # rows generated together, and rows of a Parquet row group
 DEVICES = ("phone", "tablet", "desktop", "tv")
 COUNTRIES = ("DE", "US", "FR", "GB", "PL", "IT", "ES", "NL", "TR", "IN", "BR", "JP", "SE", "AT", "CZ", "CA")
-CATEGORIES = tuple(
-    "arts books cars fashion finance food games garden health home jobs movies music news pets science sport travel".split()
+CATEGORIES = (
+    *("arts", "books", "cars", "fashion", "finance", "food", "games", "garden", "health"),
+    *("home", "jobs", "movies", "music", "news", "pets", "science", "sport", "travel"),
 )
 TAGS = tuple(f"tag{number:02d}" for number in range(60))
 CLUSTERS = 4
@@ -167,7 +170,15 @@ class SyntheticLog:
     item_exponent: float = 0.9
 
     def __post_init__(self) -> None:
-        for name, least in (("rows", 1), ("days", 1), ("users", 1), ("items", 2), ("seed", 0), ("signal", 0), ("drift", 0)):
+        for name, least in (
+            ("rows", 1),
+            ("days", 1),
+            ("users", 1),
+            ("items", 2),
+            ("seed", 0),
+            ("signal", 0),
+            ("drift", 0),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(f"synthetic log: {name}", expected=f"{least} or more", found=str(getattr(self, name)))
         if not 0 < self.base_rate < 1:
@@ -212,7 +223,9 @@ class SyntheticLog:
         """The rows of days ``first`` to ``stop`` (not included; one day when ``None``), counted from 0."""
         stop = first + 1 if stop is None else stop
         if not 0 <= first < stop <= self.days:
-            raise ConfigError("synthetic log: days", expected=f"0 <= first < stop <= {self.days}", found=f"{first}, {stop}")
+            raise ConfigError(
+                "synthetic log: days", expected=f"0 <= first < stop <= {self.days}", found=f"{first}, {stop}"
+            )
         return range(-(-first * self.rows // self.days), -(-stop * self.rows // self.days))
 
     def tables(self, rows: range | None = None) -> Iterator[pa.Table]:
@@ -298,7 +311,7 @@ class SyntheticLog:
         return _sigmoid(self.true_logits(source))
 
     def bayes_auc(self, source: _Source) -> float:
-        """The AUC of the true probabilities on the labels drawn: what no model can be expected to beat on these rows."""
+        """The AUC of the true probabilities on the labels drawn: what no model can be expected to beat."""
         scores, labels = [np.empty(0)], [np.empty(0)]
         for table in self._read(source):
             scores.append(self._world.logits(self._codes(table)))
@@ -306,10 +319,11 @@ class SyntheticLog:
         return auc(np.concatenate(labels), np.concatenate(scores))
 
     def expected_auc(self, source: _Source) -> float:
-        """The Bayes AUC over all labels these rows might have drawn (the ratio of expected pairs), free of label noise."""
+        """The Bayes AUC over all labels these rows might have drawn (the ratio of expected pairs): no label noise."""
         score = self.true_logits(source)
         p = _sigmoid(score)
-        # Each row is a click with weight p and none with weight 1 - p; a row never meets itself, so those ties are taken out.
+        # Each row is a click with weight p and none with weight 1 - p; a row never meets itself, so those ties are
+        # taken out.
         both = auc(np.repeat([1.0, 0.0], len(p)), np.tile(score, 2), weight=np.concatenate([p, 1 - p]))
         pairs, own = p.sum() * (1 - p).sum(), (p * (1 - p)).sum()
         return float((both * pairs - own / 2) / (pairs - own))
@@ -344,7 +358,9 @@ class SyntheticLog:
             item=item,
             time_us=time_us,
             device=np.where(
-                self._null(rng, n), -1, np.where(usual_device, world.user_device[user], rng.integers(0, len(DEVICES), n))
+                self._null(rng, n),
+                -1,
+                np.where(usual_device, world.user_device[user], rng.integers(0, len(DEVICES), n)),
             ),
             country=np.where(
                 self._null(rng, n),
@@ -411,7 +427,7 @@ class SyntheticLog:
         return self._world.item_ids[order], order
 
 
-_Source = range | pa.Table | str | Path | Sequence[str | Path]
+_Source: TypeAlias = range | pa.Table | str | Path | Sequence[str | Path]
 
 _ARROW = pa.schema(
     {

@@ -1,8 +1,8 @@
 """The training loop: batches in, a trained model and its measurements out, resumable at any moment.
 
-A run is a function of (log, schema, settings, seed). Random numbers of a step come from ``(seed, step)``, the order of the
-log from ``(seed, epoch)``, so a checkpoint needs no generator state, and a run that was killed and resumed ends
-bit-equal to one that was not (on CPU).
+A run is a function of (log, schema, settings, seed). Random numbers of a step come from ``(seed, step)``, the order
+of the log from ``(seed, epoch)``, so a checkpoint needs no generator state, and a run that was killed and resumed
+ends bit-equal to one that was not (on CPU).
 
     run/
       metrics.jsonl      one line per evaluation
@@ -33,6 +33,7 @@ from embstore.errors import CheckpointError, ConfigError, DataError
 from embstore.logs import Cursor, ParquetLog
 from embstore.metrics import Evaluation
 from embstore.progress import Progress, no_progress
+
 
 SCHEDULES = ("constant", "linear", "plateau")
 
@@ -139,7 +140,9 @@ class Trainer:
             weight_decay=settings.network_l2,
             fused=True,
         )
-        self.identity = hashlib.sha256(f"{identity}\n{json.dumps(asdict(settings), sort_keys=True)}".encode()).hexdigest()
+        self.identity = hashlib.sha256(
+            f"{identity}\n{json.dumps(asdict(settings), sort_keys=True)}".encode()
+        ).hexdigest()
         self.at = _Progress()
         self._stop = threading.Event()
 
@@ -170,7 +173,11 @@ class Trainer:
             seed=settings.seed,
         )
         self.model.train()
-        with self._interruptible(), torch.random.fork_rng(devices=_cuda(self.device)), self.show("train", train.rows * settings.epochs) as bar:
+        with (
+            self._interruptible(),
+            torch.random.fork_rng(devices=_cuda(self.device)),
+            self.show("train", train.rows * settings.epochs) as bar,
+        ):
             bar.resume(at.step * settings.batch_size)
             try:
                 for batch in () if at.finished else batches:
@@ -181,14 +188,17 @@ class Trainer:
                         at.finished = last
                         self._evaluate(valid)
                         self._save()
-                    elif self._stop.is_set() or (settings.checkpoint_every and at.step % settings.checkpoint_every == 0):
+                    elif self._stop.is_set() or (
+                        settings.checkpoint_every and at.step % settings.checkpoint_every == 0
+                    ):
                         self._save()
                     if at.finished:
                         break
                     if self._stop.is_set():
                         raise Interrupted(f"stopped at step {at.step:,}; the checkpoint is saved, run again to go on")
             finally:
-                getattr(batches, "close", lambda: None)()
+                batches.close()
+                self.show.finish(self.folder)
         self._restore_best()
         self.model.eval()
         return self.evaluate(valid) if valid is not None else {}
@@ -204,7 +214,9 @@ class Trainer:
             CheckpointError: there is no checkpoint, or it is of another run.
         """
         if not self.checkpoints.names():
-            raise CheckpointError(f"{self.folder}", expected="a run with a checkpoint", found="none", do="train it first")
+            raise CheckpointError(
+                f"{self.folder}", expected="a run with a checkpoint", found="none", do="train it first"
+            )
         self._load_last()
         self._restore_best()
         self.model.eval()
@@ -212,13 +224,14 @@ class Trainer:
     def _step(self, batch: Batch, total: int) -> torch.Tensor:
         at, settings = self.at, self.settings
         if batch.label_B is None:
-            raise ConfigError("training", expected="a schema with a label", found="none", do="set label: in the schema")
+            raise _no_label()
         factor = max(0.0, 1 - at.step / total) if settings.schedule == "linear" else at.factor
         self.optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
         self.model.table.learning_rate = self.model.table.optimizer.learning_rate * factor
         torch.manual_seed(_step_seed(settings.seed, at.step))
         on_device = batch.to(self.device)
         logits_B = self.model(on_device)
+        assert on_device.label_B is not None
         loss = binary_cross_entropy_with_logits(logits_B, on_device.label_B, weight=on_device.weight_B)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -240,7 +253,11 @@ class Trainer:
     def _evaluate(self, valid: ParquetLog | None) -> None:
         """Evaluate, write the metrics down, and update best, patience and schedule."""
         at, settings = self.at, self.settings
-        record: dict[str, Any] = {"step": at.step, "epoch": at.cursor.epoch, "train_loss": at.loss_sum / max(at.loss_rows, 1)}
+        record: dict[str, Any] = {
+            "step": at.step,
+            "epoch": at.cursor.epoch,
+            "train_loss": at.loss_sum / max(at.loss_rows, 1),
+        }
         at.loss_sum, at.loss_rows = 0.0, 0
         self.model.eval()
         if valid is not None:
@@ -268,7 +285,9 @@ class Trainer:
         state = {"identity": self.identity, "at": asdict(at)}
         dense = self.model.dense_state()
         table = self.model.table.state_dict()
-        name = self.checkpoints.save(at.step, state, {"table": table, "dense": dense, "adam": adam_tensors(self.optimizer)})
+        name = self.checkpoints.save(
+            at.step, state, {"table": table, "dense": dense, "adam": adam_tensors(self.optimizer)}
+        )
         self.checkpoints.prune({name, at.best_name or name})
 
     def _resume(self) -> None:
@@ -310,7 +329,9 @@ class Trainer:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, lambda *_: self._stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {
+            number: signal.signal(number, lambda *_: self._stop.set()) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
@@ -334,6 +355,10 @@ def evaluate(
     with progress(label, log.rows) as bar:
         for batch in log.batches(batch_size):
             logits_B = model(batch.to(model.table.weight.device))
+            if batch.label_B is None:
+                raise ConfigError(
+                    "evaluation", expected="a schema with a label", found="none", do="set label: in the schema"
+                )
             evaluation.update(logits_B, batch.label_B, batch.weight_B, batch.group_B)
             bar.advance(len(batch))
     return evaluation.result()
@@ -345,6 +370,10 @@ def score(model: CtrModel, log: ParquetLog, batch_size: int, sink: Callable[[tor
     model.eval()
     for batch in log.batches(batch_size):
         sink(torch.sigmoid(model(batch.to(model.table.weight.device))).cpu())
+
+
+def _no_label() -> ConfigError:
+    return ConfigError("schema", expected="a label", found="none", do="add label: <column> to the schema")
 
 
 def _step_seed(seed: int, step: int) -> int:

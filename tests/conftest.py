@@ -21,7 +21,9 @@ def shared_data() -> Callable[[str], Path]:
     def folder(name: str) -> Path:
         path = SHARED_DATA / name
         if not path.is_dir():
-            pytest.skip(f"needs the data set {name!r} in {SHARED_DATA.parent.name}/{SHARED_DATA.name} beside the project")
+            pytest.skip(
+                f"needs the data set {name!r} in {SHARED_DATA.parent.name}/{SHARED_DATA.name} beside the project"
+            )
         return path
 
     return folder

@@ -27,7 +27,12 @@ def config(logs: str, folder: str) -> RunConfig:
                 ],
                 "dense": ["price", {"name": "age", "scale": "linear"}],
             },
-            "table": {"rows": 3000, "dim": 8, "num_tables": 2, "optimizer": {"learning_rate": 0.1, "l2": 1e-3, "eps": 1e-4}},
+            "table": {
+                "rows": 3000,
+                "dim": 8,
+                "num_tables": 2,
+                "optimizer": {"learning_rate": 0.1, "l2": 1e-3, "eps": 1e-4},
+            },
             "model": {"name": "dcn", "hidden": [32], "cross_layers": 1, "dropout": 0.2},
             "training": {
                 "batch_size": 250,

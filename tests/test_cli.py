@@ -72,7 +72,9 @@ def test_versions_and_lookup(trained: Path) -> None:
     assert answer["version"] == listed["version"]
     version = Store(store).open()
     assert [len(vector) for vector in answer["vectors"]] == [version.table.dim] * 2
-    item = pq.read_table(next((Path(version.manifest["lineage"]["config"]["logs"]["train"])).glob("*")))["item_id"][0].as_py()
+    item = pq.read_table(next((Path(version.manifest["lineage"]["config"]["logs"]["train"])).glob("*")))["item_id"][
+        0
+    ].as_py()
     assert invoke("lookup", "--store", store, "item_id", item).exit_code == 0
     assert invoke("lookup", "--store", store, "tags", "tag01").exit_code == 0
     with pytest.raises(EmbstoreError, match="int64"):
@@ -128,7 +130,10 @@ def test_yaml_flags_and_seeds(logs: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary, again.output
     with pytest.raises(EmbstoreError, match="other settings"):
         invoke("train", path, "--seeds", 2, "--set", "table.dim=4", "--set", "model.hidden=[4]")
-    assert invoke("train", path, "--seeds", 2, "--set", "table.dim=4", "--set", "model.hidden=[4]", "--fresh").exit_code == 0
+    assert (
+        invoke("train", path, "--seeds", 2, "--set", "table.dim=4", "--set", "model.hidden=[4]", "--fresh").exit_code
+        == 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +150,9 @@ def test_yaml_flags_and_seeds(logs: Path, tmp_path: Path) -> None:
         (["schema", "nowhere", "--label", "y"], "no Parquet file"),
     ],
 )
-def test_what_cannot_be_done_is_said(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_done_is_said(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EmbstoreError, match=message):
         invoke(*arguments)
@@ -158,7 +165,9 @@ def test_unknown_yaml_keys_name_the_nearest(tmp_path: Path) -> None:
         invoke("train", path)
 
 
-def test_main_prints_one_line_and_exits_with_1(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_prints_one_line_and_exits_with_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "argv", ["embstore", "train", "absent.yaml"])
     with pytest.raises(SystemExit) as stopped:
         main()

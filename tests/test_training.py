@@ -46,7 +46,10 @@ class Head(nn.Module):
         return self.linear(torch.cat([dense_BD, embedded_BW], dim=1)).squeeze(1)
 
 
-def _model(schema: Schema = LOG.schema(), **table: object) -> CtrModel:
+SCHEMA = LOG.schema()
+
+
+def _model(schema: Schema = SCHEMA, **table: object) -> CtrModel:
     embedding = UnifiedEmbedding(schema.features, 4000, 4, optimizer=TableOptimizer(learning_rate=0.1), **table)
     torch.manual_seed(0)
     return CtrModel(embedding, StreamingNormalizer(schema.dense), Head(embedding.width + len(schema.dense)))
@@ -64,7 +67,9 @@ def _outcome(folder: Path) -> dict[str, str]:
     """Digests of everything a run ends with."""
     names = Checkpoints(folder / "checkpoints").names()
     files = [
-        folder / "checkpoints" / name / file for name in names for file in ("table.safetensors", "dense.safetensors", "adam.safetensors")
+        folder / "checkpoints" / name / file
+        for name in names
+        for file in ("table.safetensors", "dense.safetensors", "adam.safetensors")
     ]
     files += [folder / "metrics.jsonl", folder / "result.json"]
     return {str(path.relative_to(folder)): sha256_file(path).sha256 for path in files}
@@ -72,7 +77,9 @@ def _outcome(folder: Path) -> dict[str, str]:
 
 def _start(logs: Path, folder: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(SCRIPT), str(logs), str(folder)], env=environment, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), str(logs), str(folder)], env=environment, stderr=subprocess.PIPE
+    )
 
 
 def _finish(logs: Path, folder: Path) -> float:
@@ -96,7 +103,9 @@ def _kill_and_resume(logs: Path, folder: Path, moments: list[float]) -> int:
     return hits
 
 
-@pytest.mark.parametrize(("kills", "runs"), [pytest.param(3, 1, id="few"), pytest.param(5, 4, marks=pytest.mark.slow, id="many")])
+@pytest.mark.parametrize(
+    ("kills", "runs"), [pytest.param(3, 1, id="few"), pytest.param(5, 4, marks=pytest.mark.slow, id="many")]
+)
 def test_killed_and_resumed_ends_bit_equal(logs: Path, tmp_path: Path, kills: int, runs: int) -> None:
     """kill -9 at random moments (4 x 5 in the slow variant): the same tables, weights, optimizer state and metrics."""
     seconds = _finish(logs, tmp_path / "whole")
@@ -165,7 +174,9 @@ def test_evaluation_does_not_depend_on_the_batch_size_and_matches_scores(logs: P
     assert results[2]["auc"] == auc(batch.label_B, logits)
 
 
-def test_the_best_model_is_put_back_and_patience_ends_the_run(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_model_is_put_back_and_patience_ends_the_run(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     schema = LOG.schema()
     train, valid = ParquetLog(logs / "train", schema), ParquetLog(logs / "valid", schema)
     scripted = iter([0.6, 0.8, 0.7, 0.75, 0.9])
@@ -189,7 +200,9 @@ def test_the_best_model_is_put_back_and_patience_ends_the_run(logs: Path, tmp_pa
 
 def test_linear_schedule_ends_at_zero(logs: Path, tmp_path: Path) -> None:
     train = ParquetLog(logs / "train", LOG.schema())
-    trainer = Trainer(_model(), TrainingSettings(batch_size=3000, epochs=2, schedule="linear", learning_rate=1.0), tmp_path)
+    trainer = Trainer(
+        _model(), TrainingSettings(batch_size=3000, epochs=2, schedule="linear", learning_rate=1.0), tmp_path
+    )
     rates = []
     before = trainer._step
 
@@ -252,7 +265,9 @@ def test_sample_weights_weigh(tmp_path: Path) -> None:
     schema = Schema.from_dict({"label": "y", "weight": "w", "features": ["x"]})
     log = ParquetLog(tmp_path / "log.parquet", schema)
     model = _model(schema)
-    result = Trainer(model, TrainingSettings(batch_size=100, epochs=3, learning_rate=0.05), tmp_path / "run").fit(log, log)
+    result = Trainer(model, TrainingSettings(batch_size=100, epochs=3, learning_rate=0.05), tmp_path / "run").fit(
+        log, log
+    )
     assert result["auc"] > 0.99
 
 
@@ -270,4 +285,3 @@ def test_sample_weights_weigh(tmp_path: Path) -> None:
 def test_settings_are_checked(data: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(TrainingSettings, data)
-

@@ -1,4 +1,4 @@
-"""The command line: ``embstore COMMAND``. The one place that puts the library, the models and the pipelines together."""
+"""The command line: ``embstore COMMAND``. The one place that puts library, models and pipelines together."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ From your own logs:
 def cli() -> None:
     """An embedding feature store for CTR and recommendation models.
 
-    Every categorical feature of your logs is looked up in one hashed table, trained together with a CTR model, published
-    as an immutable version, and looked up by raw value.
+    Every categorical feature of your logs is looked up in one hashed table, trained together with a CTR model,
+    published as an immutable version, and looked up by raw value.
     """
 
 

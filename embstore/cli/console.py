@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,9 @@ from rich.table import Table
 
 from embstore.progress import ConsoleProgress
 
-out = Console(soft_wrap=True)
-errors = Console(stderr=True)
+# Piped output has no width to fit: tables keep their lines whole.
+out = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 200)
+errors = Console(stderr=True, soft_wrap=True)
 progress = ConsoleProgress(errors)
 
 

@@ -22,9 +22,9 @@ Examples:
 def schema(logs: tuple[str, ...], label: str, group: str | None, weight: str | None, output: Path | None) -> None:
     """Say what each column of LOGS is, and why.
 
-    LOGS are Parquet: files, folders, globs or URIs. The result is YAML; edit it and give it to ``embstore train``: move a
-    column between features (looked up in the table) and dense (numbers for the model), give a feature more lookups or an
-    exact block, or take it out.
+    LOGS are Parquet: files, folders, globs or URIs. The result is YAML; edit it and give it to ``embstore train``:
+    move a column between features (looked up in the table) and dense (numbers for the model), give a feature more
+    lookups or an exact block, or take it out.
     """
     from embstore.schema import Schema
 
@@ -44,13 +44,15 @@ Examples:
 """
 )
 @click.argument("name")
-@click.option("--from", "source", required=True, type=click.Path(path_type=Path), help="Folder of the official raw files.")
+@click.option(
+    "--from", "source", required=True, type=click.Path(path_type=Path), help="Folder of the official raw files."
+)
 @click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="Folder to make.")
 def dataset(name: str, source: Path, target: Path) -> None:
     """Turn the raw files of data set NAME into Parquet logs and a schema.
 
-    NAME is criteo, avazu, movielens-100k, movielens-1m, movielens-latest or frappe. TARGET gets train/, valid/ and test/,
-    split as the papers do (docs/datasets.md has the rules), schema.yaml and dataset.json.
+    NAME is criteo, avazu, movielens-100k, movielens-1m, movielens-latest or frappe. TARGET gets train/, valid/ and
+    test/, split as the papers do (docs/datasets.md has the rules), schema.yaml and dataset.json.
     """
     from embstore import datasets
     from embstore.cli.console import out

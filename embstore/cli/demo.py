@@ -21,8 +21,12 @@ Example:
   embstore demo --to /tmp/demo
 """
 )
-@click.option("--to", "folder", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder to work in.")
-@click.option("--rows", default=560_000, show_default=True, type=click.IntRange(min=10_000), help="Rows of log to generate.")
+@click.option(
+    "--to", "folder", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder to work in."
+)
+@click.option(
+    "--rows", default=560_000, show_default=True, type=click.IntRange(min=10_000), help="Rows of log to generate."
+)
 def demo(folder: Path, rows: int) -> None:
     """Generate click logs, train, evaluate, publish and look values up.
 
@@ -51,7 +55,9 @@ def demo(folder: Path, rows: int) -> None:
     run.clear()
     result = run.train()
     parameters, best = result["parameters"]["total"], log.bayes_auc(logs["test"])
-    out.print(f"2. trained {config['model']['name']} over one unified table, {parameters:,} parameters", highlight=False)
+    out.print(
+        f"2. trained {config['model']['name']} over one unified table, {parameters:,} parameters", highlight=False
+    )
     out.print(metrics_table("", {name: result[name] for name in ("valid", "test")}))
     auc = result["test"]["auc"]
     out.print(f"   [bold]test AUC {auc:.4f} of a possible {best:.4f}[/] (the law's own probabilities)", highlight=False)

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-_store = click.option("--store", "root", default="store", show_default=True, type=click.Path(path_type=Path), help="The store.")
+_store = click.option(
+    "--store", "root", default="store", show_default=True, type=click.Path(path_type=Path), help="The store."
+)
 
 
 @click.command(
@@ -23,8 +25,8 @@ Example:
 def publish(run: Path, root: Path, parent: str | None) -> None:
     """Publish the trained table, schema and model of RUN as an immutable version.
 
-    The version appears in the store all at once or, after a crash, not at all. Its manifest holds the sha256 of every file
-    and where the version came from.
+    The version appears in the store all at once or, after a crash, not at all. Its manifest holds the sha256 of
+    every file and where the version came from.
     """
     from embstore.cli.console import out
     from embstore.models import build
@@ -87,13 +89,15 @@ Examples:
 @click.argument("feature")
 @click.argument("values", nargs=-1, required=True)
 @_store
-@click.option("--version", "ref", default="latest", show_default=True, help="Version id, unique prefix of one, or alias.")
+@click.option(
+    "--version", "ref", default="latest", show_default=True, help="Version id, unique prefix of one, or alias."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, all numbers.")
 def lookup(feature: str, values: tuple[str, ...], root: Path, ref: str, as_json: bool) -> None:
     """Print the vectors of raw VALUES of FEATURE, straight from the version's files.
 
-    VALUES are written as in the log: text for a text column, digits for an integer one. For a list feature each VALUE is a
-    list of one. Every answer names the immutable version it came from.
+    VALUES are written as in the log: text for a text column, digits for an integer one. For a list feature each
+    VALUE is a list of one. Every answer names the immutable version it came from.
     """
     from rich.table import Table
 
@@ -105,7 +109,9 @@ def lookup(feature: str, values: tuple[str, ...], root: Path, ref: str, as_json:
     table = UnifiedEmbedding.restore(version.table)
     vectors = table.lookup(feature, _typed(values, version.manifest["columns"].get(feature, "string"), feature))
     if as_json:
-        click.echo(json.dumps({"version": version.id, "feature": feature, "values": values, "vectors": vectors.tolist()}))
+        click.echo(
+            json.dumps({"version": version.id, "feature": feature, "values": values, "vectors": vectors.tolist()})
+        )
         return
     shown = Table(title=f"{feature} in {version.id}", title_justify="left", box=None, header_style="bold")
     shown.add_column("value")

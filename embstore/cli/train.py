@@ -33,10 +33,14 @@ Examples:
 @click.option("--test", help="Log to evaluate the finished model on.")
 @click.option("--schema", "schema_path", help="Schema file (see: embstore schema).")
 @click.option("--label", help="Without a schema: the column to predict; the rest is inferred.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one setting, e.g. model.name=dlrm.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one setting, e.g. model.name=dlrm."
+)
 @click.option("--output", help="Folder of the run.")
 @click.option("--seed", type=int, help="Seed of everything drawn: hashes, first weights, order.")
-@click.option("--seeds", type=click.IntRange(min=1), help="Train this many times, seeds 0, 1, ...; print mean and deviation.")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), help="Train this many times, seeds 0, 1, ...; print mean and deviation."
+)
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds instead of going on from its checkpoint.")
 def train(
     config: Path | None,
@@ -140,7 +144,10 @@ def _infer(train_logs: str | None, label: str | None) -> dict[str, Any]:
 
     if train_logs is None or label is None:
         raise ConfigError(
-            "train", expected="a CONFIG file, or --train with --schema or --label", found="neither", do="see embstore train --help"
+            "train",
+            expected="a CONFIG file, or --train with --schema or --label",
+            found="neither",
+            do="see embstore train --help",
         )
     schema = Schema.infer(train_logs, label=label)
     errors.print("schema, inferred (embstore schema prints it; edit it and give it with --schema):")
@@ -160,8 +167,8 @@ Example:
 def evaluate(run: Path, source: str, as_json: bool) -> None:
     """Measure the trained model of RUN on another log.
 
-    AUC, logloss, normalized entropy (logloss over that of always saying the mean), calibration, and GAUC when the schema
-    names a group: computed exactly, over all rows.
+    AUC, logloss, normalized entropy (logloss over that of always saying the mean), calibration, and GAUC when the
+    schema names a group: computed exactly, over all rows.
     """
     from embstore.cli.console import metrics_table, out, progress
     from embstore.models import build

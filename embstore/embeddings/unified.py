@@ -1,8 +1,9 @@
 """The Unified Embedding: one hashed table shared by all features (Coleman et al., NeurIPS 2023).
 
 Each lookup of each feature hashes the value with a salt of its own into the one table; a feature's lookups are
-concatenated. Collisions *between* features cost little: the model multiplies their numbers with different weights, which
-turns the features' vectors apart (section 4 of the paper). Several lookups split a feature's risk of collisions *within* it.
+concatenated. Collisions *between* features cost little: the model multiplies their numbers with different weights,
+which turns the features' vectors apart (section 4 of the paper). Several lookups split a feature's risk of
+collisions *within* it.
 
     batch of 2 rows                      rows of the table                       output [2, 2*dim + dim]
     user   "ann" | "bob"      ->         user lookup 0:  17 | 4                  [ w[17] w[90] | w[4] + w[33] ]
@@ -70,6 +71,7 @@ class UnifiedEmbedding(nn.Module):
     """
 
     weight: Tensor
+    paid: Tensor | None
 
     def __init__(
         self,
@@ -89,7 +91,9 @@ class UnifiedEmbedding(nn.Module):
     ) -> None:
         super().__init__()
         if dim < 1 or num_rows < 0:
-            raise ConfigError("table", expected="dim of 1 or more, rows of 0 or more", found=f"dim={dim}, rows={num_rows}")
+            raise ConfigError(
+                "table", expected="dim of 1 or more, rows of 0 or more", found=f"dim={dim}, rows={num_rows}"
+            )
         dtype = dtype if rows is None else rows.dtype
         if dtype not in DTYPES.values():
             raise ConfigError("table dtype", expected=", ".join(DTYPES), found=str(dtype))
@@ -179,7 +183,8 @@ class UnifiedEmbedding(nn.Module):
         """Look a batch up.
 
         Args:
-            batch: has every feature of the table (more are ignored). A ``KeyedJaggedTensor`` holds tokens as int64 bits.
+            batch: has every feature of the table (more are ignored). A ``KeyedJaggedTensor`` holds tokens as int64
+            bits.
 
         Returns:
             float32 ``[B, W]``. In training mode with gradients on, its backward updates the table.
@@ -219,7 +224,8 @@ class UnifiedEmbedding(nn.Module):
     def settle(self) -> None:
         """Apply the penalty that rows untouched since still owe; do so before reading rows other than by training.
 
-        A no-op when the optimizer has no ``l2``. ``eval()`` does it, so a trained table read in eval mode is up to date.
+        A no-op when the optimizer has no ``l2``. ``eval()`` does it, so a trained table read in eval mode is up to
+        date.
         """
         self.table().settle()
 

@@ -17,7 +17,9 @@ __all__ = ["KERNELS", "Kernel", "Lookup", "LookupPlan", "Request", "Table", "Tab
 KERNELS: dict[str, type[Kernel]] = {"reference": ReferenceKernel, "fbgemm": FbgemmKernel}
 
 
-def choose(name: str, *, optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device, dim: int) -> tuple[Kernel, str]:
+def choose(
+    name: str, *, optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device, dim: int
+) -> tuple[Kernel, str]:
     """The kernel of that name, and why; ``"auto"`` takes FBGEMM where it can do what is asked, else ``reference``.
 
     On CPU, FBGEMM rounds float16 to nearest, so that steps smaller than half the spacing are lost: ``auto`` leaves

@@ -56,9 +56,13 @@ def check(optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device, d
         KernelError: TBE has no such optimizer, dtype or dim there, or can't be loaded.
     """
     if dim % 4:
-        raise KernelError("kernel 'fbgemm': dim", expected="a multiple of 4", found=str(dim), do="take kernel='reference'")
+        raise KernelError(
+            "kernel 'fbgemm': dim", expected="a multiple of 4", found=str(dim), do="take kernel='reference'"
+        )
     if dtype not in DTYPES:
-        raise KernelError("kernel 'fbgemm': dtype", expected="float32 or float16", found=str(dtype), do="take kernel='reference'")
+        raise KernelError(
+            "kernel 'fbgemm': dtype", expected="float32 or float16", found=str(dtype), do="take kernel='reference'"
+        )
     if device.type == "cpu" and optimizer.name not in CPU_OPTIMIZERS:
         raise KernelError(
             f"kernel 'fbgemm' has no {optimizer.name} on CPU",
@@ -88,7 +92,10 @@ class FbgemmKernel(Kernel):
 
     def train(self, request: Request, table: Table) -> Tensor:
         if not request.tokens.rows or not request.plan.lookups:
-            out_BW = torch.zeros(request.tokens.rows, request.plan.width, device=table.weight_ND.device) + table.trigger.sum()
+            out_BW = (
+                torch.zeros(request.tokens.rows, request.plan.width, device=table.weight_ND.device)
+                + table.trigger.sum()
+            )
         else:
             tbe = self._bind(request.plan, table)
             tbe.set_learning_rate(table.learning_rate)

@@ -93,7 +93,7 @@ class TwoPassKernel(Kernel):
     """A kernel made of two functions, forward and update; autograd calls the second with the output's gradient."""
 
     def train(self, request: Request, table: Table) -> Tensor:
-        return _LookupThenUpdate.apply(table.trigger, self, request, table)  # type: ignore[no-any-return, no-untyped-call]
+        return _LookupThenUpdate.apply(table.trigger, self, request, table)
 
     @abstractmethod
     def update(self, request: Request, table: Table, grad_BW: Tensor) -> None:

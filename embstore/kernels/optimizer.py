@@ -8,7 +8,8 @@ table-batched embedding does. The formulas are FBGEMM's, so that kernels can be 
     rowwise_adagrad   v += mean(g²)        w -= lr g / (sqrt(v) + eps)           v: one number per row
     adam              m, v moments of g    w -= lr m̂ / (sqrt(v̂) + eps)           touched rows only ("lazy" Adam)
 
-``l2`` adds the penalty ``l2/2 · |table|²``, which acts on *every* row at *every* step, touched or not. See ``penalty.py``.
+``l2`` adds the penalty ``l2/2 · |table|²``, which acts on *every* row at *every* step, touched or not. See
+``penalty.py``.
 """
 
 from __future__ import annotations
@@ -50,20 +51,22 @@ class TableOptimizer:
             raise ConfigError("table optimizer: eps", expected="more than 0, less than 1", found=str(self.eps))
         for setting in ("learning_rate", "l2"):
             if not 0 <= getattr(self, setting) < float("inf"):
-                raise ConfigError(f"table optimizer: {setting}", expected="0 or more", found=str(getattr(self, setting)))
+                raise ConfigError(
+                    f"table optimizer: {setting}", expected="0 or more", found=str(getattr(self, setting))
+                )
         for setting in ("beta1", "beta2"):
             if not 0 <= getattr(self, setting) < 1:
                 raise ConfigError(f"table optimizer: {setting}", expected="0 to 1", found=str(getattr(self, setting)))
 
     def state(self, num_rows: int, dim: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
         """Fresh state: ``sum`` float32 ``[rows]`` or ``[rows, dim]``; Adam: ``exp_avg``, ``exp_avg_sq``."""
-        shapes: dict[str, tuple[int, ...]] = {
+        kinds: dict[str, dict[str, tuple[int, ...]]] = {
             "rowwise_adagrad": {"sum": (num_rows,)},
             "adagrad": {"sum": (num_rows, dim)},
             "adam": {"exp_avg": (num_rows, dim), "exp_avg_sq": (num_rows, dim)},
             "sgd": {},
-        }[self.name]
-        return {name: torch.zeros(shape, dtype=torch.float32, device=device) for name, shape in shapes.items()}
+        }
+        return {name: torch.zeros(shape, device=device) for name, shape in kinds[self.name].items()}
 
 
 def step_sizes(optimizer: TableOptimizer, learning_rate: float, sums: Tensor | None) -> Tensor | float:
@@ -100,7 +103,9 @@ def update_rows(
     """
     if optimizer.name == "adam":
         exp_avg = state["exp_avg"][rows_R].lerp_(grad_RD, 1 - optimizer.beta1)
-        exp_avg_sq = state["exp_avg_sq"][rows_R].mul_(optimizer.beta2).addcmul_(grad_RD, grad_RD, value=1 - optimizer.beta2)
+        exp_avg_sq = (
+            state["exp_avg_sq"][rows_R].mul_(optimizer.beta2).addcmul_(grad_RD, grad_RD, value=1 - optimizer.beta2)
+        )
         state["exp_avg"][rows_R], state["exp_avg_sq"][rows_R] = exp_avg, exp_avg_sq
         unbiased = exp_avg / (1 - optimizer.beta1**step)
         change = learning_rate * unbiased / ((exp_avg_sq / (1 - optimizer.beta2**step)).sqrt_() + optimizer.eps)

@@ -1,18 +1,19 @@
 """The L2 penalty on the whole table, exact, yet paid only for the rows a batch touches.
 
-A penalty ``l2/2 · |table|²`` pulls every row toward zero at every step. A fused sparse optimizer sees touched rows only, and
-sweeping the table at each step would cost more than training. But between two touches a row's step size
-``a = lr_t / (sqrt(v) + eps)`` changes with the schedule ``lr_t`` alone, since ``v`` waits for the next gradient. So with decay
-written as ``w *= exp(-l2 · a)`` (a gradient step on the penalty, to first order, that can't overshoot zero), the steps missed
-since the last touch are one factor,
+A penalty ``l2/2 · |table|²`` pulls every row toward zero at every step. A fused sparse optimizer sees touched rows
+only, and sweeping the table at each step would cost more than training. But between two touches a row's step size
+``a = lr_t / (sqrt(v) + eps)`` changes with the schedule ``lr_t`` alone, since ``v`` waits for the next gradient. So
+with decay written as ``w *= exp(-l2 · a)`` (a gradient step on the penalty, to first order, that can't overshoot
+zero), the steps missed since the last touch are one factor,
 
     w *= exp(-l2 · (S_now - S_row) / (sqrt(v) + eps)),        S = sum of the learning rates of all steps so far,
 
-applied just before the row is read: the result is that of sweeping the whole table after each step's update. Between two touches rows in memory are
-stale; ``Table.settle`` brings all of them up to date (before evaluation, before publishing).
+applied just before the row is read: the result is that of sweeping the whole table after each step's update.
+Between two touches rows in memory are stale; ``Table.settle`` brings all of them up to date (before evaluation,
+before publishing).
 
-The decay follows the optimizer's own step size, as the gradient of a penalty in the loss would (unlike the decoupled decay of
-AdamW). Rarely seen rows have small ``v``, so they are pulled hardest: what a CTR table needs.
+The decay follows the optimizer's own step size, as the gradient of a penalty in the loss would (unlike the
+decoupled decay of AdamW). Rarely seen rows have small ``v``, so they are pulled hardest: what a CTR table needs.
 """
 
 from __future__ import annotations

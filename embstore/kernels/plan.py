@@ -1,4 +1,4 @@
-"""From a feature's tokens to the table's rows: which rows each lookup of each feature may take, and where its output goes.
+"""From a feature's tokens to the table's rows: which rows each lookup may take, and where its output goes.
 
     table row   0                num_rows                            total rows
                 | sub-table 0 | sub-table 1 | ... | exact block: genre | exact block: hour |
@@ -85,7 +85,9 @@ class LookupPlan:
         if num_tables < 1 or num_rows % num_tables:
             raise ConfigError("table rows", expected=f"a multiple of num_tables={num_tables}", found=str(num_rows))
         if hashed and num_rows < num_tables:
-            raise ConfigError("table rows", expected=f"at least 1 in each sub-table (for {hashed[0]!r})", found=str(num_rows))
+            raise ConfigError(
+                "table rows", expected=f"at least 1 in each sub-table (for {hashed[0]!r})", found=str(num_rows)
+            )
         lookups, base = [], num_rows
         for feature in features:
             if feature.exact and feature.name not in exact_tokens:

@@ -36,7 +36,9 @@ class ReferenceKernel(TwoPassKernel):
         if not len(request.rows_T):
             return
         rows_R, inverse_T = torch.unique(request.rows_T, return_inverse=True)
-        grad_RD = torch.zeros(len(rows_R), dim, device=grad_BW.device).index_add_(0, inverse_T, torch.cat(grads).float())
+        grad_RD = torch.zeros(len(rows_R), dim, device=grad_BW.device).index_add_(
+            0, inverse_T, torch.cat(grads).float()
+        )
         update_rows(
             table.weight_ND,
             table.state,

@@ -80,7 +80,9 @@ def _tokens(batch: dict[str, list[list[int]]]) -> FeatureTokens:
     return FeatureTokens.concatenate(columns, rows)
 
 
-def _table(kernel: str, optimizer: TableOptimizer, dtype: torch.dtype = torch.float32, num_tables: int = 2) -> UnifiedEmbedding:
+def _table(
+    kernel: str, optimizer: TableOptimizer, dtype: torch.dtype = torch.float32, num_tables: int = 2
+) -> UnifiedEmbedding:
     exact = {name: torch.from_numpy(np.array(tokens, dtype=np.uint64).view(np.int64)) for name, tokens in EXACT.items()}
     return UnifiedEmbedding(
         FEATURES,
@@ -192,7 +194,9 @@ def test_small_steps_add_up_in_narrow_tables(dtype: torch.dtype) -> None:
     table = UnifiedEmbedding([Feature(name="a")], 1, 256, optimizer=optimizer, dtype=dtype)
     table.weight.fill_(1.0)
     for _ in range(300):
-        table(FeatureTokens.concatenate({"a": (torch.tensor([1]), None)}, 1)).backward(torch.full((1, 256), -spacing / 30))
+        table(FeatureTokens.concatenate({"a": (torch.tensor([1]), None)}, 1)).backward(
+            torch.full((1, 256), -spacing / 30)
+        )
     assert float(table.weight.float().mean()) == pytest.approx(1 + 10 * spacing, abs=0.6 * spacing)
 
 
@@ -200,7 +204,8 @@ def test_kernels_agree_on_a_larger_table() -> None:
     _available("fbgemm", "rowwise_adagrad")
     features = [Feature(name=f"f{i}", lookups=2) for i in range(5)]
     tables = [
-        UnifiedEmbedding(features, 1000, 16, optimizer=TableOptimizer(learning_rate=0.1), kernel=kernel) for kernel in KERNELS
+        UnifiedEmbedding(features, 1000, 16, optimizer=TableOptimizer(learning_rate=0.1), kernel=kernel)
+        for kernel in KERNELS
     ]
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
@@ -214,12 +219,16 @@ def test_kernels_agree_on_a_larger_table() -> None:
 
 
 def test_auto_says_what_it_took_and_why() -> None:
-    kernel, reason = choose("auto", optimizer=TableOptimizer(name="adam"), dtype=torch.float32, device=torch.device("cpu"), dim=4)
+    kernel, reason = choose(
+        "auto", optimizer=TableOptimizer(name="adam"), dtype=torch.float32, device=torch.device("cpu"), dim=4
+    )
     assert kernel.name == "reference"
     assert "fbgemm" in reason
     if HAS_FBGEMM:
         assert "adam" in reason
-        kernel, reason = choose("auto", optimizer=TableOptimizer(), dtype=torch.float32, device=torch.device("cpu"), dim=4)
+        kernel, reason = choose(
+            "auto", optimizer=TableOptimizer(), dtype=torch.float32, device=torch.device("cpu"), dim=4
+        )
         assert kernel.name == "fbgemm"
 
 
