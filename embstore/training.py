@@ -34,7 +34,6 @@ from embstore.logs import Cursor, ParquetLog
 from embstore.metrics import Evaluation
 from embstore.progress import Progress, no_progress
 
-
 SCHEDULES = ("constant", "linear", "plateau")
 
 
