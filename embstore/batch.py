@@ -60,18 +60,7 @@ class FeatureTokens:
 
     @classmethod
     def from_kjt(cls, kjt: KeyedJaggedTensor) -> FeatureTokens:
-        """From a torchrec ``KeyedJaggedTensor`` whose values are tokens (int64 bits).
-
-        Raises:
-            SchemaError: it has weights or a batch size per key, which tokens do not.
-        """
-        if kjt.weights_or_none() is not None or kjt.variable_stride_per_key():
-            raise SchemaError(
-                "KeyedJaggedTensor",
-                expected="values and lengths for one batch size",
-                found="weights, or a batch size per key",
-                do="leave them out; tokens are pooled with equal weights",
-            )
+        """From a torchrec ``KeyedJaggedTensor`` whose values are tokens (int64 bits)."""
         names, rows = tuple(kjt.keys()), kjt.stride()
         starts = tuple(kjt.offset_per_key())
         kjt_offsets = kjt.offsets().to(torch.int64)
@@ -108,9 +97,7 @@ class FeatureTokens:
         return FeatureTokens.concatenate({name: self.feature(name) for name in names}, self.rows)
 
     def slice(self, start: int, stop: int) -> FeatureTokens:
-        """Rows ``start`` to ``stop``, as Python slices a list."""
-        start, stop, _ = slice(start, stop).indices(self.rows)
-        stop = max(start, stop)
+        """Rows ``start`` to ``stop``."""
         columns: dict[str, tuple[Tensor, Tensor | None]] = {}
         for name in self.names:
             values, offsets = self.feature(name)
@@ -153,7 +140,7 @@ class Batch:
         return self.tokens.rows
 
     def slice(self, start: int, stop: int) -> Batch:
-        """Rows ``start`` to ``stop``, as Python slices a list; the cursor is dropped."""
+        """Rows ``start`` to ``stop``; the cursor is dropped."""
         return Batch(
             tokens=self.tokens.slice(start, stop),
             dense_BD=self.dense_BD[start:stop],

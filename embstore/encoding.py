@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
+import numba
 import numpy as np
 import pyarrow as pa
 import torch
@@ -18,24 +18,8 @@ from torch import Tensor
 from embstore import transforms
 from embstore.batch import Batch, FeatureTokens
 from embstore.errors import DataError, SchemaError, nearest
-from embstore.hashing import compiled
 from embstore.schema import Feature, Schema
 from embstore.tokens import Tokens, tokenize
-
-
-class Origin(NamedTuple):
-    """Where the first of some rows is, for messages: ``row`` counts from 0 within the row group."""
-
-    path: str
-    row_group: int
-    row: int
-
-    def __str__(self) -> str:
-        start = f", counted from row {self.row:,}" if self.row else ""
-        return f"{self.path}, row group {self.row_group}{start}"
-
-
-_OR_FEATURE = "declare it under features, or leave it out"
 
 
 @dataclass(frozen=True)
@@ -104,15 +88,13 @@ class Rows:
         )
 
 
-def encode(
-    table: pa.Table | pa.RecordBatch, schema: Schema, *, labelled: bool = True, origin: Origin | None = None
-) -> Rows:
+def encode(table: pa.Table | pa.RecordBatch, schema: Schema, *, labelled: bool = True, origin: str = "") -> Rows:
     """Encode Arrow rows under a schema.
 
     Args:
         table: has every column the schema reads (label, weight and group only when ``labelled``).
         labelled: also read label, weight and group.
-        origin: where the rows come from, for messages about labels and weights.
+        origin: where the rows come from, for messages, e.g. a file name.
 
     Raises:
         SchemaError: a column is missing or has a type its role can't take.
@@ -121,7 +103,7 @@ def encode(
     features = {feature.name: encode_feature(table, feature) for feature in schema.features}
     dense = np.empty((table.num_rows, len(schema.dense)), dtype=np.float32)
     for d, column in enumerate(schema.dense):
-        dense[:, d] = _numbers(_column(table, column.source), f"dense column {column.source!r}", _OR_FEATURE)
+        dense[:, d] = _numbers(_column(table, column.source), column.source)
     label = weight = group = None
     if labelled and schema.label is not None:
         label = _label(_column(table, schema.label), schema.label, origin)
@@ -142,97 +124,75 @@ def encode_feature(table: pa.Table | pa.RecordBatch, feature: Feature) -> Tokens
 
 def check_types(columns: pa.Schema, schema: Schema, *, labelled: bool = True) -> None:
     """Encode no rows of these columns: raises what ``encode`` would for missing columns and wrong types."""
-    labels = [name for name in (schema.label, schema.weight, schema.group) if name and labelled]
-    sources = [entry.source for entry in (*schema.features, *schema.dense)]
-    wanted = [columns.field(_index(columns, name)) for name in dict.fromkeys([*sources, *labels])]
-    encode(pa.schema(wanted).empty_table(), schema, labelled=labelled)
+    encode(columns.empty_table(), schema, labelled=labelled)
 
 
 def _column(table: pa.Table | pa.RecordBatch, name: str) -> pa.ChunkedArray:
-    return table.column(_index(table.schema, name))
+    if name not in table.schema.names:
+        raise SchemaError(f"column {name!r} is not in the log", do=nearest(name, table.schema.names))
+    return table.column(name)
 
 
-def _index(columns: pa.Schema, name: str) -> int:
-    indices = columns.get_all_field_indices(name)
-    if not indices:
-        raise SchemaError(f"column {name!r} is not in the log", do=nearest(name, columns.names))
-    if len(indices) > 1:
-        raise SchemaError(
-            f"column {name!r}", expected="one of that name", found=f"{len(indices)}", do="rename the others"
-        )
-    return indices[0]
-
-
-def _numbers(column: pa.ChunkedArray, name: str, do: str) -> NDArray[np.float32]:
+def _numbers(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-        column = column.cast(kind)
     if pa.types.is_null(kind):
         return np.full(len(column), np.nan, dtype=np.float32)
-    if pa.types.is_boolean(kind):
-        column = column.cast(pa.int8())
-    elif not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
-        raise SchemaError(
-            f"{name} is used as a number", expected="integers, floats, decimals or booleans", found=str(kind), do=do
+    if (
+        pa.types.is_boolean(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+    ):
+        numbers = (
+            column.cast(pa.float64(), safe=False)
+            if not pa.types.is_boolean(kind)
+            else column.cast(pa.int8()).cast(pa.float64())
         )
-    numbers = column.cast(pa.float64(), safe=False)
-    values = numbers.to_numpy(zero_copy_only=False) if isinstance(numbers, pa.Array) else numbers.to_numpy()
-    with np.errstate(over="ignore"):  # infinite beyond 3.4e38; the normalizer takes that as missing
+        values = numbers.to_numpy(zero_copy_only=False) if isinstance(numbers, pa.Array) else numbers.to_numpy()
         return values.astype(np.float32)
+    raise SchemaError(
+        f"column {name!r} is used as a number",
+        expected="integers, floats, decimals or booleans",
+        found=str(kind),
+        do="declare it under features, or leave it out",
+    )
 
 
-def _label(column: pa.ChunkedArray, name: str, origin: Origin | None) -> NDArray[np.float32]:
-    do = "drop these rows or make the label binary when the log is written"
-    label = _numbers(column, f"label {name!r}", "write it as 0 and 1")
+def _label(column: pa.ChunkedArray, name: str, origin: str) -> NDArray[np.float32]:
+    label = _numbers(column, name)
     wrong = np.flatnonzero(~((label == 0) | (label == 1)))
     if len(wrong):
-        raise DataError(f"label {name!r}{_at(origin, wrong)}", expected="0 or 1", found=_found(column, wrong), do=do)
+        row = int(wrong[0])
+        found = "a missing value" if column[row].as_py() is None else repr(column[row].as_py())
+        raise DataError(
+            f"label {name!r}{_at(origin, row)}",
+            expected="0 or 1",
+            found=f"{found} ({len(wrong)} such of {len(label)} rows read)",
+            do="drop these rows or make the label binary when the log is written",
+        )
     return label
 
 
-def _weight(column: pa.ChunkedArray, name: str, origin: Origin | None) -> NDArray[np.float32]:
-    do = "drop these rows or give them weight 0 when the log is written"
-    weight = _numbers(column, f"weight {name!r}", "write it as a number, or leave weight out of the schema")
+def _weight(column: pa.ChunkedArray, name: str, origin: str) -> NDArray[np.float32]:
+    weight = _numbers(column, name)
     wrong = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
     if len(wrong):
+        row = int(wrong[0])
         raise DataError(
-            f"weight {name!r}{_at(origin, wrong)}",
-            expected="a finite number, 0 or more",
-            found=_found(column, wrong),
-            do=do,
+            f"weight {name!r}{_at(origin, row)}", expected="a finite number, 0 or more", found=repr(column[row].as_py())
         )
     return weight
 
 
 def _group(column: pa.ChunkedArray, name: str) -> NDArray[np.int64]:
-    try:
-        group = tokenize(column, name=name)
-    except SchemaError as error:
-        raise _no_group(column, name) from error
+    group = tokenize(column, name=name)
     if group.offsets is not None:
-        raise _no_group(column, name)
+        raise SchemaError(f"group {name!r}", expected="one value a row", found="a list column")
     return group.values.view(np.int64)
 
 
-def _no_group(column: pa.ChunkedArray, name: str) -> SchemaError:
-    return SchemaError(
-        f"group {name!r}",
-        expected="one value a row: an integer, text or binary",
-        found=str(column.type),
-        do="name a column of ids, or leave group out of the schema",
-    )
-
-
-def _at(origin: Origin | None, wrong: NDArray[np.int64]) -> str:
-    if origin is None:
-        return f", row {wrong[0]:,}"
-    return f" in {origin.path}, row group {origin.row_group}, row {origin.row + wrong[0]:,}"
-
-
-def _found(column: pa.ChunkedArray, wrong: NDArray[np.int64]) -> str:
-    value = column[int(wrong[0])].as_py()
-    return f"{'a missing value' if value is None else repr(value)} ({len(wrong)} such of {len(column)} rows read)"
+def _at(origin: str, row: int) -> str:
+    return f" in {origin}, row {row:,}" if origin else f", row {row:,}"
 
 
 def _join(parts: Sequence[np.ndarray | None]) -> np.ndarray | None:
@@ -263,8 +223,10 @@ def _tensor(values: np.ndarray | None, index_B: NDArray[np.int64]) -> Tensor | N
     return None if values is None else torch.from_numpy(values[index_B])
 
 
-@compiled(nogil=True)
-def _take_lists(values, offsets, index_B):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, cache=True)
+def _take_lists(
+    values: NDArray[np.int64], offsets: NDArray[np.int64], index_B: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # pragma: no cover - compiled
     taken_offsets = np.zeros(len(index_B) + 1, dtype=np.int64)
     for b in range(len(index_B)):
         taken_offsets[b + 1] = taken_offsets[b] + offsets[index_B[b] + 1] - offsets[index_B[b]]

@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
-from embstore.errors import ConfigError
-
 T = TypeVar("T")
 
 
@@ -20,8 +18,6 @@ class Prefetch(Generic[T]):
     """
 
     def __init__(self, source: Iterator[T], depth: int, name: str = "prefetch") -> None:
-        if depth < 1:
-            raise ConfigError("prefetch", expected="a depth of 1 or more", found=str(depth))
         self._source = source
         self._items: deque[tuple[str, object]] = deque()
         self._room = threading.Semaphore(depth)
@@ -35,7 +31,6 @@ class Prefetch(Generic[T]):
             while True:
                 self._room.acquire()
                 if self._stopped:
-                    self._put("end", None)  # wakes whoever waits for an item in another thread
                     return
                 try:
                     item = next(self._source)

@@ -26,21 +26,11 @@ def apply(column: pa.ChunkedArray, transform: str, *, name: str) -> pa.ChunkedAr
     """The integers that ``transform`` takes from a timestamp column (in its own time zone), nulls kept.
 
     Raises:
-        SchemaError: the column is no timestamp (or date, for weekday, day, month), or its time zone is unknown.
+        SchemaError: the column is no timestamp (or date, for weekday, day, month).
     """
     kind = column.type
-    if pa.types.is_null(kind):
-        return column
     if pa.types.is_timestamp(kind) or (pa.types.is_date(kind) and transform in _DATE_ONLY):
-        try:
-            return TRANSFORMS[transform](column)
-        except pa.ArrowInvalid as error:
-            raise SchemaError(
-                f"feature {name!r}: transform {transform!r}",
-                expected="a time zone of the system's database (tzdata)",
-                found=f"{kind}: {error}",
-                do="install tzdata, or convert the column when the log is written",
-            ) from error
+        return TRANSFORMS[transform](column)
     raise SchemaError(
         f"feature {name!r}: transform {transform!r}",
         expected="a timestamp column" + (" or a date" if transform in _DATE_ONLY else ""),
