@@ -1,0 +1,177 @@
+"""The log reader: every row once, an order that is a pure function, resumption from any cursor, flat memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embstore.batch import Batch
+from embstore.errors import LogError
+from embstore.logs import Cursor, ParquetLog
+from embstore.schema import Schema
+
+SCHEMA = Schema.from_dict(
+    {"label": "y", "group": "id", "features": ["id", {"name": "l", "pooling": "mean"}], "dense": ["x"]}
+)
+ROWS = 1000
+
+
+def _table(start: int, rows: int) -> pa.Table:
+    ids = np.arange(start, start + rows)
+    lists = [None if i % 11 == 0 else [f"v{i % 7}"] * (i % 4) for i in ids]
+    columns = {"id": ids, "l": pa.array(lists, pa.list_(pa.string())), "x": ids.astype(np.float64), "y": ids % 2}
+    return pa.table(columns)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three files of uneven row groups; the dense column x is the row's number."""
+    path = tmp_path_factory.mktemp("log")
+    for number, (start, stop, group) in enumerate([(0, 130, 50), (130, 700, 200), (700, ROWS, 90)]):
+        pq.write_table(_table(start, stop - start), path / f"part-{number}.parquet", row_group_size=group)
+    (path / "_SUCCESS").write_text("")
+    (path / "_temporary.parquet").write_text("not data")
+    return path
+
+
+def _numbers(batches: list[Batch]) -> list[int]:
+    return [int(x) for batch in batches for x in batch.dense_BD[:, 0]]
+
+
+def _same(one: Batch, other: Batch) -> bool:
+    offsets = zip(one.tokens.offsets.values(), other.tokens.offsets.values(), strict=True)
+    return (
+        torch.equal(one.tokens.values_N, other.tokens.values_N)
+        and all(torch.equal(a, b) for a, b in offsets)
+        and torch.equal(one.dense_BD, other.dense_BD)
+        and torch.equal(one.label_B, other.label_B)  # type: ignore[arg-type]
+        and torch.equal(one.group_B, other.group_B)  # type: ignore[arg-type]
+        and one.cursor == other.cursor
+    )
+
+
+@settings(max_examples=30)
+@given(
+    size=st.integers(1, 1200),
+    window=st.sampled_from([0, 1, 64, 333, 5000]),
+    seed=st.integers(0, 9),
+    prefetch=st.integers(1, 4),
+)
+def test_every_row_once_an_epoch(folder: Path, size: int, window: int, seed: int, prefetch: int) -> None:
+    log = ParquetLog(folder, SCHEMA)
+    batches = list(log.batches(size, shuffle_window=window, seed=seed, epochs=2, prefetch=prefetch))
+    assert len(batches) == 2 * log.batch_count(size)
+    numbers = _numbers(batches)
+    assert sorted(numbers[:ROWS]) == list(range(ROWS))
+    assert sorted(numbers[ROWS:]) == list(range(ROWS))
+    if window == 0:
+        assert numbers[:ROWS] == list(range(ROWS))
+    for batch in batches:
+        assert torch.equal(batch.label_B, batch.dense_BD[:, 0] % 2)  # a row stays a row
+        values, offsets = batch.tokens.feature("l")
+        lengths = [1 if int(x) % 11 == 0 else int(x) % 4 for x in batch.dense_BD[:, 0]]
+        assert offsets.diff().tolist() == lengths  # type: ignore[union-attr]
+        assert len(values) == sum(lengths)
+
+
+@settings(max_examples=30)
+@given(data=st.data(), size=st.integers(20, 400), window=st.sampled_from([0, 64, 333, 5000]))
+def test_resumes_at_any_batch(folder: Path, data: st.DataObject, size: int, window: int) -> None:
+    log = ParquetLog(folder, SCHEMA)
+    whole = list(log.batches(size, shuffle_window=window, seed=1, epochs=3))
+    at = data.draw(st.integers(0, len(whole) - 1))
+    cursor = Cursor(**whole[at].cursor.to_dict())
+    rest = list(log.batches(size, cursor=cursor, shuffle_window=window, seed=1, epochs=3))
+    assert len(rest) == len(whole) - at - 1
+    assert all(_same(one, other) for one, other in zip(rest, whole[at + 1 :], strict=True))
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_each_batch(folder: Path, world_size: int) -> None:
+    log = ParquetLog(folder, SCHEMA)
+    whole = list(log.batches(150, shuffle_window=400, seed=2))
+    parts = [
+        list(log.batches(150, shuffle_window=400, seed=2, rank=r, world_size=world_size)) for r in range(world_size)
+    ]
+    for number, batch in enumerate(whole):
+        assert _numbers([batch]) == _numbers([part[number] for part in parts])
+        assert all(part[number].cursor == batch.cursor for part in parts)
+
+
+def test_order_depends_on_seed_and_epoch_alone(folder: Path) -> None:
+    log = ParquetLog(folder, SCHEMA)
+    orders = [_numbers(list(log.batches(100, shuffle_window=300, seed=seed, epochs=2))) for seed in (0, 0, 1)]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+    assert orders[0][:ROWS] != orders[0][ROWS:]
+
+
+def test_file_folder_glob_list_and_uri_are_the_same_log(folder: Path) -> None:
+    files = sorted(folder.glob("part-*.parquet"))
+    sources = [
+        folder,
+        str(folder),
+        f"{folder}/part-*.parquet",
+        files,
+        folder.as_uri(),
+        f"{folder.as_uri()}/part-*.parquet",
+    ]
+    logs = [ParquetLog(source, SCHEMA) for source in sources]
+    assert {log.fingerprint for log in logs} == {logs[0].fingerprint}
+    assert all(_numbers(list(log.batches(300))) == list(range(ROWS)) for log in logs)
+    assert ParquetLog(files[0], SCHEMA).rows == 130
+
+
+def test_a_real_file_named_like_a_glob_is_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "a[1] ü.parquet"
+    pq.write_table(_table(0, 10), path)
+    assert ParquetLog(path, SCHEMA).rows == 10
+
+
+def test_a_cursor_of_another_log_is_refused(folder: Path, tmp_path: Path) -> None:
+    cursor = next(iter(ParquetLog(folder, SCHEMA).batches(100))).cursor
+    pq.write_table(_table(0, 10), tmp_path / "a.parquet")
+    with pytest.raises(LogError, match="not the one this run was reading"):
+        next(iter(ParquetLog(tmp_path, SCHEMA).batches(5, cursor=cursor)))
+
+
+def test_leaving_early_stops_the_threads(folder: Path) -> None:
+    import threading
+
+    batches = ParquetLog(folder, SCHEMA).batches(10, epochs=None, shuffle_window=100)
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("embstore-")]
+
+
+_MEASURE = """
+import resource, sys
+from embstore.logs import ParquetLog
+from embstore.schema import Schema
+log = ParquetLog(sys.argv[1], Schema.from_dict({"label": "click", "features": ["user_id", "item_id", "tags"], "dense": ["price"]}))
+rows = sum(len(batch) for batch in log.batches(4096, shuffle_window=100_000))
+assert rows == log.rows
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_memory_is_flat_in_the_length_of_the_log(tmp_path: Path) -> None:
+    """A log of ten shuffle windows needs hardly more than one of two."""
+    from embstore.synthetic import SyntheticLog
+
+    peaks = []
+    for rows in (200_000, 1_000_000):
+        SyntheticLog(rows=rows).write(tmp_path / str(rows))
+        command = [sys.executable, "-c", _MEASURE, str(tmp_path / str(rows))]
+        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    assert peaks[1] < 1.2 * peaks[0], peaks
