@@ -157,7 +157,8 @@ _MEASURE = """
 import resource, sys
 from embstore.logs import ParquetLog
 from embstore.schema import Schema
-log = ParquetLog(sys.argv[1], Schema.from_dict({"label": "click", "features": ["user_id", "item_id", "tags"], "dense": ["price"]}))
+schema = Schema.from_dict({"label": "click", "features": ["user_id", "item_id", "tags"], "dense": ["price"]})
+log = ParquetLog(sys.argv[1], schema)
 rows = sum(len(batch) for batch in log.batches(4096, shuffle_window=100_000))
 assert rows == log.rows
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
