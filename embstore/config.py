@@ -93,7 +93,7 @@ def parse_yaml(text: str, *, where: str) -> Any:
     """
     try:
         _refuse_bombs(text, where)
-        return yaml.load(text, _Loader)
+        return _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError) as error:
         # Scalars and tags PyYAML can't convert come as whatever its converters raise.
         raise ConfigError(where, expected="valid YAML", found=" ".join(str(error).split())) from error
