@@ -1,0 +1,79 @@
+"""Test AUC on real data: the runs of ``configs/``, several seeds each, beside published results.
+
+Needs the logs that ``embstore dataset frappe`` and ``embstore dataset movielens-1m`` make in ``data/``. Runs are kept
+in ``runs/quality`` and are not trained again when they are finished. ``--quick`` trains one seed of the first.
+
+The peers' values are their authors' means: BARS's result files (Frappe_x1, five seeds) and table 1 of Coleman et al.
+2023 (MovieLens-1M, 1.6 MB, multiplexed). Frappe's train part is a reconstruction (98.7 % of the rows), valid and test
+are BARS's own.
+"""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import Result, claim, main
+from embstore import models
+from embstore.errors import DatasetError
+from embstore.run import Run, RunConfig
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A run of ``configs/NAME.yaml`` with ``seeds`` seeds, and what it is compared with."""
+
+    name: str
+    seeds: int
+    peer: str
+    peer_value: float
+
+
+STUDIES = (
+    Study(name="frappe", seeds=5, peer="BARS DCN-V2", peer_value=0.98382),
+    Study(name="frappe-dnn", seeds=5, peer="BARS DNN", peer_value=0.98404),
+    Study(name="frappe-hashed", seeds=5, peer="BARS DCN-V2", peer_value=0.98382),
+    Study(name="movielens-1m", seeds=3, peer="Unified Embedding, multiplexed", peer_value=0.8774),
+)
+
+
+def measure(quick: bool) -> Result:
+    """Train and test every study."""
+    claims, samples = {}, {}
+    for study in STUDIES[:1] if quick else STUDIES:
+        results = [_run(study.name, seed) for seed in range(1 if quick else study.seeds)]
+        aucs = [result["test"]["auc"] for result in results]
+        key = f"{study.name.replace('-', '_')}_test_auc"
+        claims[key] = claim(statistics.fmean(aucs), "AUC", study.peer, study.peer_value)
+        samples[key] = {
+            "test": aucs,
+            "valid": [result["valid"]["auc"] for result in results],
+            "deviation": statistics.stdev(aucs) if len(aucs) > 1 else None,
+            "parameters": results[0]["parameters"],
+        }
+    return Result(
+        claims=claims, samples=samples, settings={"configs": [study.name for study in STUDIES]}, packages=("torch",)
+    )
+
+
+def _run(name: str, seed: int) -> dict[str, Any]:
+    config = RunConfig.from_yaml(ROOT / "configs" / f"{name}.yaml")
+    logs = {split: str(ROOT / path) for split, path in vars(config.logs).items()}
+    folder = Path(config.logs.train).parent
+    if not Path(logs["train"]).is_dir():
+        raise DatasetError(
+            f"logs of {name}",
+            expected=config.logs.train,
+            found="no such folder",
+            do=f"make them: embstore dataset {folder.name} --from RAW --to {folder}",
+        )
+    config = replace(config, logs=replace(config.logs, **logs))
+    return Run(config.with_seed(seed, str(ROOT / "runs" / "quality" / name / f"seed-{seed}")), models.build).train()
+
+
+if __name__ == "__main__":
+    main("quality", measure)
