@@ -44,8 +44,8 @@ class Bar:
 class Progress:
     """Makes bars and shows records; this one shows nothing."""
 
-    def __call__(self, label: str, total: int) -> Bar:
-        """A bar for ``total`` rows."""
+    def __call__(self, label: str, total: int | None) -> Bar:
+        """A bar for ``total`` rows, or for nobody knows how many."""
         return Bar()
 
     def record(self, values: dict[str, Any], folder: Path) -> None:
@@ -71,7 +71,7 @@ class ConsoleProgress(Progress):
         self._display: RichProgress | None = None
         self._depth = 0
 
-    def __call__(self, label: str, total: int) -> Bar:
+    def __call__(self, label: str, total: int | None) -> Bar:
         if not self.console.is_terminal:
             return Bar()
         return _ConsoleBar(self, label, total)
@@ -130,7 +130,7 @@ class ConsoleProgress(Progress):
 
 
 class _ConsoleBar(Bar):
-    def __init__(self, owner: ConsoleProgress, label: str, total: int) -> None:
+    def __init__(self, owner: ConsoleProgress, label: str, total: int | None) -> None:
         self.owner, self.label, self.total = owner, label, total
         self.recent: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
         self.recent_rows = 0

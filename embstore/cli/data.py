@@ -55,8 +55,9 @@ def dataset(name: str, source: Path, target: Path) -> None:
     test/, split as the papers do (docs/datasets.md has the rules), schema.yaml and dataset.json.
     """
     from embstore import datasets
-    from embstore.cli.console import out
+    from embstore.cli.console import out, progress
 
-    result = datasets.convert(name, source, target)
+    with progress(f"convert {name}", None) as bar:
+        result = datasets.convert(name, source, target, progress=bar.advance)
     counts = ", ".join(f"{split} {rows:,}" for split, rows in result.rows.items())
     out.print(f"{name}: {counts} rows in {target}")

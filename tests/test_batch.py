@@ -1,0 +1,68 @@
+"""Batches of tokens: slices, selections, and torchrec's form of the same."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embstore.batch import Batch, FeatureTokens
+from embstore.errors import SchemaError
+
+lists = st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4), min_size=1, max_size=7)
+
+
+def _tokens(single: list[int], multi: list[list[int]]) -> FeatureTokens:
+    offsets = torch.tensor([0, *torch.tensor([len(one) for one in multi]).cumsum(0).tolist()])
+    flat = torch.tensor([value for one in multi for value in one], dtype=torch.int64)
+    columns = {"one": (torch.tensor(single), None), "many": (flat, offsets)}
+    return FeatureTokens.concatenate(columns, len(single))
+
+
+def _plain(tokens: FeatureTokens) -> dict[str, list[list[int]]]:
+    out = {}
+    for name in tokens.names:
+        values, offsets = tokens.feature(name)
+        bounds = offsets.tolist() if offsets is not None else list(range(tokens.rows + 1))
+        out[name] = [values[a:b].tolist() for a, b in pairwise(bounds)]
+    return out
+
+
+@given(multi=lists, data=st.data())
+def test_slices_and_selections_are_those_of_plain_lists(multi: list[list[int]], data: st.DataObject) -> None:
+    tokens = _tokens(list(range(len(multi))), multi)
+    start = data.draw(st.integers(0, len(multi)))
+    stop = data.draw(st.integers(start, len(multi)))
+    assert _plain(tokens.slice(start, stop)) == {name: rows[start:stop] for name, rows in _plain(tokens).items()}
+    chosen = tokens.select(("many",))
+    assert _plain(chosen) == {"many": multi}
+    assert tokens.select(tokens.names) is tokens
+
+
+@given(multi=lists)
+def test_to_torchrec_and_back(multi: list[list[int]]) -> None:
+    pytest.importorskip("torchrec")
+    tokens = _tokens(list(range(len(multi))), multi)
+    kjt = tokens.to_kjt()
+    assert kjt.keys() == ["one", "many"]
+    assert kjt["many"].to_dense()[0].tolist() == multi[0]
+    assert _plain(FeatureTokens.from_kjt(kjt)) == _plain(tokens)
+
+
+def test_an_unknown_feature_names_the_nearest() -> None:
+    with pytest.raises(SchemaError, match="did you mean 'many'"):
+        _tokens([1], [[2]]).feature("mny")
+
+
+def test_a_batch_is_cut_as_its_parts_are() -> None:
+    tokens = _tokens([1, 2, 3], [[4], [], [5, 6]])
+    batch = Batch(tokens=tokens, dense_BD=torch.arange(6.0).view(3, 2), label_B=torch.tensor([0.0, 1.0, 1.0]))
+    part = batch.slice(1, 3)
+    assert len(part) == 2
+    assert part.dense_BD.tolist() == [[2.0, 3.0], [4.0, 5.0]]
+    assert part.label_B.tolist() == [1.0, 1.0]
+    assert part.weight_B is None
+    assert batch.to("cpu") is batch
