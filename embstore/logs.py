@@ -372,7 +372,9 @@ def _kind(kind: pa.DataType) -> str:
 
 
 def _show(source: Any) -> str:
-    return str(source) if isinstance(source, (str, Path)) else f"of {len(source)} paths"
+    if isinstance(source, (str, Path)):
+        return str(source)
+    return str(source[0]) if len(source) == 1 else f"of {len(source)} paths"
 
 
 class _reading:  # noqa: N801 - reads as a phrase: with _reading(path)

@@ -254,12 +254,13 @@ class Run:
     def _begin(self, log: ParquetLog) -> None:
         """Make the folder this run's; files of a run that never came to a checkpoint are replaced."""
         config = self.folder / "config.yaml"
-        if config.exists() and not self._same_as(RunConfig.from_yaml(config)):
+        changed = self._changed_from(RunConfig.from_yaml(config)) if config.exists() else []
+        if changed:
             if Checkpoints(self.folder / "checkpoints").names():
                 raise CheckpointError(
                     f"{self.folder} holds a run of other settings",
                     expected=f"the settings in {config}",
-                    found="others",
+                    found=f"another {', '.join(changed)}",
                     do="name another folder with --output, or start afresh with --fresh",
                 )
             self.clear()
@@ -274,9 +275,11 @@ class Run:
             "columns.json", json.dumps({f.name: str(columns.field(f.source).type) for f in self.schema.features})
         )
 
-    def _same_as(self, other: RunConfig) -> bool:
-        theirs = Run(other, self.build_network)
-        return theirs._identity() == self._identity() and other.training == self.config.training
+    def _changed_from(self, other: RunConfig) -> list[str]:
+        """The settings that decide the result and are not those of another run, e.g. ``["table.dim"]``."""
+        theirs, ours = (_flat(asdict(replace(c, schema=c.read_schema().to_dict()))) for c in (other, self.config))
+        differing = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}
+        return sorted(key for key in differing if key.split(".")[0] not in ("logs", "output"))
 
     def _exact(self, log: ParquetLog) -> dict[str, Tensor]:
         path = self.folder / "exact.safetensors"
@@ -304,3 +307,11 @@ class Run:
         partial = self.folder / f".{name}"
         partial.write_text(text)
         os.replace(partial, self.folder / name)
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted keys; lists (of features, say) stay whole."""
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        out |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return out

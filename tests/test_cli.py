@@ -128,7 +128,7 @@ def test_yaml_flags_and_seeds(logs: Path, tmp_path: Path) -> None:
     assert table == 8 * (100 + len(pq.read_table(logs / "train")["category"].unique()) + 1)
     again = invoke("train", path, "--seeds", 2, "--set", "table.dim=8", "--set", "model.hidden=[4]")
     assert json.loads((tmp_path / "run" / "summary.json").read_text()) == summary, again.output
-    with pytest.raises(EmbstoreError, match="other settings"):
+    with pytest.raises(EmbstoreError, match=r"other settings.*another table\.dim;"):
         invoke("train", path, "--seeds", 2, "--set", "table.dim=4", "--set", "model.hidden=[4]")
     assert (
         invoke("train", path, "--seeds", 2, "--set", "table.dim=4", "--set", "model.hidden=[4]", "--fresh").exit_code
