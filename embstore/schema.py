@@ -17,6 +17,8 @@ read.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -178,17 +180,17 @@ class Schema:
 
     def to_yaml(self) -> str:
         """YAML text, one line per column, with the reasons as comments."""
-        lines = [f"{key}: {_flow(value)}" for key, value in self.to_dict().items() if isinstance(value, str)]
+        lines = [f"{key}: {_scalar(value)}" for key, value in self.to_dict().items() if isinstance(value, str)]
         taken = set()
         for key, entries in (("features", self.features), ("dense", self.dense)):
             if entries:
                 lines.append(f"{key}:")
             for entry in entries:
                 taken.add(entry.source)
-                reason = self.reasons.get(entry.source)
+                reason = " ".join(self.reasons.get(entry.source, "").split())
                 lines.append(f"  - {_flow(_changed(entry))}" + (f"  # {reason}" if reason else ""))
         left_out = [name for name in self.reasons if name not in taken | {self.label, self.weight}]
-        lines += [f"# {name}: {self.reasons[name]}" for name in left_out]
+        lines += [f"# {_scalar(name)}: {' '.join(self.reasons[name].split())}" for name in left_out]
         return "\n".join(lines) + "\n"
 
     @property
@@ -223,6 +225,16 @@ def _changed(entry: Feature | Dense) -> dict[str, Any]:
     return {key: value for key, value in asdict(entry).items() if key == "name" or value != defaults[key]}
 
 
-def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
+def _flow(entry: dict[str, Any]) -> str:
+    """One line of YAML for an entry's plain values."""
+    return "{" + ", ".join(f"{key}: {_scalar(value)}" for key, value in entry.items()) + "}"
+
+
+def _scalar(value: Any) -> str:
+    """A plain word as it is, else quoted: any name (spaces, line breaks) comes back as it was."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", value) and yaml.safe_load(value) == value:
+        return value
+    text = yaml.safe_dump(value, default_style='"', allow_unicode=value.isprintable(), width=float("inf"))
+    return text.strip("\n")

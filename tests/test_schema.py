@@ -38,8 +38,8 @@ SCHEMA = Schema(
     dense=(Dense(name="age"), Dense(name="price", scale="linear")),
 )
 
-# Anything on one line: YAML folds exotic line breaks, and no column is named with them.
-names = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=12)
+# Any text: spaces and line breaks of all alphabets included.
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=12)
 features = st.builds(
     Feature,
     name=names,
