@@ -60,7 +60,17 @@ class FeatureTokens:
 
     @classmethod
     def from_kjt(cls, kjt: KeyedJaggedTensor) -> FeatureTokens:
-        """From a torchrec ``KeyedJaggedTensor`` whose values are tokens (int64 bits)."""
+        """From a torchrec ``KeyedJaggedTensor`` whose values are tokens (int64 bits).
+
+        Raises:
+            SchemaError: values of another dtype, or weighted.
+        """
+        if kjt.values().dtype != torch.int64 or kjt.weights_or_none() is not None:
+            raise SchemaError(
+                "KeyedJaggedTensor",
+                expected="int64 tokens without weights",
+                found=f"{kjt.values().dtype}" + (" with weights" if kjt.weights_or_none() is not None else ""),
+            )
         names, rows = tuple(kjt.keys()), kjt.stride()
         starts = tuple(kjt.offset_per_key())
         kjt_offsets = kjt.offsets().to(torch.int64)

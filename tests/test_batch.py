@@ -52,6 +52,15 @@ def test_to_torchrec_and_back(multi: list[list[int]]) -> None:
     assert _plain(FeatureTokens.from_kjt(kjt)) == _plain(tokens)
 
 
+def test_other_values_and_weights_are_refused() -> None:
+    torchrec = pytest.importorskip("torchrec")
+    ids, lengths = torch.tensor([1, 2]), torch.tensor([1, 1])
+    with pytest.raises(SchemaError, match=r"int64 tokens without weights; found torch\.int32"):
+        FeatureTokens.from_kjt(torchrec.KeyedJaggedTensor(keys=["a"], values=ids.int(), lengths=lengths))
+    with pytest.raises(SchemaError, match="with weights"):
+        FeatureTokens.from_kjt(torchrec.KeyedJaggedTensor(["a"], ids, weights=torch.ones(2), lengths=lengths))
+
+
 def test_an_unknown_feature_names_the_nearest() -> None:
     with pytest.raises(SchemaError, match="did you mean 'many'"):
         _tokens([1], [[2]]).feature("mny")
