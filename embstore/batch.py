@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from embstore.errors import SchemaError, nearest
+from embstore.errors import DataError, SchemaError, nearest
 
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor
@@ -45,7 +45,17 @@ class FeatureTokens:
 
     @classmethod
     def concatenate(cls, columns: Mapping[str, tuple[Tensor, Tensor | None]], rows: int) -> FeatureTokens:
-        """From ``{feature: (values, offsets or None)}``."""
+        """From ``{feature: (values, offsets or None)}``, checked.
+
+        Raises:
+            DataError: values or offsets of another dtype, or of lengths that don't fit ``rows``.
+        """
+        for name, (values, offsets) in columns.items():
+            _check(name, values, offsets, rows)
+        return cls._join(columns, rows)
+
+    @classmethod
+    def _join(cls, columns: Mapping[str, tuple[Tensor, Tensor | None]], rows: int) -> FeatureTokens:
         starts = [0]
         for values, _ in columns.values():
             starts.append(starts[-1] + len(values))
@@ -64,6 +74,7 @@ class FeatureTokens:
 
         Raises:
             SchemaError: values of another dtype, or weighted.
+            DataError: lengths that are not those of the values.
         """
         if kjt.values().dtype != torch.int64 or kjt.weights_or_none() is not None:
             raise SchemaError(
@@ -74,6 +85,12 @@ class FeatureTokens:
         names, rows = tuple(kjt.keys()), kjt.stride()
         starts = tuple(kjt.offset_per_key())
         kjt_offsets = kjt.offsets().to(torch.int64)
+        if int(kjt_offsets[-1]) != len(kjt.values()) or bool((kjt_offsets.diff() < 0).any()):
+            raise DataError(
+                "KeyedJaggedTensor",
+                expected=f"lengths that sum to {len(kjt.values())} values",
+                found=str(int(kjt_offsets[-1])),
+            )
         offsets = {}
         for i, name in enumerate(names):
             bounds = kjt_offsets[i * rows : (i + 1) * rows + 1]
@@ -104,7 +121,7 @@ class FeatureTokens:
         """These features only, in this order; itself when that is what it holds."""
         if names == self.names:
             return self
-        return FeatureTokens.concatenate({name: self.feature(name) for name in names}, self.rows)
+        return FeatureTokens._join({name: self.feature(name) for name in names}, self.rows)
 
     def slice(self, start: int, stop: int) -> FeatureTokens:
         """Rows ``start`` to ``stop``."""
@@ -116,7 +133,7 @@ class FeatureTokens:
             else:
                 bounds = offsets[start : stop + 1]
                 columns[name] = values[int(bounds[0]) : int(bounds[-1])], bounds - bounds[0]
-        return FeatureTokens.concatenate(columns, stop - start)
+        return FeatureTokens._join(columns, stop - start)
 
     def to(self, device: torch.device | str) -> FeatureTokens:
         """The same on another device; itself when already there."""
@@ -174,3 +191,18 @@ class Batch:
 
 def _cut(values: Tensor | None, start: int, stop: int) -> Tensor | None:
     return None if values is None else values[start:stop]
+
+
+def _check(name: str, values: Tensor, offsets: Tensor | None, rows: int) -> None:
+    """Kernels read where offsets point without looking: what users hand in is checked here."""
+    if values.dtype != torch.int64 or values.dim() != 1:
+        raise DataError(f"tokens of {name!r}", expected="int64 [N]", found=f"{values.dtype} {list(values.shape)}")
+    if offsets is None:
+        if len(values) != rows:
+            raise DataError(f"tokens of {name!r}", expected=f"one a row, {rows}", found=str(len(values)))
+        return
+    if offsets.dtype != torch.int64 or offsets.shape != (rows + 1,):
+        found = f"{offsets.dtype} {list(offsets.shape)}"
+        raise DataError(f"offsets of {name!r}", expected=f"int64 [{rows + 1}]", found=found)
+    if int(offsets[0]) != 0 or int(offsets[-1]) != len(values) or bool((offsets.diff() < 0).any()):
+        raise DataError(f"offsets of {name!r}", expected=f"ascending from 0 to {len(values)}", found="others")

@@ -93,7 +93,7 @@ class Checkpoints:
                         f"checkpoint {folder}: {file} is damaged",
                         expected=f"sha256 {promised['sha256'][:16]}…",
                         found=f"{found[:16]}…",
-                        do=f"delete the folder {name} to go on from the one before",
+                        do=f"delete the folder {name} to go on from another one, if there is, or start afresh",
                     )
             groups: dict[str, Mapping[str, Tensor]] = {}
             for file in state["files"]:
@@ -103,7 +103,7 @@ class Checkpoints:
                 f"checkpoint {folder} can't be read",
                 expected="a whole checkpoint",
                 found=str(error),
-                do=f"delete the folder {name} to go on from the one before",
+                do=f"delete the folder {name} to go on from another one, if there is, or start afresh",
             ) from error
         return state, groups
 

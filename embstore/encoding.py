@@ -128,6 +128,8 @@ def check_types(columns: pa.Schema, schema: Schema, *, labelled: bool = True) ->
 
 
 def _column(table: pa.Table | pa.RecordBatch, name: str) -> pa.ChunkedArray:
+    if table.schema.names.count(name) > 1:
+        raise SchemaError(f"column {name!r}", expected="one of that name", found=f"{table.schema.names.count(name)}")
     if name not in table.schema.names:
         raise SchemaError(f"column {name!r} is not in the log", do=nearest(name, table.schema.names))
     return table.column(name)

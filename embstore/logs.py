@@ -8,11 +8,12 @@ the number of rows taken, any rank can compute its share of every batch, and not
     windows  |   window 0    |   window 1    | ...                permuted by (seed, epoch, window)
     batches  | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 | ...                rank r of w takes the r-th part of each
 
-Two threads run ahead: one decodes and encodes the next window, one gathers batches. At most two windows are in memory.
+Two threads run ahead: one decodes and encodes the next window, one gathers batches. About three windows are in memory.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import hashlib
 import itertools
@@ -64,6 +65,7 @@ class Piece:
     path: str
     row_group: int
     rows: int
+    sizes: tuple[int, ...]  # compressed bytes of each column
 
 
 class ParquetLog:
@@ -106,7 +108,7 @@ class ParquetLog:
             else:
                 self._check_same(first, columns, path)
             pieces += [
-                Piece(path, group, metadata.row_group(group).num_rows)
+                Piece(path, group, metadata.row_group(group).num_rows, _sizes(metadata.row_group(group)))
                 for group in range(metadata.num_row_groups)
                 if metadata.row_group(group).num_rows
             ]
@@ -114,9 +116,9 @@ class ParquetLog:
 
     def _check_same(self, first: pa.Schema, columns: pa.Schema, path: str) -> None:
         for name in self.columns:
-            if name not in columns.names:
+            if columns.names.count(name) != 1:
                 raise LogError(
-                    f"files of the log have different columns: {path} has no {name!r}",
+                    f"files of the log have different columns: {path} has {columns.names.count(name) or 'no'} {name!r}",
                     expected=f"the columns of {self.paths[0]}",
                     found=", ".join(columns.names),
                     do="move files of another schema out of the folder",
@@ -131,11 +133,14 @@ class ParquetLog:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of the files' names and row groups: a cursor is only good for the log it came from."""
+        """Digest of the files' names and of their row groups' rows and sizes: a cursor is only good for its own log."""
+        local = isinstance(self.filesystem, pafs.LocalFileSystem)
+        paths = {path: os.path.abspath(path) if local else path for path in self.paths}
+        root = os.path.commonpath([os.path.dirname(path) for path in paths.values()])
         digest = hashlib.sha256()
-        root = os.path.commonpath([os.path.dirname(path) for path in self.paths])
         for piece in self.pieces:
-            digest.update(f"{os.path.relpath(piece.path, root or '.')}\0{piece.row_group}\0{piece.rows}\n".encode())
+            name = os.path.relpath(paths[piece.path], root or ".")
+            digest.update(f"{name}\0{piece.row_group}\0{piece.rows}\0{piece.sizes}\n".encode())
         return digest.hexdigest()[:16]
 
     def batch_count(self, batch_size: int) -> int:
@@ -297,6 +302,10 @@ class _Order:
         return _generator(self.seed, cursor.epoch, 1 + cursor.row).permutation(size)
 
 
+def _sizes(group: pq.RowGroupMetaData) -> tuple[int, ...]:
+    return tuple(group.column(number).total_compressed_size for number in range(group.num_columns))
+
+
 def _generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
@@ -309,6 +318,11 @@ def _find(source: str | Path | Sequence[str | Path]) -> tuple[pafs.FileSystem, l
         if not found:
             raise LogError("log", expected="at least one path", found="an empty list")
         filesystem, paths = found[0][0], [path for _, paths in found for path in paths]
+        if any(other != filesystem for other, _ in found):
+            raise LogError("log", expected="paths of one file system", found="several", do="give one log for each")
+        twice = [path for path in paths if paths.count(path) > 1] if len(set(paths)) < len(paths) else []
+        if twice:
+            raise LogError("log", expected="each file once", found=f"{twice[0]} twice", do="take it out of the list")
     if not paths:
         raise LogError(
             f"log {_show(source)}",
@@ -345,8 +359,17 @@ def _find_uri(source: str) -> tuple[pafs.FileSystem, list[str]]:
     except (OSError, pa.ArrowException) as error:
         raise LogError(f"log {source}", expected="a URI that can be read", found=str(error)) from error
     if pattern:
-        paths = [path for path in paths if Path(os.path.relpath(path, root)).match(pattern)]
+        paths = [path for path in paths if _matches(os.path.relpath(path, root).split("/"), pattern.split("/"))]
     return filesystem, paths
+
+
+def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    """As local globs match: segment by segment, ``**`` for any number of folders."""
+    if not pattern or not parts:
+        return not parts and all(segment == "**" for segment in pattern)
+    if pattern[0] == "**":
+        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
+    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
 
 
 def _parquet_below(filesystem: pafs.FileSystem, root: str) -> list[str]:

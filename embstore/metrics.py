@@ -15,8 +15,9 @@ Shape suffixes: N rows, B rows of one update, K tie blocks, G groups.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -347,3 +348,10 @@ def _host(values: Values) -> NDArray:
         values = values.detach().cpu()
         return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     return np.asarray(values)
+
+
+def finite(values: Any) -> Any:
+    """Nested metrics with ``None`` for what is not finite, as JSON needs (an AUC without positives, say)."""
+    if isinstance(values, Mapping):
+        return {key: finite(value) for key, value in values.items()}
+    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections import deque
 from collections.abc import Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 T = TypeVar("T")
 
@@ -15,6 +17,14 @@ class Prefetch(Generic[T]):
 
     The next item is only begun when there is room for it, so ``depth=1`` holds two items at most: the one being
     used and the one being made. Use as a context manager, or call ``close``; leaving early stops the thread.
+
+    Args:
+        source: what to iterate; its ``close`` is called at the end, if it has one.
+        depth: items made ahead.
+        name: the thread's.
+
+    Raises:
+        ConfigError: a depth below 1.
     """
 
     def __init__(self, source: Iterator[T], depth: int, name: str = "prefetch") -> None:
@@ -24,6 +34,7 @@ class Prefetch(Generic[T]):
         self._ready = threading.Semaphore(0)
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        _running.add(self)
         self._thread.start()
 
     def _run(self) -> None:
@@ -31,6 +42,8 @@ class Prefetch(Generic[T]):
             while True:
                 self._room.acquire()
                 if self._stopped:
+                    # A consumer may already be waiting for the item that now won't come.
+                    self._put("end", None)
                     return
                 try:
                     item = next(self._source)
@@ -63,7 +76,10 @@ class Prefetch(Generic[T]):
             return item  # type: ignore[return-value]
         self._stopped = True
         if kind == "error":
-            raise item  # type: ignore[misc]
+            try:
+                raise item  # type: ignore[misc]
+            finally:
+                del item  # else the error, its traceback and this frame hold each other, and what they read
         raise StopIteration
 
     def close(self) -> None:
@@ -78,3 +94,13 @@ class Prefetch(Generic[T]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+_running: WeakSet[Prefetch[Any]] = WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    # A thread that is in native code while the interpreter goes away aborts the process.
+    for prefetch in list(_running):
+        prefetch.close()

@@ -79,12 +79,14 @@ class ConsoleProgress(Progress):
     def record(self, values: dict[str, Any], folder: Path) -> None:
         parts = [f"step {values['step']:,}", f"epoch {values['epoch']}", f"loss {values['train_loss']:.4f}"]
         shown = ("auc", "logloss", "gauc")
-        parts += [f"valid {name} {values[f'valid_{name}']:.5f}" for name in shown if f"valid_{name}" in values]
+        parts += [
+            f"valid {name} {values[f'valid_{name}']:.5f}" for name in shown if values.get(f"valid_{name}") is not None
+        ]
         self.console.print("  ".join(parts), highlight=False, soft_wrap=True)
         writer = self._writer(folder, values["step"])
         if writer is not None:
             for name, value in values.items():
-                if name not in ("step", "epoch"):
+                if name not in ("step", "epoch") and value is not None:
                     writer.add_scalar(name, value, values["step"])
             writer.flush()
 

@@ -3,7 +3,7 @@
     runs/frappe/
       config.yaml        the settings, complete
       schema.yaml        what the log's columns mean
-      columns.json       the Arrow type of each feature's column
+      logs.json          fingerprints of the logs it learns from, and the type of each feature's values
       exact.safetensors  known tokens of the exact features
       metrics.jsonl  checkpoints/  tensorboard/     see ``embstore.training``
       result.json        the metrics of the finished run
@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 import yaml
@@ -34,6 +35,7 @@ from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CheckpointError, ConfigError, nearest
 from embstore.kernels import TableOptimizer
 from embstore.logs import ParquetLog
+from embstore.metrics import finite
 from embstore.normalization import StreamingNormalizer
 from embstore.progress import Progress, no_progress
 from embstore.schema import Schema
@@ -66,6 +68,8 @@ class TableSettings:
     optimizer: TableOptimizer = field(default_factory=TableOptimizer)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError("table.seed", expected="0 to 2^63 - 1", found=str(self.seed))
         if self.dtype not in DTYPES:
             raise ConfigError(f"table.dtype: unknown {self.dtype!r}", do=nearest(self.dtype, DTYPES))
 
@@ -152,7 +156,7 @@ class Run:
         """Remove what an earlier run left in the folder (only files a run makes)."""
         for name in ("checkpoints", "tensorboard"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("config.yaml", "schema.yaml", "columns.json", "exact.safetensors", "metrics.jsonl", "result.json"):
+        for name in ("config.yaml", "schema.yaml", "logs.json", "exact.safetensors", "metrics.jsonl", "result.json"):
             (self.folder / name).unlink(missing_ok=True)
 
     def train(self) -> dict[str, Any]:
@@ -166,7 +170,7 @@ class Run:
             for name, source in asdict(self.config.logs).items()
             if source is not None
         }
-        self._begin(logs["train"])
+        self._begin(logs)
         model = self.build(self._exact(logs["train"]))
         trainer = Trainer(model, self.config.training, self.folder, identity=self._identity(), progress=self.progress)
         result: dict[str, Any] = {"valid": trainer.fit(logs["train"], logs.get("valid"))}
@@ -174,9 +178,11 @@ class Run:
             result["test"] = trainer.evaluate(logs["test"], label="test")
         result |= {
             "steps": trainer.at.step,
+            "kernel": {"name": model.table.kernel.name, "reason": model.table.kernel_reason},
             "parameters": self.parameters(model),
             "logs": {name: {"fingerprint": log.fingerprint, "rows": log.rows} for name, log in logs.items()},
         }
+        result = finite(result)
         self._write("result.json", json.dumps(result, indent=1))
         return result
 
@@ -212,19 +218,35 @@ class Run:
         return model
 
     def evaluate(self, source: str) -> dict[str, float]:
-        """Metrics of the trained model on another labelled log."""
+        """Metrics of the trained model on another labelled log.
+
+        Raises:
+            CheckpointError: the run has no checkpoint.
+            LogError, SchemaError, DataError: the log can't be used.
+        """
         log = ParquetLog(source, self.schema)
         size = self.config.training.evaluation_batch_size
         return training.evaluate(self.trained(), log, size, progress=self.progress)
 
     def bundle(self) -> Bundle:
-        """What ``embstore.store`` publishes of the trained run."""
+        """What ``embstore.store`` publishes of the trained run.
+
+        Raises:
+            CheckpointError: it isn't finished.
+        """
+        if not (self.folder / "result.json").exists():
+            raise CheckpointError(
+                f"{self.folder}",
+                expected="a finished run",
+                found="one without result.json",
+                do="train it to its end first",
+            )
         model = self.trained()
         result = json.loads(self._read("result.json", "{}"))
         return Bundle(
             table=model.table,
             schema=self.schema,
-            columns=json.loads(self._read("columns.json", "{}")),
+            columns=json.loads(self._read("logs.json", "{}")).get("columns", {}),
             dense_state=model.dense_state(),
             model=self._description(model.table),
             metrics={name: result[name] for name in ("valid", "test") if name in result},
@@ -251,29 +273,34 @@ class Run:
         config["logs"] = config["training"] = None  # the log has its fingerprint, the trainer its settings
         return json.dumps(config, sort_keys=True)
 
-    def _begin(self, log: ParquetLog) -> None:
+    def _begin(self, logs: Mapping[str, ParquetLog]) -> None:
         """Make the folder this run's; files of a run that never came to a checkpoint are replaced."""
         config = self.folder / "config.yaml"
-        changed = self._changed_from(RunConfig.from_yaml(config)) if config.exists() else []
-        if changed:
-            if Checkpoints(self.folder / "checkpoints").names():
+        learnt_from = {name: logs[name].fingerprint for name in ("train", "valid") if name in logs}
+        if config.exists():
+            changed = self._changed_from(RunConfig.from_yaml(config))
+            before = json.loads(self._read("logs.json", "{}")).get("fingerprints", {})
+            changed += [
+                f"logs.{name}" for name in before.keys() | learnt_from if before.get(name) != learnt_from.get(name)
+            ]
+            if changed and Checkpoints(self.folder / "checkpoints").names():
                 raise CheckpointError(
-                    f"{self.folder} holds a run of other settings",
-                    expected=f"the settings in {config}",
-                    found=f"another {', '.join(changed)}",
+                    f"{self.folder} holds a run of other settings or logs",
+                    expected=f"those in {config}",
+                    found=f"another {', '.join(sorted(changed))}",
                     do="name another folder with --output, or start afresh with --fresh",
                 )
-            self.clear()
+            if changed:
+                self.clear()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write(
-            "config.yaml", yaml.safe_dump(asdict(replace(self.config, schema=self.schema.to_dict())), sort_keys=False)
-        )
+        settings = asdict(replace(self.config, schema=self.schema.to_dict()))
+        self._write("config.yaml", yaml.safe_dump(settings, sort_keys=False))
         self._write("schema.yaml", self.schema.to_yaml())
-        with pq.ParquetFile(log.paths[0], filesystem=log.filesystem) as file:
+        train = logs["train"]
+        with pq.ParquetFile(train.paths[0], filesystem=train.filesystem) as file:
             columns = file.schema_arrow
-        self._write(
-            "columns.json", json.dumps({f.name: str(columns.field(f.source).type) for f in self.schema.features})
-        )
+        types = {feature.name: str(_plain(columns.field(feature.source).type)) for feature in self.schema.features}
+        self._write("logs.json", json.dumps({"fingerprints": learnt_from, "columns": types}))
 
     def _changed_from(self, other: RunConfig) -> list[str]:
         """The settings that decide the result and are not those of another run, e.g. ``["table.dim"]``."""
@@ -307,6 +334,15 @@ class Run:
         partial = self.folder / f".{name}"
         partial.write_text(text)
         os.replace(partial, self.folder / name)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type without its dictionary: what the values are."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return kind
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

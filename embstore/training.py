@@ -17,7 +17,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,9 +29,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from embstore.batch import Batch
 from embstore.checkpoints import Checkpoints, adam_tensors, load_adam, load_into
 from embstore.ctr import CtrModel
-from embstore.errors import CheckpointError, ConfigError, DataError
+from embstore.errors import CheckpointError, ConfigError, DataError, LogError
 from embstore.logs import Cursor, ParquetLog
-from embstore.metrics import Evaluation
+from embstore.metrics import Evaluation, finite
 from embstore.progress import Progress, no_progress
 
 SCHEDULES = ("constant", "linear", "plateau")
@@ -78,6 +78,8 @@ class TrainingSettings:
         for name in ("learning_rate", "network_l2", "shuffle_window", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"training.{name}", expected="0 or more", found=str(getattr(self, name)))
+        if self.seed >= 2**63:
+            raise ConfigError("training.seed", expected="less than 2^63", found=str(self.seed))
         if self.schedule not in SCHEDULES:
             raise ConfigError("training.schedule", expected=" or ".join(SCHEDULES), found=repr(self.schedule))
 
@@ -156,11 +158,23 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C; calling ``fit`` again goes on.
             LogError: the log changed since the checkpoint.
-            DataError: a row that can't be used, or a loss that is not a number.
+            ConfigError: the schema has no label, or no group though ``metric`` is ``gauc``.
+            DataError: a row that can't be used, or a loss or metric that is not a number.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
         settings, at = self.settings, self.at
+        if at.cursor.fingerprint not in ("", train.fingerprint):
+            raise LogError(
+                f"the training log is not the one {self.folder} learnt from",
+                expected=f"fingerprint {at.cursor.fingerprint}",
+                found=train.fingerprint,
+                do="restore the log, or start afresh in another folder",
+            )
+        if valid is not None and settings.metric == "gauc" and valid.schema.group is None:
+            raise ConfigError(
+                "training.metric: gauc", expected="a schema with a group", found="none", do="add group: <column>"
+            )
         per_epoch = train.batch_count(settings.batch_size)
         total = per_epoch * settings.epochs
         every = settings.evaluate_every or per_epoch
@@ -263,6 +277,13 @@ class Trainer:
             result = self.evaluate(valid)
             record |= {f"valid_{name}": value for name, value in result.items()}
             value = result[settings.metric]
+            if not math.isfinite(value):
+                raise DataError(
+                    f"{settings.metric} on the validation log",
+                    expected="rows of both labels",
+                    found=f"{result['positives_rate']:.0%} positives",
+                    do="give another validation log",
+                )
             sign = -1 if settings.metric in ("logloss", "normalized_entropy") else 1
             if at.best is None or sign * value > sign * at.best:
                 at.best, at.best_name, at.worse = value, self.checkpoints.name(at.step), 0
@@ -275,9 +296,9 @@ class Trainer:
 
     def _write(self, record: dict[str, Any]) -> None:
         with open(self.folder / "metrics.jsonl", "ab") as out:
-            out.write(json.dumps(record).encode() + b"\n")
+            out.write(json.dumps(finite(record)).encode() + b"\n")
             self.at.log_bytes = out.tell()
-        self.show.record(record, self.folder)
+        self.show.record(finite(record), self.folder)
 
     def _save(self) -> None:
         at = self.at
@@ -352,6 +373,10 @@ def evaluate(
         model: left in eval mode.
         log: its schema names the label.
         batch_size: rows looked up together; the result doesn't depend on it, up to float32 rounding of the network.
+
+    Raises:
+        ConfigError: the schema has no label.
+        DataError: a row that can't be used, or logits that are not finite.
     """
     model.eval()
     evaluation = Evaluation()
@@ -365,14 +390,6 @@ def evaluate(
             evaluation.update(logits_B, batch.label_B, batch.weight_B, batch.group_B)
             bar.advance(len(batch))
     return evaluation.result()
-
-
-@torch.no_grad()
-def score(model: CtrModel, log: ParquetLog, batch_size: int, sink: Callable[[torch.Tensor], object]) -> None:
-    """Give ``sink`` the click probabilities of a log's rows, batch by batch, in the log's order."""
-    model.eval()
-    for batch in log.batches(batch_size):
-        sink(torch.sigmoid(model(batch.to(model.table.weight.device))).cpu())
 
 
 def _no_label() -> ConfigError:

@@ -30,7 +30,12 @@ def apply(column: pa.ChunkedArray, transform: str, *, name: str) -> pa.ChunkedAr
     """
     kind = column.type
     if pa.types.is_timestamp(kind) or (pa.types.is_date(kind) and transform in _DATE_ONLY):
-        return TRANSFORMS[transform](column)
+        try:
+            return TRANSFORMS[transform](column)
+        except pa.ArrowException as error:  # a time zone nobody knows
+            raise SchemaError(
+                f"feature {name!r}: transform {transform!r}", expected="a known time zone", found=str(error)
+            ) from error
     raise SchemaError(
         f"feature {name!r}: transform {transform!r}",
         expected="a timestamp column" + (" or a date" if transform in _DATE_ONLY else ""),

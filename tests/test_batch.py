@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embstore.batch import Batch, FeatureTokens
-from embstore.errors import SchemaError
+from embstore.errors import DataError, SchemaError
 
 lists = st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4), min_size=1, max_size=7)
 
@@ -75,3 +75,25 @@ def test_a_batch_is_cut_as_its_parts_are() -> None:
     assert part.label_B.tolist() == [1.0, 1.0]
     assert part.weight_B is None
     assert batch.to("cpu") is batch
+
+
+@pytest.mark.parametrize(
+    ("values", "offsets", "message"),
+    [
+        pytest.param([1], None, "one a row, 3", id="too few values: FBGEMM would read past them"),
+        pytest.param([1, 2], [0, 1, 2, 9], "from 0 to 2", id="offsets past the end"),
+        pytest.param([1, 2], [0, 2, 1, 2], "ascending", id="offsets that go back"),
+        pytest.param([1, 2], [1, 1, 2, 2], "from 0", id="offsets that start late"),
+        pytest.param([1, 2], [0, 2], r"int64 \[4\]", id="too few offsets"),
+    ],
+)
+def test_tokens_that_do_not_fit_their_rows_are_refused(
+    values: list[int], offsets: list[int] | None, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        FeatureTokens.concatenate({"a": (torch.tensor(values), None if offsets is None else torch.tensor(offsets))}, 3)
+
+
+def test_tokens_are_int64() -> None:
+    with pytest.raises(DataError, match="int64"):
+        FeatureTokens.concatenate({"a": (torch.tensor([1, 2], dtype=torch.int32), None)}, 2)

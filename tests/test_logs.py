@@ -137,6 +137,38 @@ def test_a_real_file_named_like_a_glob_is_a_file(tmp_path: Path) -> None:
     assert ParquetLog(path, SCHEMA).rows == 10
 
 
+@pytest.mark.parametrize("pattern", ["*.parquet", "**/*.parquet", "*/*.parquet", "a/**/*.parquet", "[ab]/*.parquet"])
+def test_globs_mean_the_same_in_a_uri(tmp_path: Path, pattern: str) -> None:
+    for number, name in enumerate(["top", "a/one", "a/deep/two", "b/three"]):
+        path = tmp_path / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(_table(0, 10 + number), path)
+    local, uri = ParquetLog(f"{tmp_path}/{pattern}", SCHEMA), ParquetLog(f"{tmp_path.as_uri()}/{pattern}", SCHEMA)
+    assert sorted(local.paths) == sorted(uri.paths)
+
+
+def test_lists_mix_relative_and_absolute_paths_but_no_file_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        pq.write_table(_table(0, 10), tmp_path / f"{name}.parquet")
+    monkeypatch.chdir(tmp_path)
+    mixed = ParquetLog(["a.parquet", str(tmp_path / "b.parquet")], SCHEMA)
+    assert mixed.fingerprint == ParquetLog(tmp_path, SCHEMA).fingerprint
+    with pytest.raises(LogError, match="twice"):
+        ParquetLog(["a.parquet", "a.parquet"], SCHEMA)
+    with pytest.raises(LogError, match="one file system"):
+        ParquetLog(["a.parquet", "mock://b"], SCHEMA)
+
+
+def test_other_rows_under_the_same_names_are_another_log(tmp_path: Path) -> None:
+    prints = []
+    for start in (0, 100_000):
+        pq.write_table(_table(start, 100), tmp_path / "a.parquet")
+        prints.append(ParquetLog(tmp_path, SCHEMA).fingerprint)
+    assert prints[0] != prints[1]
+
+
 def test_a_cursor_of_another_log_is_refused(folder: Path, tmp_path: Path) -> None:
     cursor = next(iter(ParquetLog(folder, SCHEMA).batches(100))).cursor
     pq.write_table(_table(0, 10), tmp_path / "a.parquet")

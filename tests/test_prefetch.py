@@ -64,3 +64,25 @@ def test_closing_early_stops_the_thread_and_closes_the_source() -> None:
     items.close()
     assert closed.is_set()
     assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+
+
+def test_closing_releases_a_consumer_that_waits() -> None:
+    """close() between a consumer's look at the flag and its wait: the producer stops without an item to give."""
+    made = threading.Event()
+
+    def source() -> Iterator[int]:
+        yield 1
+        made.wait(5)
+        yield 2
+
+    items = Prefetch(source(), depth=1)
+    next(items)
+    ended: list[object] = []
+    consumer = threading.Thread(target=lambda: ended.append(list(items)))
+    consumer.start()
+    time.sleep(0.05)
+    items._stopped = True  # as close() sets it, while the consumer is already waiting
+    made.set()
+    items._room.release()
+    consumer.join(5)
+    assert not consumer.is_alive()

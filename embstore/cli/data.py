@@ -26,13 +26,19 @@ def schema(logs: tuple[str, ...], label: str, group: str | None, weight: str | N
     move a column between features (looked up in the table) and dense (numbers for the model), give a feature more
     lookups or an exact block, or take it out.
     """
+    from embstore.errors import ConfigError
     from embstore.schema import Schema
 
     text = Schema.infer(list(logs), label=label, group=group, weight=weight).to_yaml()
     if output is None:
         click.echo(text, nl=False)
     else:
-        output.write_text(text)
+        try:
+            output.write_text(text)
+        except OSError as error:
+            raise ConfigError(
+                f"--output {output}", expected="a file that can be written", found=str(error.strerror)
+            ) from error
         click.echo(f"wrote {output}")
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import click
+
+_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 
 _store = click.option(
     "--store", "root", default="store", show_default=True, type=click.Path(path_type=Path), help="The store."
@@ -129,16 +132,17 @@ def _typed(values: tuple[str, ...], kind: str, feature: str) -> Any:
     from embstore.errors import SchemaError
 
     array = pa.array(values)
-    is_list = "list<" in kind
+    element = re.sub(r"^.*list<[^:]*: |>.*$", "", kind)
+    is_list = element != kind
     try:
-        if "int" in kind:
-            array = array.cast(pa.int64())
-        elif "bool" in kind:
+        if element in _INTEGERS:
+            array = array.cast(pa.uint64() if element == "uint64" else pa.int64())
+        elif element == "bool":
             array = array.cast(pa.bool_())
-        elif kind.startswith(("timestamp", "date")):
+        elif element.startswith(("timestamp", "date")):
             array = array.cast(pa.timestamp("us"))
     except pa.ArrowInvalid as error:
         raise SchemaError(
             f"values of feature {feature!r}", expected=f"values of a column of type {kind}", found=str(error)
         ) from error
-    return pa.array([[value] for value in array.to_pylist()]) if is_list else array
+    return pa.ListArray.from_arrays(pa.array(range(len(array) + 1), pa.int32()), array) if is_list else array

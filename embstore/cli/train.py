@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import yaml
 
 DEFAULTS: dict[str, Any] = {
     "table": {"rows": 262_144, "dim": 16},
@@ -98,6 +97,7 @@ def train(
             f"(table {parameters['table']:,}, network {parameters['network']:,})",
             highlight=False,
         )
+        out.print(f"kernel {result['kernel']['name']} ({result['kernel']['reason']})", highlight=False)
         out.print(metrics_table("", shown))
     if seeds is not None:
         _summarise(run_config.output, results)
@@ -110,7 +110,8 @@ def _summarise(folder: str, results: list[dict[str, Any]]) -> None:
     columns: dict[str, dict[str, float]] = {}
     for split in ("valid", "test"):
         if results[0].get(split):
-            values = {key: [result[split][key] for result in results] for key in results[0][split]}
+            keys = [key for key in results[0][split] if all(result[split][key] is not None for result in results)]
+            values = {key: [result[split][key] for result in results] for key in keys}
             columns[f"{split} mean"] = {key: statistics.fmean(of) for key, of in values.items()}
             columns[f"{split} std"] = {key: statistics.stdev(of) if len(of) > 1 else 0.0 for key, of in values.items()}
     summary = {"seeds": len(results), **columns, "runs": results}
@@ -119,6 +120,7 @@ def _summarise(folder: str, results: list[dict[str, Any]]) -> None:
 
 
 def _override(data: dict[str, Any], setting: str) -> None:
+    from embstore.config import parse_yaml
     from embstore.errors import ConfigError
 
     key, equals, text = setting.partition("=")
@@ -131,10 +133,7 @@ def _override(data: dict[str, Any], setting: str) -> None:
             raise ConfigError(f"--set {setting}", expected=f"{part} to be a mapping", found=repr(inner))
         data[part] = dict(inner)
         data = data[part]
-    try:
-        data[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {setting}", expected="a YAML value", found=text) from error
+    data[last] = parse_yaml(text, where=f"--set {setting}")
 
 
 def _infer(train_logs: str | None, label: str | None) -> dict[str, Any]:
@@ -171,11 +170,12 @@ def evaluate(run: Path, source: str, as_json: bool) -> None:
     schema names a group: computed exactly, over all rows.
     """
     from embstore.cli.console import metrics_table, out, progress
+    from embstore.metrics import finite
     from embstore.models import build
     from embstore.run import Run
 
     result = Run.open(run, build, progress=progress).evaluate(source)
     if as_json:
-        click.echo(json.dumps(result))
+        click.echo(json.dumps(finite(result)))
     else:
         out.print(metrics_table(str(run), {source: result}))

@@ -15,6 +15,7 @@ Shape suffixes: B rows of the batch, W width, N table rows, D dim.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, fields
@@ -94,6 +95,10 @@ class UnifiedEmbedding(nn.Module):
             raise ConfigError(
                 "table", expected="dim of 1 or more, rows of 0 or more", found=f"dim={dim}, rows={num_rows}"
             )
+        if not (math.isfinite(init_std) and init_std >= 0):
+            raise ConfigError("table init_std", expected="a finite number, 0 or more", found=str(init_std))
+        if not 0 <= seed < 2**63:
+            raise ConfigError("table seed", expected="0 to 2^63 - 1", found=str(seed))
         dtype = dtype if rows is None else rows.dtype
         if dtype not in DTYPES.values():
             raise ConfigError("table dtype", expected=", ".join(DTYPES), found=str(dtype))
@@ -108,6 +113,9 @@ class UnifiedEmbedding(nn.Module):
             seed=seed,
             exact_tokens={name: tokens.unique() for name, tokens in (exact_tokens or {}).items()},
         )
+        if rows is not None and rows.shape != (self.plan.num_rows, dim):
+            expected = str([self.plan.num_rows, dim])
+            raise ConfigError("rows of the table", expected=expected, found=str(list(rows.shape)))
         device = torch.device(device)
         self.register_buffer("weight", self._first_rows(init_std, dtype, device) if rows is None else rows)
         for name, tensor in self.optimizer.state(self.plan.num_rows, dim, device).items():
@@ -116,8 +124,11 @@ class UnifiedEmbedding(nn.Module):
         self.register_buffer("paid", paid)
         self.learning_rate = self.optimizer.learning_rate
         self._progress = torch.zeros(2, dtype=torch.float64)
+        self._kernel_wanted = kernel
         self.kernel: Kernel
-        self.kernel, self.kernel_reason = choose(kernel, optimizer=self.optimizer, dtype=dtype, device=device, dim=dim)
+        self.kernel_reason: str
+        self._choose_kernel()
+        self.register_load_state_dict_post_hook(lambda table, _: None if table.training else table.settle())
 
     @classmethod
     def restore(cls, source: TableSource, **settings: Any) -> UnifiedEmbedding:
@@ -194,11 +205,12 @@ class UnifiedEmbedding(nn.Module):
         """
         request = self.request(batch)
         table = self.table()
+        if self.training:
+            with torch.no_grad():
+                table.pay(request)
         if not (self.training and torch.is_grad_enabled()):
             with torch.no_grad():
                 return self.kernel.forward(request, table)
-        with torch.no_grad():
-            table.begin_step(request)
         return self.kernel.train(request, table)
 
     def request(self, batch: Batch | FeatureTokens | KeyedJaggedTensor) -> Request:
@@ -222,10 +234,9 @@ class UnifiedEmbedding(nn.Module):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Apply the penalty that rows untouched since still owe; do so before reading rows other than by training.
+        """Apply the penalty that rows still owe; do so before reading ``weight`` itself.
 
-        A no-op when the optimizer has no ``l2``. ``eval()`` does it, so a trained table read in eval mode is up to
-        date.
+        Lookups, ``read_rows`` and ``eval()`` do it for what they read. A no-op when the optimizer has no ``l2``.
         """
         self.table().settle()
 
@@ -257,7 +268,9 @@ class UnifiedEmbedding(nn.Module):
         offsets = None if tokens.offsets is None else torch.from_numpy(tokens.offsets)
         columns = {feature: (torch.from_numpy(tokens.values.view("int64")), offsets)}
         batch = FeatureTokens.concatenate(columns, len(column)).to(device)
-        return ReferenceKernel().forward(Request(batch, self.plan.only(feature)), self.table())
+        request, table = Request(batch, self.plan.only(feature)), self.table()
+        table.pay(request)
+        return ReferenceKernel().forward(request, table)
 
     def feature(self, name: str) -> Feature:
         """The feature of that name.
@@ -274,9 +287,12 @@ class UnifiedEmbedding(nn.Module):
         """A table with ``factor`` times the hashed rows in which every lookup returns what it returned here.
 
         New row r starts as old row r // factor, optimizer state included (hash spec, "growing"); exact blocks stay.
+
+        Raises:
+            ConfigError: the factor is no whole number of 1 or more.
         """
-        if factor < 1:
-            raise ConfigError("grow", expected="a factor of 1 or more", found=str(factor))
+        if not isinstance(factor, int) or factor < 1:
+            raise ConfigError("grow", expected="a whole factor of 1 or more", found=str(factor))
         self.settle()
         grown = deepcopy(self)
         grown.hashed_rows = self.hashed_rows * factor
@@ -309,7 +325,9 @@ class UnifiedEmbedding(nn.Module):
         }
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` on the host, ``[stop - start, dim]``."""
+        """Rows ``start`` to ``stop`` on the host, ``[stop - start, dim]``, up to date with the penalty."""
+        with torch.no_grad():
+            self.table().settle(start, stop)
         return self.weight[start:stop].cpu()
 
     def exact_tokens(self) -> dict[str, Tensor]:
@@ -329,6 +347,25 @@ class UnifiedEmbedding(nn.Module):
         exact = self.num_rows - self.hashed_rows
         rows = f"{self.hashed_rows:,} hashed" + (f" + {exact:,} exact" if exact else "") + f" rows x {self.dim}"
         return f"{rows}, {len(self.features)} features, {self.optimizer.name}, kernel {self.kernel.name}"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> UnifiedEmbedding:
+        """``to``, ``cuda`` and their like: another device is fine, another dtype would break the optimizer's state."""
+        for dtype in {self.weight.dtype, torch.float64}:
+            if fn(torch.empty(0, dtype=dtype, device=self.weight.device)).dtype != dtype:
+                raise ConfigError(
+                    "dtype of a table",
+                    expected=str(self.weight.dtype),
+                    found="a cast",
+                    do="make the table with dtype=...; cast the network alone",
+                )
+        super()._apply(fn, recurse)
+        self._choose_kernel()
+        return self
+
+    def _choose_kernel(self) -> None:
+        self.kernel, self.kernel_reason = choose(
+            self._kernel_wanted, optimizer=self.optimizer, dtype=self.dtype, device=self.weight.device, dim=self.dim
+        )
 
     def _moments(self) -> Iterable[tuple[str, Tensor]]:
         for name, tensor in self.named_buffers(recurse=False):

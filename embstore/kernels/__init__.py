@@ -33,12 +33,12 @@ def choose(
         if device.type == "cpu" and dtype != torch.float32:
             return ReferenceKernel(), "on CPU it alone rounds narrow rows stochastically"
         try:
-            fbgemm.check(optimizer, dtype, device, dim)
+            fbgemm.check(optimizer, dtype, dim)
         except KernelError as error:
             return ReferenceKernel(), f"fbgemm not taken: {error.what}" + (f" ({error.found})" if error.found else "")
         return FbgemmKernel(), f"fbgemm has {optimizer.name} for {str(dtype).removeprefix('torch.')} on {device.type}"
     if name not in KERNELS:
         raise ConfigError(f"unknown kernel {name!r}", do=nearest(name, [*KERNELS, "auto"]))
     if name == "fbgemm":
-        fbgemm.check(optimizer, dtype, device, dim)
+        fbgemm.check(optimizer, dtype, dim)
     return KERNELS[name](), "asked for"

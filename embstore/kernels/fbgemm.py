@@ -17,14 +17,15 @@ from embstore.errors import KernelError
 from embstore.kernels.kernel import Kernel, Table
 from embstore.kernels.optimizer import TableOptimizer
 from embstore.kernels.plan import LookupPlan, Request
+from embstore.kernels.reference import pooled
 
-CPU_OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
+# Not Adam: on CPU TBE has none, and on a GPU it counts steps outside of the state that can be saved.
+OPTIMIZERS = ("rowwise_adagrad", "adagrad", "sgd")
 DTYPES = {torch.float32: "FP32", torch.float16: "FP16"}
 # Which of our state tensors TBE keeps under which name.
 _MOMENTS = {
     "rowwise_adagrad": ("sum",),
     "adagrad": ("sum",),
-    "adam": ("exp_avg", "exp_avg_sq"),
     "sgd": (),
 }
 
@@ -49,7 +50,7 @@ def load() -> Any:
     return training
 
 
-def check(optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device, dim: int) -> None:
+def check(optimizer: TableOptimizer, dtype: torch.dtype, dim: int) -> None:
     """Whether TBE can train such a table.
 
     Raises:
@@ -63,10 +64,10 @@ def check(optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device, d
         raise KernelError(
             "kernel 'fbgemm': dtype", expected="float32 or float16", found=str(dtype), do="take kernel='reference'"
         )
-    if device.type == "cpu" and optimizer.name not in CPU_OPTIMIZERS:
+    if optimizer.name not in OPTIMIZERS:
         raise KernelError(
-            f"kernel 'fbgemm' has no {optimizer.name} on CPU",
-            expected=" or ".join(CPU_OPTIMIZERS),
+            f"kernel 'fbgemm' has no {optimizer.name}",
+            expected=" or ".join(OPTIMIZERS),
             found=optimizer.name,
             do="take kernel='reference', which has all",
         )
@@ -87,6 +88,8 @@ class FbgemmKernel(Kernel):
         return FbgemmKernel()
 
     def forward(self, request: Request, table: Table) -> Tensor:
+        if torch.is_inference_mode_enabled():  # TBE saves its inputs for a backward, which that mode forbids
+            return pooled(request, table.weight_ND.__getitem__)
         with torch.no_grad():
             return self.train(request, table)
 
@@ -101,11 +104,8 @@ class FbgemmKernel(Kernel):
             tbe.set_learning_rate(table.learning_rate)
             out_BW = tbe(request.rows_T, _offsets(request), per_sample_weights=_per_sample_weights(request))
         if out_BW.requires_grad:
-            out_BW.register_hook(lambda _: self._count(table))
+            out_BW.register_hook(lambda _: table.end_step())
         return out_BW
-
-    def _count(self, table: Table) -> None:
-        table.progress[0] += 1
 
     def _bind(self, plan: LookupPlan, table: Table) -> Any:
         """A TBE whose weights and moments are the table's own memory."""
@@ -126,9 +126,9 @@ class FbgemmKernel(Kernel):
 def _create(plan: LookupPlan, table: Table) -> Any:
     training = load()
     device = table.weight_ND.device
-    check(table.optimizer, table.weight_ND.dtype, device, plan.dim)
+    check(table.optimizer, table.weight_ND.dtype, plan.dim)
     on_cpu = device.type == "cpu"
-    kinds = {"rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD", "adagrad": "EXACT_ADAGRAD", "adam": "ADAM", "sgd": "EXACT_SGD"}
+    kinds = {"rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD", "adagrad": "EXACT_ADAGRAD", "sgd": "EXACT_SGD"}
     precision = getattr(training.SparseType, DTYPES[table.weight_ND.dtype])
     place = training.EmbeddingLocation.HOST if on_cpu else training.EmbeddingLocation.DEVICE
     compute = training.ComputeDevice.CPU if on_cpu else training.ComputeDevice.CUDA
@@ -141,8 +141,6 @@ def _create(plan: LookupPlan, table: Table) -> Any:
         optimizer=getattr(training.OptimType, kinds[optimizer.name]),
         learning_rate=optimizer.learning_rate,
         eps=optimizer.eps,
-        beta1=optimizer.beta1,
-        beta2=optimizer.beta2,
         pooling_mode=training.PoolingMode.SUM,
         device=device,
         bounds_check_mode=training.BoundsCheckMode.NONE,  # rows come from the plan, always in range

@@ -28,8 +28,8 @@ class Table:
         state: the optimizer's tensors by name.
         optimizer: its settings.
         learning_rate: of the next step.
-        progress: float64 ``[2]`` on the host, updated in place: updates done; the sum of the learning rates of all
-            steps begun (what the penalty is owed).
+        progress: float64 ``[2]`` on the host, updated in place: updates done; the sum of their learning rates (what the
+            penalty is owed).
         paid_N: float64, the sum each row has decayed for; ``None`` without a penalty.
         rounding_seed: of the stochastic rounding.
     """
@@ -49,21 +49,31 @@ class Table:
         """Updates done."""
         return int(self.progress[0])
 
-    def begin_step(self, request: Request) -> None:
-        """Start a training step: rows about to be read pay what they owe for the steps before it."""
+    def pay(self, request: Request) -> None:
+        """Rows about to be read pay the penalty they owe for the steps done."""
         if self.paid_N is not None:
             self._pay(request.rows_T.unique())
-            self.progress[1] += self.learning_rate
 
-    def settle(self) -> None:
-        """Bring every row up to date with the penalty, as a sweep at every step would have."""
-        if self.paid_N is not None:
-            for start in range(0, len(self.weight_ND), penalty.SETTLE_ROWS):
-                stop = min(start + penalty.SETTLE_ROWS, len(self.weight_ND))
-                self._pay(torch.arange(start, stop, device=self.weight_ND.device))
+    def settle(self, start: int = 0, stop: int | None = None) -> None:
+        """Bring rows ``start`` to ``stop`` (all) up to date with the penalty, as a sweep at every step would have."""
+        if self.paid_N is None:
+            return
+        stop = len(self.weight_ND) if stop is None else stop
+        for first in range(start, stop, penalty.SETTLE_ROWS):
+            last = min(first + penalty.SETTLE_ROWS, stop)
+            self._pay(torch.arange(first, last, device=self.weight_ND.device))
+
+    def end_step(self) -> None:
+        """Count an update, whose learning rate every row owes from now on."""
+        self.progress[0] += 1
+        self.progress[1] += self.learning_rate
 
     def _pay(self, rows_R: Tensor) -> None:
         assert self.paid_N is not None
+        # Rows that owe nothing aren't written: a mapped table stays where it lies.
+        rows_R = rows_R[self.paid_N[rows_R] < self.progress[1].item()]
+        if not len(rows_R):
+            return
         penalty.catch_up(
             self.weight_ND,
             self.state.get("sum"),
@@ -109,7 +119,7 @@ class _LookupThenUpdate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         kernel, request, table = ctx.call
-        table.progress[0] += 1
+        table.end_step()
         with torch.no_grad():
             kernel.update(request, table, grads[0])
         return None, None, None, None

@@ -81,6 +81,10 @@ class LookupPlan:
         Raises:
             ConfigError: sizes that don't fit together.
         """
+        names = [feature.name for feature in features]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ConfigError(f"feature {min(twice)!r} is declared twice", do="give each its own name")
         hashed = [feature.name for feature in features if not feature.exact]
         if num_tables < 1 or num_rows % num_tables:
             raise ConfigError("table rows", expected=f"a multiple of num_tables={num_tables}", found=str(num_rows))
@@ -116,7 +120,7 @@ class LookupPlan:
                     )
                 )
         return cls(
-            names=tuple(feature.name for feature in features),
+            names=tuple(names),
             lookups=tuple(lookups),
             exact_tokens={feature.name: exact_tokens[feature.name] for feature in features if feature.exact},
             dim=dim,

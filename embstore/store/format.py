@@ -14,7 +14,6 @@ What a manifest must say is in ``embstore.store.manifest``; opening a version, i
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import re
 import stat
@@ -28,6 +27,7 @@ import torch
 from torch import Tensor
 
 from embstore.errors import CorruptVersionError, StoreError, nearest
+from embstore.metrics import finite
 from embstore.schema import Schema
 from embstore.store.documents import canonical_json, write_json
 from embstore.store.files import FileDigest, fsync_folder, sha256_file, write_small
@@ -260,7 +260,7 @@ def _body(bundle: Bundle, *, version: str, created: str, space: str, parent: str
         "columns": dict(bundle.columns),
         "model": dict(bundle.model),
         "lineage": {name: bundle.lineage.get(name) for name in LINEAGE},
-        "metrics": _finite(bundle.metrics),
+        "metrics": finite(bundle.metrics),
     }
 
 
@@ -318,14 +318,6 @@ def _write_bucket(path: Path, table: TableSource, layout: Layout, number: int, p
             if progress:
                 progress("write", stop * layout.row_bytes, layout.rows * layout.row_bytes)
         return writer.close()
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(entry) for name, entry in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
 
 
 def _said(digest: FileDigest) -> str:

@@ -185,9 +185,29 @@ def test_lookup_takes_raw_values_as_the_log_holds_them() -> None:
         ({"dtype": torch.float64}, "float32, float16, bfloat16"),
         ({"kernel": "fbgem"}, "did you mean 'fbgemm'"),
         ({"features": [Feature(name="a", exact=True)]}, "known tokens"),
+        ({"features": [Feature(name="a"), Feature(name="a")]}, "declared twice"),
+        ({"seed": -1}, "seed"),
+        ({"init_std": -1.0}, "init_std"),
+        ({"rows": torch.zeros(3, 4)}, "rows of the table"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes: dict, message: str) -> None:
     arguments = {"features": [Feature(name="a")], "num_rows": 10, "dim": 4, **changes}
     with pytest.raises(ConfigError, match=message):
         UnifiedEmbedding(arguments.pop("features"), arguments.pop("num_rows"), arguments.pop("dim"), **arguments)
+
+
+def test_casts_are_refused_and_change_nothing() -> None:
+    """half() would cast the optimizer's state and the penalty's account too."""
+    table = UnifiedEmbedding([Feature(name="a")], 10, 4, optimizer=TableOptimizer(l2=0.1))
+    for cast in (table.half, table.double, table.bfloat16):
+        with pytest.raises(ConfigError, match="dtype of a table"):
+            cast()
+    assert table.to("cpu") is table
+    table(_tokens(("a",), 5)).sum().backward()
+
+
+def test_growing_takes_whole_factors() -> None:
+    for factor in (0, 1.5):
+        with pytest.raises(ConfigError, match="whole factor"):
+            UnifiedEmbedding([Feature(name="a")], 10, 4).grow(factor)  # type: ignore[arg-type]
