@@ -25,19 +25,25 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A run of ``configs/NAME.yaml`` with ``seeds`` seeds, and what it is compared with."""
+    """A run of ``configs/CONFIG.yaml`` with ``seeds`` seeds, with or without its penalty, and what it is compared with."""
 
     name: str
+    config: str
     seeds: int
     peer: str
     peer_value: float
+    penalty: bool = True
 
 
+BARS_DCN = {"peer": "BARS DCN-V2", "peer_value": 0.98382, "seeds": 5}
+BARS_DNN = {"peer": "BARS DNN", "peer_value": 0.98404, "seeds": 5}
+PAPER = {"peer": "Unified Embedding, multiplexed", "peer_value": 0.8774, "seeds": 3}
 STUDIES = (
-    Study(name="frappe", seeds=5, peer="BARS DCN-V2", peer_value=0.98382),
-    Study(name="frappe-dnn", seeds=5, peer="BARS DNN", peer_value=0.98404),
-    Study(name="frappe-hashed", seeds=5, peer="BARS DCN-V2", peer_value=0.98382),
-    Study(name="movielens-1m", seeds=3, peer="Unified Embedding, multiplexed", peer_value=0.8774),
+    Study(name="frappe", config="frappe", **BARS_DCN),
+    Study(name="frappe_no_penalty", config="frappe", penalty=False, **BARS_DCN),
+    Study(name="frappe_dnn", config="frappe-dnn", **BARS_DNN),
+    Study(name="frappe_hashed", config="frappe-hashed", **BARS_DCN),
+    Study(name="movielens_1m", config="movielens-1m", **PAPER),
 )
 
 
@@ -45,9 +51,9 @@ def measure(quick: bool) -> Result:
     """Train and test every study."""
     claims, samples = {}, {}
     for study in STUDIES[:1] if quick else STUDIES:
-        results = [_run(study.name, seed) for seed in range(1 if quick else study.seeds)]
+        results = [_run(study, seed) for seed in range(1 if quick else study.seeds)]
         aucs = [result["test"]["auc"] for result in results]
-        key = f"{study.name.replace('-', '_')}_test_auc"
+        key = f"{study.name}_test_auc"
         claims[key] = claim(statistics.fmean(aucs), "AUC", study.peer, study.peer_value)
         samples[key] = {
             "test": aucs,
@@ -60,19 +66,24 @@ def measure(quick: bool) -> Result:
     )
 
 
-def _run(name: str, seed: int) -> dict[str, Any]:
-    config = RunConfig.from_yaml(ROOT / "configs" / f"{name}.yaml")
+def _run(study: Study, seed: int) -> dict[str, Any]:
+    config = RunConfig.from_yaml(ROOT / "configs" / f"{study.config}.yaml")
     logs = {split: str(ROOT / path) for split, path in vars(config.logs).items()}
     folder = Path(config.logs.train).parent
     if not Path(logs["train"]).is_dir():
         raise DatasetError(
-            f"logs of {name}",
+            f"logs of {study.config}",
             expected=config.logs.train,
             found="no such folder",
             do=f"make them: embstore dataset {folder.name} --from RAW --to {folder}",
         )
     config = replace(config, logs=replace(config.logs, **logs))
-    return Run(config.with_seed(seed, str(ROOT / "runs" / "quality" / name / f"seed-{seed}")), models.build).train()
+    if not study.penalty:
+        table = config.table
+        config = replace(config, table=replace(table, optimizer=replace(table.optimizer, l2=0.0)))
+    return Run(
+        config.with_seed(seed, str(ROOT / "runs" / "quality" / study.name / f"seed-{seed}")), models.build
+    ).train()
 
 
 if __name__ == "__main__":

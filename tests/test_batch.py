@@ -87,9 +87,7 @@ def test_a_batch_is_cut_as_its_parts_are() -> None:
         pytest.param([1, 2], [0, 2], r"int64 \[4\]", id="too few offsets"),
     ],
 )
-def test_tokens_that_do_not_fit_their_rows_are_refused(
-    values: list[int], offsets: list[int] | None, message: str
-) -> None:
+def test_tokens_must_fit_their_rows(values: list[int], offsets: list[int] | None, message: str) -> None:
     with pytest.raises(DataError, match=message):
         FeatureTokens.concatenate({"a": (torch.tensor(values), None if offsets is None else torch.tensor(offsets))}, 3)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,9 +16,11 @@ import yaml
 from click.testing import CliRunner, Result
 
 from embstore.cli import cli, main
+from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import EmbstoreError
-from embstore.store import Store
+from embstore.store import Store, open_tensors
 from embstore.synthetic import SyntheticLog
+from embstore.tokens import token
 
 LOG = SyntheticLog(rows=16_000, users=100, items=50)
 
@@ -207,3 +211,75 @@ def _whole_way(folder: Path, feature: str, least_auc: float) -> None:
     value = pa.compute.drop_null(pq.read_table(next((data / "test").rglob("*.parquet")))[feature])[0].as_py()
     answer = json.loads(invoke("lookup", "--store", folder / "store", feature, value, "--json").output)
     assert len(answer["vectors"]) == 1
+
+
+def _small(folder: Path, columns: dict[str, object], feature: dict[str, object]) -> Path:
+    """A log of these columns and a config that trains on it in a moment."""
+    pq.write_table(pa.table({**columns, "y": [i % 2 for i in range(100)]}), folder / "log.parquet")
+    config = {
+        "logs": {"train": str(folder / "log.parquet")},
+        "schema": {"label": "y", "features": [feature]},
+        "table": {"rows": 50, "dim": 4},
+        "model": {"name": "dnn", "hidden": [4]},
+        "output": str(folder / "run"),
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder / "config.yaml"
+
+
+LARGE = 2**63 + 7
+
+
+@pytest.mark.parametrize(
+    ("column", "asked", "value"),
+    [
+        pytest.param(
+            pa.array(["10007", "c1"] * 50).dictionary_encode(), "10007", "10007", id="digits in a dictionary of text"
+        ),
+        pytest.param(pa.array(["10007", "c1"] * 50).dictionary_encode(), "c1", "c1", id="text in a dictionary"),
+        pytest.param(pa.array([LARGE, 2] * 50, pa.uint64()), str(LARGE), pa.array([LARGE], pa.uint64()), id="uint64"),
+        pytest.param(pa.array([[5], [6, 7]] * 50), "6", [[6]], id="list of integers"),
+        pytest.param(pa.array([["5"], ["6", "7"]] * 50), "6", [["6"]], id="list of text"),
+        pytest.param(pa.array([True, False] * 50), "true", True, id="bool"),
+    ],
+)
+def test_lookup_reads_values_as_the_column_has_them(
+    tmp_path: Path, column: pa.Array, asked: str, value: object
+) -> None:
+    assert invoke("train", _small(tmp_path, {"f": column}, {"name": "f"})).exit_code == 0
+    assert invoke("publish", tmp_path / "run", "--store", tmp_path / "store").exit_code == 0
+    answer = json.loads(invoke("lookup", "--store", tmp_path / "store", "f", asked, "--json").output)
+    table = UnifiedEmbedding.restore(Store(tmp_path / "store").open().table)
+    values = value if isinstance(value, (list, pa.Array)) else [value]
+    assert answer["vectors"] == table.lookup("f", values).tolist()
+
+
+def test_another_log_in_the_same_folder_is_refused_or_starts_over(tmp_path: Path) -> None:
+    """Exact tokens and checkpoints are of one log."""
+    feature = {"name": "f", "exact": True}
+    config = _small(tmp_path, {"f": [f"a{i}" for i in range(100)]}, feature)
+    assert invoke("train", config).exit_code == 0
+    before = (tmp_path / "run" / "result.json").read_text()
+    _small(tmp_path, {"f": [f"bb{i}" for i in range(100)]}, feature)
+    with pytest.raises(EmbstoreError, match=r"another logs\.train"):
+        invoke("train", config)
+    assert (tmp_path / "run" / "result.json").read_text() == before
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # as when it was stopped before its first checkpoint
+    assert invoke("train", config).exit_code == 0
+    known = open_tensors(tmp_path / "run" / "exact.safetensors")["f"].tolist()
+    assert np.int64(np.uint64(token("bb7")).view(np.int64)) in known
+
+
+def test_an_unfinished_run_is_not_published(tmp_path: Path) -> None:
+    assert invoke("train", _small(tmp_path, {"f": list(range(100))}, {"name": "f"})).exit_code == 0
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(EmbstoreError, match="finished run"):
+        invoke("publish", tmp_path / "run", "--store", tmp_path / "store")
+
+
+def test_bad_output_and_bad_settings_are_typed_errors(logs: Path, tmp_path: Path) -> None:
+    with pytest.raises(EmbstoreError, match="can be written"):
+        invoke("schema", logs / "train", "--label", "click", "--output", tmp_path / "no" / "s.yaml")
+    for setting in ("table.dim=2024-13-45", "table.seed=-1", f"training.seed={2**70}", "table.init_std=-1"):
+        with pytest.raises(EmbstoreError, match=r"dim|seed|init_std"):
+            invoke("train", "--train", logs / "train", "--label", "click", "--output", tmp_path / "r", "--set", setting)

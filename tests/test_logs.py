@@ -147,9 +147,7 @@ def test_globs_mean_the_same_in_a_uri(tmp_path: Path, pattern: str) -> None:
     assert sorted(local.paths) == sorted(uri.paths)
 
 
-def test_lists_mix_relative_and_absolute_paths_but_no_file_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lists_mix_kinds_of_paths_but_no_file_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in "ab":
         pq.write_table(_table(0, 10), tmp_path / f"{name}.parquet")
     monkeypatch.chdir(tmp_path)

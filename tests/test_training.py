@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -21,7 +25,7 @@ from embstore.checkpoints import Checkpoints
 from embstore.config import parse
 from embstore.ctr import CtrModel
 from embstore.embeddings.unified import UnifiedEmbedding
-from embstore.errors import CheckpointError, ConfigError, DataError
+from embstore.errors import CheckpointError, ConfigError, DataError, LogError
 from embstore.kernels import TableOptimizer
 from embstore.logs import ParquetLog
 from embstore.metrics import auc
@@ -90,15 +94,21 @@ def _finish(logs: Path, folder: Path) -> float:
     return time.perf_counter() - started
 
 
-def _kill_and_resume(logs: Path, folder: Path, moments: list[float]) -> int:
-    """Start the run, kill -9 it at each moment in turn, then let it finish; how many kills hit it alive."""
-    hits = 0
-    for moment in moments:
+def _kill_and_resume(logs: Path, folder: Path, kills: int, seconds: float, moments: random.Random) -> list[float]:
+    """Start the run, kill -9 it at random moments until ``kills`` have hit it alive, then let it finish."""
+    hits: list[float] = []
+    while len(hits) < kills:
+        moment = moments.uniform(0.3, 1.0) * seconds
         process = _start(logs, folder)
         time.sleep(moment)
-        hits += process.poll() is None
+        alive = process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.communicate()
+        if alive:
+            hits.append(moment)
+        else:  # it was faster than the first: begin again, sooner
+            shutil.rmtree(folder)
+            hits, seconds = [], 0.9 * seconds
     _finish(logs, folder)
     return hits
 
@@ -108,16 +118,13 @@ def _kill_and_resume(logs: Path, folder: Path, moments: list[float]) -> int:
 )
 def test_killed_and_resumed_ends_bit_equal(logs: Path, tmp_path: Path, kills: int, runs: int) -> None:
     """kill -9 at random moments (4 x 5 in the slow variant): the same tables, weights, optimizer state and metrics."""
+    _finish(logs, tmp_path / "warm")  # compiles what is cached for the others
     seconds = _finish(logs, tmp_path / "whole")
     expected = _outcome(tmp_path / "whole")
     moments = random.Random(time.time_ns())
-    hits = 0
     for number in range(runs):
-        # Starting takes most of the time of a short run: kill in its last part, and one early.
-        times = [moments.uniform(0.4, 1.0) * seconds for _ in range(kills)]
-        hits += _kill_and_resume(logs, tmp_path / f"killed-{number}", times)
-        assert _outcome(tmp_path / f"killed-{number}") == expected, times
-    assert hits >= runs
+        hits = _kill_and_resume(logs, tmp_path / f"killed-{number}", kills, seconds, moments)
+        assert _outcome(tmp_path / f"killed-{number}") == expected, hits
 
 
 def _interrupted_at(trainer: Trainer, step: int, train: ParquetLog, valid: ParquetLog | None = None) -> None:
@@ -254,9 +261,6 @@ def test_divergence_is_an_error_and_keeps_the_last_checkpoint(logs: Path, tmp_pa
 
 def test_sample_weights_weigh(tmp_path: Path) -> None:
     """Rows of weight 0 teach nothing: their labels are flipped here, and the model doesn't see it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     generator = np.random.default_rng(0)
     x = generator.integers(0, 5, 4000)
     weight = (generator.random(4000) < 0.5).astype(np.float32)
@@ -285,3 +289,30 @@ def test_sample_weights_weigh(tmp_path: Path) -> None:
 def test_settings_are_checked(data: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse(TrainingSettings, data)
+
+
+def test_a_finished_run_does_not_take_another_log(logs: Path, tmp_path: Path) -> None:
+    """It trained on one log: saying it had trained on another would publish a false lineage."""
+    settings = TrainingSettings(batch_size=3000)
+    Trainer(_model(), settings, tmp_path).fit(ParquetLog(logs / "train", SCHEMA))
+    with pytest.raises(LogError, match="not the one"):
+        Trainer(_model(), settings, tmp_path).fit(ParquetLog(logs / "test", SCHEMA))
+
+
+def test_a_validation_log_of_one_class_is_an_error(logs: Path, tmp_path: Path) -> None:
+    """Its AUC is NaN, which compares as better than nothing and never as worse."""
+    clicks = pc.equal(pq.read_table(logs / "valid")["click"], 1)
+    pq.write_table(pq.read_table(logs / "valid").filter(clicks), tmp_path / "valid.parquet")
+    train, valid = ParquetLog(logs / "train", SCHEMA), ParquetLog(tmp_path / "valid.parquet", SCHEMA)
+    with pytest.raises(
+        DataError, match="auc on the validation log; expected rows of both labels; found 100% positives"
+    ):
+        Trainer(_model(), TrainingSettings(batch_size=3000), tmp_path / "run").fit(train, valid)
+
+
+def test_gauc_needs_a_group_before_training_begins(logs: Path, tmp_path: Path) -> None:
+    log = ParquetLog(logs / "valid", replace(SCHEMA, group=None))
+    trainer = Trainer(_model(), TrainingSettings(metric="gauc"), tmp_path)
+    with pytest.raises(ConfigError, match="group"):
+        trainer.fit(log, log)
+    assert trainer.at.step == 0

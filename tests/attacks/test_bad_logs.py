@@ -182,3 +182,15 @@ def test_only_the_columns_of_the_schema_are_read(tmp_path: Path) -> None:
     others = {f"c{i}": [[0.5]] * 4 for i in range(3000)}
     (batch,) = ParquetLog(_write(tmp_path, {**GOOD, **others}), _schema()).batches(4)
     assert len(batch) == 4
+
+
+def test_a_column_name_twice(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(GOOD["f"]), pa.array(GOOD["f"]), pa.array(GOOD["y"])], names=["f", "f", "y"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    _refused(SchemaError, r"column 'f'; expected one of that name; found 2", tmp_path, _schema(dense=[]))
+
+
+def test_a_time_zone_nobody_knows(tmp_path: Path) -> None:
+    column = pa.array([1, 2, 3, 4], pa.timestamp("us", "Nowhere/Atlantis"))
+    schema = _schema(features=[{"name": "h", "column": "t", "transform": "hour"}])
+    _refused(SchemaError, "known time zone", _write(tmp_path, {**GOOD, "t": column}), schema)
