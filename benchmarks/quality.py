@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """A run of ``configs/CONFIG.yaml`` with ``seeds`` seeds, with or without its penalty, and what it is compared with."""
+    """A run of ``configs/CONFIG.yaml``, with or without its penalty, and what it is compared with."""
 
     name: str
     config: str
