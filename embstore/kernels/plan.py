@@ -17,6 +17,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from embstore import hashing
@@ -141,6 +142,21 @@ class LookupPlan:
             out[lookup.feature] = slice(start, (i + 1) * self.dim)
         return out
 
+    @cached_property
+    def arrays(self) -> PlanArrays:
+        """The same as arrays."""
+        known = [self.exact_tokens.get(name, torch.empty(0, dtype=torch.int64)).cpu().numpy() for name in self.names]
+        return PlanArrays(
+            feature_L=np.array([self.names.index(lookup.feature) for lookup in self.lookups], dtype=np.int64),
+            salt_L=np.array([lookup.salt for lookup in self.lookups], dtype=np.uint64),
+            base_L=np.array([lookup.base for lookup in self.lookups], dtype=np.int64),
+            size_L=np.array([lookup.size for lookup in self.lookups], dtype=np.int64),
+            exact_L=np.array([lookup.exact for lookup in self.lookups], dtype=np.bool_),
+            mean_L=np.array([lookup.mean for lookup in self.lookups], dtype=np.bool_),
+            known_K=np.concatenate([np.empty(0, dtype=np.int64), *known]),
+            known_start_F=np.cumsum([0, *map(len, known)], dtype=np.int64),
+        )
+
     def only(self, feature: str) -> LookupPlan:
         """The lookups of one feature, into the same table."""
         lookups = tuple(lookup for lookup in self.lookups if lookup.feature == feature)
@@ -158,6 +174,30 @@ class LookupPlan:
             tokens = tokens_N.contiguous().numpy().view(np.uint64)
             return torch.from_numpy(hashing.rows(tokens, lookup.salt, lookup.size)).add_(lookup.base)
         return hashing.torch_rows(tokens_N, lookup.salt, lookup.size).add_(lookup.base)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanArrays:
+    """A plan as arrays, for fused kernels. Suffixes: L lookups, F features, K known tokens of all exact features.
+
+    Args:
+        feature_L: int64, each lookup's feature, by its place in ``names``.
+        salt_L: uint64.
+        base_L: int64, first row of the lookup's range.
+        size_L: int64, rows of the range. An exact range holds the known tokens' rows, then the one others share.
+        exact_L, mean_L: bool.
+        known_K: int64, sorted within each exact feature.
+        known_start_F: int64 ``[F + 1]``: feature f knows ``known_K[known_start_F[f]:known_start_F[f + 1]]``.
+    """
+
+    feature_L: NDArray[np.int64]
+    salt_L: NDArray[np.uint64]
+    base_L: NDArray[np.int64]
+    size_L: NDArray[np.int64]
+    exact_L: NDArray[np.bool_]
+    mean_L: NDArray[np.bool_]
+    known_K: NDArray[np.int64]
+    known_start_F: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
