@@ -15,6 +15,8 @@
     }
 
 ``ratio`` says how many times better than the peer the claim is, for rates and for times alike; below 1 is worse.
+A claim with ``"disturbed": true`` was measured while other processes had the cores (``workloads.undisturbed``):
+measure it again before quoting it.
 """
 
 from __future__ import annotations
@@ -109,13 +111,7 @@ def main(name: str, measure: Callable[[bool], Result]) -> None:
     parser.add_argument("--out", type=Path, metavar="PATH", help="also write the JSON to this file")
     options = parser.parse_args()
     found = measure(options.quick)
-    report = {
-        "benchmark": name,
-        "claims": dict(found.claims),
-        "settings": {"quick": options.quick, **found.settings},
-        "env": environment(found.packages),
-        "samples": dict(found.samples),
-    }
+    report = document(name, found, quick=options.quick)
     text = json.dumps(report, indent=1)
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -124,6 +120,17 @@ def main(name: str, measure: Callable[[bool], Result]) -> None:
         print(text)
     else:
         Console().print(_table(name, report))
+
+
+def document(name: str, found: Result, **settings: Any) -> dict[str, Any]:
+    """The report as it is written; ``settings`` go before those found."""
+    return {
+        "benchmark": name,
+        "claims": dict(found.claims),
+        "settings": {**settings, **found.settings},
+        "env": environment(found.packages),
+        "samples": dict(found.samples),
+    }
 
 
 def environment(packages: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -14,11 +14,8 @@ nulls), read from bit ``shift`` on.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +25,7 @@ from numpy.typing import NDArray
 
 from embstore.errors import DataError, SchemaError
 from embstore.hashing import MISSING_TOKEN, compiled, splitmix64, splitmix64_scalar, xxh64, xxh64_at, xxh64_padded_at
+from embstore.threads import pool, usable_cores
 
 BLOCK = 32_768  # elements given to one thread at a time; less is done by the caller, without the pool
 
@@ -159,26 +157,11 @@ def _hash(parts: Sequence[Part], offsets: NDArray[np.int64] | None, name: str, m
 def _run(work: Sequence[tuple[Kernel, int]]) -> int:
     """Run kernels over their whole sizes, on all cores when that pays; the greatest result."""
     total = sum(size for _, size in work)
-    if total <= BLOCK or _workers() == 1:
+    if total <= BLOCK or usable_cores() == 1:
         return max((kernel(0, size) for kernel, size in work), default=0)
-    block = max(BLOCK, total // (8 * _workers()))
+    block = max(BLOCK, total // (8 * usable_cores()))
     pieces = [(kernel, at, min(at + block, size)) for kernel, size in work for at in range(0, size, block)]
-    return max(_pool().map(lambda piece: piece[0](piece[1], piece[2]), pieces))
-
-
-@cache
-def _workers() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(usable, 8)
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_workers(), thread_name_prefix="embstore-tokens")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # a forked child has the pool but not its threads
+    return max(pool().map(lambda piece: piece[0](piece[1], piece[2]), pieces))
 
 
 def _kernel(

@@ -181,7 +181,9 @@ def test_leaving_early_stops_the_threads(folder: Path) -> None:
     next(batches)
     batches.close()
     left = {thread.name for thread in set(threading.enumerate()) - before}
-    assert {name for name in left if not name.startswith("embstore-tokens")} == set()  # those are the process's own pool
+    assert {
+        name for name in left if not name.startswith("embstore-kernels")
+    } == set()  # those are the process's own pool
 
 
 _MEASURE = """

@@ -30,6 +30,8 @@ from embstore.batch import Batch, FeatureTokens
 from embstore.encoding import encode_feature
 from embstore.errors import ConfigError, SchemaError, nearest
 from embstore.kernels import Kernel, LookupPlan, Request, Table, TableOptimizer, choose
+from embstore.kernels.cpu import CpuKernel
+from embstore.kernels.native import advise_huge_pages
 from embstore.kernels.reference import ReferenceKernel
 from embstore.schema import Feature
 from embstore.store.format import TableSource
@@ -54,7 +56,7 @@ class UnifiedEmbedding(nn.Module):
         dtype: of the rows: float32, float16, bfloat16 (the narrow ones are rounded stochastically).
         init_std: rows start as normal numbers with this deviation; the row that unknown values of an exact
             feature share starts at zero.
-        kernel: ``"auto"``, ``"reference"`` or ``"fbgemm"``.
+        kernel: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"fbgemm"`` or ``"reference"`` (``embstore.kernels.choose``).
         seed: of the hashes and the first rows.
         device: where the table lies.
         rows: ``[N, D]`` of a table laid out alike (hashed rows, then exact blocks) to take instead of new ones, as they
@@ -113,9 +115,9 @@ class UnifiedEmbedding(nn.Module):
             seed=seed,
             exact_tokens={name: tokens.unique() for name, tokens in (exact_tokens or {}).items()},
         )
-        if rows is not None and rows.shape != (self.plan.num_rows, dim):
-            expected = str([self.plan.num_rows, dim])
-            raise ConfigError("rows of the table", expected=expected, found=str(list(rows.shape)))
+        if rows is not None and (rows.shape != (self.plan.num_rows, dim) or not rows.is_contiguous()):
+            found = f"{list(rows.shape)}, {'' if rows.is_contiguous() else 'not '}contiguous"
+            raise ConfigError("rows of the table", expected=f"[{self.plan.num_rows}, {dim}], contiguous", found=found)
         device = torch.device(device)
         self.register_buffer("weight", self._first_rows(init_std, dtype, device) if rows is None else rows)
         for name, tensor in self.optimizer.state(self.plan.num_rows, dim, device).items():
@@ -154,6 +156,7 @@ class UnifiedEmbedding(nn.Module):
     def _first_rows(self, init_std: float, dtype: torch.dtype, device: torch.device) -> Tensor:
         generator = torch.Generator(device).manual_seed(self.seed)
         rows_ND = torch.empty(self.plan.num_rows, self.plan.dim, dtype=dtype, device=device)
+        advise_huge_pages(rows_ND)
         rows_ND.normal_(0.0, init_std, generator=generator)
         for lookup in self.plan.lookups:
             if lookup.exact:
@@ -205,13 +208,12 @@ class UnifiedEmbedding(nn.Module):
         """
         request = self.request(batch)
         table = self.table()
-        if self.training:
-            with torch.no_grad():
+        if self.training and torch.is_grad_enabled():
+            return self.kernel.train(request, table)
+        with torch.no_grad():
+            if self.training:
                 table.pay(request)
-        if not (self.training and torch.is_grad_enabled()):
-            with torch.no_grad():
-                return self.kernel.forward(request, table)
-        return self.kernel.train(request, table)
+            return self.kernel.forward(request, table)
 
     def request(self, batch: Batch | FeatureTokens | KeyedJaggedTensor) -> Request:
         """The batch's tokens of this table's features."""
@@ -270,7 +272,8 @@ class UnifiedEmbedding(nn.Module):
         batch = FeatureTokens.concatenate(columns, len(column)).to(device)
         request, table = Request(batch, self.plan.only(feature)), self.table()
         table.pay(request)
-        return ReferenceKernel().forward(request, table)
+        kernel = CpuKernel() if device.type == "cpu" else ReferenceKernel()
+        return kernel.forward(request, table)
 
     def feature(self, name: str) -> Feature:
         """The feature of that name.

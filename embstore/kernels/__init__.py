@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 
 from embstore.errors import ConfigError, KernelError, nearest
-from embstore.kernels import fbgemm
+from embstore.kernels import fbgemm, gpu
+from embstore.kernels.cpu import CpuKernel
 from embstore.kernels.fbgemm import FbgemmKernel
+from embstore.kernels.gpu import GpuKernel
 from embstore.kernels.kernel import Kernel, Table
 from embstore.kernels.optimizer import TableOptimizer
 from embstore.kernels.plan import Lookup, LookupPlan, Request
@@ -14,31 +16,47 @@ from embstore.kernels.reference import ReferenceKernel
 
 __all__ = ["KERNELS", "Kernel", "Lookup", "LookupPlan", "Request", "Table", "TableOptimizer", "choose"]
 
-KERNELS: dict[str, type[Kernel]] = {"reference": ReferenceKernel, "fbgemm": FbgemmKernel}
+KERNELS: dict[str, type[Kernel]] = {
+    "cpu": CpuKernel,
+    "gpu": GpuKernel,
+    "fbgemm": FbgemmKernel,
+    "reference": ReferenceKernel,
+}
 
 
 def choose(
     name: str, *, optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device, dim: int
 ) -> tuple[Kernel, str]:
-    """The kernel of that name, and why; ``"auto"`` takes FBGEMM where it can do what is asked, else ``reference``.
+    """The kernel of that name, and why; ``"auto"`` takes the fastest that can do what is asked.
 
-    On CPU, FBGEMM rounds float16 to nearest, so that steps smaller than half the spacing are lost: ``auto`` leaves
-    narrow tables to ``reference``, which rounds stochastically.
+    On CPU that is ``cpu``, in every case measured (``benchmarks/results``: ``lookup.json``, ``train_step.json``). On a
+    GPU it is ``gpu`` where Triton is installed, else FBGEMM where it has the optimizer and dtype, else ``reference``.
 
     Raises:
         ConfigError: no such kernel.
         KernelError: a kernel asked for by name can't do it.
     """
-    if name == "auto":
-        if device.type == "cpu" and dtype != torch.float32:
-            return ReferenceKernel(), "on CPU it alone rounds narrow rows stochastically"
-        try:
-            fbgemm.check(optimizer, dtype, dim)
-        except KernelError as error:
-            return ReferenceKernel(), f"fbgemm not taken: {error.what}" + (f" ({error.found})" if error.found else "")
-        return FbgemmKernel(), f"fbgemm has {optimizer.name} for {str(dtype).removeprefix('torch.')} on {device.type}"
-    if name not in KERNELS:
+    if name not in KERNELS and name != "auto":
         raise ConfigError(f"unknown kernel {name!r}", do=nearest(name, [*KERNELS, "auto"]))
+    if name != "auto":
+        _check(name, optimizer, dtype, device, dim)
+        return KERNELS[name](), "asked for"
+    why_not = []
+    for candidate in ("cpu", "gpu", "fbgemm"):
+        try:
+            _check(candidate, optimizer, dtype, device, dim)
+        except KernelError as error:
+            why_not.append(f"{candidate} not taken: {error.what}" + (f" ({error.found})" if error.found else ""))
+        else:
+            return KERNELS[candidate](), f"the fastest for {optimizer.name} on {device.type}"
+    return ReferenceKernel(), "; ".join(why_not)
+
+
+def _check(name: str, optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device, dim: int) -> None:
+    """Raise ``KernelError`` unless the kernel can train such a table."""
+    if name == "cpu" and device.type != "cpu":
+        raise KernelError("kernel 'cpu'", expected="a table on cpu", found=str(device), do="take kernel='auto'")
     if name == "fbgemm":
         fbgemm.check(optimizer, dtype, dim)
-    return KERNELS[name](), "asked for"
+    if name == "gpu":
+        gpu.check(optimizer, dtype, device)

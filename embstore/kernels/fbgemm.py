@@ -91,9 +91,14 @@ class FbgemmKernel(Kernel):
         if torch.is_inference_mode_enabled():  # TBE saves its inputs for a backward, which that mode forbids
             return pooled(request, table.weight_ND.__getitem__)
         with torch.no_grad():
-            return self.train(request, table)
+            return self._output(request, table)
 
     def train(self, request: Request, table: Table) -> Tensor:
+        with torch.no_grad():
+            table.pay(request)
+        return self._output(request, table)
+
+    def _output(self, request: Request, table: Table) -> Tensor:
         if not request.tokens.rows or not request.plan.lookups:
             out_BW = (
                 torch.zeros(request.tokens.rows, request.plan.width, device=table.weight_ND.device)

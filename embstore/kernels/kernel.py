@@ -96,7 +96,7 @@ class Kernel(ABC):
 
     @abstractmethod
     def train(self, request: Request, table: Table) -> Tensor:
-        """The same with a gradient: its backward updates the table."""
+        """The same with a gradient, after the hit rows paid their penalty: its backward updates the table."""
 
 
 class TwoPassKernel(Kernel):
@@ -105,21 +105,27 @@ class TwoPassKernel(Kernel):
     def train(self, request: Request, table: Table) -> Tensor:
         return _LookupThenUpdate.apply(table.trigger, self, request, table)
 
+    def begin(self, request: Request, table: Table) -> tuple[Tensor, Any]:
+        """A step's forward pass, after the hit rows paid their penalty: the output, and what ``update`` is given."""
+        table.pay(request)
+        return self.forward(request, table), None
+
     @abstractmethod
-    def update(self, request: Request, table: Table, grad_BW: Tensor) -> None:
+    def update(self, request: Request, table: Table, grad_BW: Tensor, saved: Any) -> None:
         """Add the gradient of each row over all its hits and update each hit row once, in place."""
 
 
 class _LookupThenUpdate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, trigger: Tensor, kernel: TwoPassKernel, request: Request, table: Table) -> Tensor:
-        ctx.call = kernel, request, table
-        return kernel.forward(request, table)
+        out_BW, saved = kernel.begin(request, table)
+        ctx.call = kernel, request, table, saved
+        return out_BW
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        kernel, request, table = ctx.call
+        kernel, request, table, saved = ctx.call
         table.end_step()
         with torch.no_grad():
-            kernel.update(request, table, grads[0])
+            kernel.update(request, table, grads[0], saved)
         return None, None, None, None

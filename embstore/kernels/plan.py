@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from embstore import hashing
 from embstore.batch import FeatureTokens
 from embstore.errors import ConfigError
+from embstore.kernels.cpu_lookup import KnownIndex, index_known
 from embstore.schema import Feature
 
 
@@ -157,10 +159,21 @@ class LookupPlan:
             known_start_F=np.cumsum([0, *map(len, known)], dtype=np.int64),
         )
 
+    @cached_property
+    def known_index(self) -> KnownIndex:
+        """The known tokens of exact features, to look ranks up at once."""
+        return index_known(self.arrays.known_K, self.arrays.known_start_F)
+
     def only(self, feature: str) -> LookupPlan:
         """The lookups of one feature, into the same table."""
-        lookups = tuple(lookup for lookup in self.lookups if lookup.feature == feature)
-        return replace(self, names=(feature,), lookups=lookups)
+        if feature not in self._parts:
+            lookups = tuple(lookup for lookup in self.lookups if lookup.feature == feature)
+            self._parts[feature] = replace(self, names=(feature,), lookups=lookups)
+        return self._parts[feature]
+
+    @cached_property
+    def _parts(self) -> dict[str, LookupPlan]:
+        return {}
 
     def rows_of(self, lookup: Lookup, tokens_N: Tensor) -> Tensor:
         """Table rows, int64 ``[N]``, of tokens (int64 bits) on any device."""
@@ -176,8 +189,7 @@ class LookupPlan:
         return hashing.torch_rows(tokens_N, lookup.salt, lookup.size).add_(lookup.base)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanArrays:
+class PlanArrays(NamedTuple):
     """A plan as arrays, for fused kernels. Suffixes: L lookups, F features, K known tokens of all exact features.
 
     Args:

@@ -6,6 +6,7 @@ Shape suffixes: B rows of the batch, T table rows of all lookups, R distinct one
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class ReferenceKernel(TwoPassKernel):
     def forward(self, request: Request, table: Table) -> Tensor:
         return pooled(request, table.weight_ND.__getitem__)
 
-    def update(self, request: Request, table: Table, grad_BW: Tensor) -> None:
+    def update(self, request: Request, table: Table, grad_BW: Tensor, saved: Any) -> None:
         dim = request.plan.dim
         grads = []
         for i, (lookup, rows, offsets) in enumerate(request.parts):

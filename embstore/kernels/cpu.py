@@ -1,0 +1,184 @@
+"""The table on CPU: one compiled pass from tokens to output, one from gradients to updated rows.
+
+    forward    tokens ──> rows, prefetched ──> pooled output          and, to train: hits sorted by part of the table
+    backward   part by part: sum the gradients of each row ──> one step of its optimizer
+
+The passes are in ``cpu_lookup`` and ``cpu_update``; here they are given their arrays and threads. Results are the same
+bits for any number of threads (``torch.set_num_threads``).
+
+Shape suffixes: B rows of the batch, L lookups, T hits, D dim, N table rows, W output width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embstore.kernels import cpu_lookup, cpu_update
+from embstore.kernels.cpu_lookup import Hits, Input, Memory
+from embstore.kernels.cpu_update import Penalty, Step
+from embstore.kernels.kernel import Table, TwoPassKernel
+from embstore.kernels.native import mixed_seed
+from embstore.kernels.plan import Request
+from embstore.threads import share
+
+CHUNK_HITS = 4096  # of a thread's claim
+AHEAD_BYTES = 1 << 12  # of table rows on their way to the cache while one is read
+PART_HITS = 512  # of a part on average: its rows and gradients fit the second-level cache
+MAX_PARTS = 1 << 14
+
+_KINDS = {
+    "rowwise_adagrad": cpu_update.ROWWISE_ADAGRAD,
+    "adagrad": cpu_update.ADAGRAD,
+    "adam": cpu_update.ADAM,
+    "sgd": cpu_update.SGD,
+}
+_NO_ROWS, _NO_STATE = np.empty(0, dtype=np.int64), (np.uint64(0), 0)
+_NO_ENTRIES, _NO_SCALES = np.empty(0, dtype=np.uint64), np.empty(0, dtype=np.float32)
+_NO_BOUNDS = np.empty((0, 1), dtype=np.int64)
+
+
+class CpuKernel(TwoPassKernel):
+    """Fused, threaded and deterministic; every optimizer, dtype and dim."""
+
+    name = "cpu"
+
+    def forward(self, request: Request, table: Table) -> Tensor:
+        return _Pass(request, table).output(sort=False)
+
+    def begin(self, request: Request, table: Table) -> tuple[Tensor, Hits]:
+        lookup = _Pass(request, table)
+        if table.paid_N is not None:
+            lookup.pay()
+        return lookup.output(sort=True), lookup.hits
+
+    def update(self, request: Request, table: Table, grad_BW: Tensor, saved: Any) -> None:
+        hits: Hits = saved
+        if not len(hits.entries_T):
+            return
+        optimizer, step = table.optimizer, table.step
+        settings = Step(
+            kind=_KINDS[optimizer.name],
+            learning_rate=np.float32(table.learning_rate),
+            eps=np.float32(optimizer.eps),
+            add1=np.float32(1 - optimizer.beta1),
+            keep2=np.float32(optimizer.beta2),
+            add2=np.float32(1 - optimizer.beta2),
+            unbias1=np.float32(1 - optimizer.beta1**step),
+            unbias2=np.float32(1 - optimizer.beta2**step),
+            seed=mixed_seed(table.rounding_seed + 2 * step),
+        )
+        grad_BW = grad_BW.float().contiguous()
+        memory, grad = _memory(table), np.uint64(grad_BW.data_ptr())
+        _run(len(hits.entries_T), lambda counter: cpu_update.update(hits, memory, settings, grad, counter))
+
+
+class _Pass:
+    """One lookup of a request in a table."""
+
+    def __init__(self, request: Request, table: Table) -> None:
+        plan, tokens = request.plan, request.tokens
+        self.table, self.plan, self.index = table, plan.arrays, plan.known_index
+        self.batch, self.total = _input(request)
+        per_row = max(1.0, self.total / max(tokens.rows, 1))
+        self.ahead = max(AHEAD_BYTES // (plan.dim * table.weight_ND.element_size()), 4)
+        self.hits = Hits(_NO_ENTRIES, _NO_SCALES, _NO_BOUNDS, 0, max(int(CHUNK_HITS / per_row), 1))
+        self.rows_T = np.empty(self.total, dtype=np.int64)
+        self.found = False
+
+    def pay(self) -> None:
+        """Let the rows that will be read pay what they owe."""
+        table = self.table
+        assert table.paid_N is not None
+        self._make_room()
+        plan, index, batch, rows_T, hits = self.plan, self.index, self.batch, self.rows_T, self.hits
+        _run(self.total, lambda counter: cpu_lookup.find(plan, index, batch, rows_T, hits, counter))
+        self.found = True
+        penalty = Penalty(
+            kind=_KINDS[table.optimizer.name],
+            l2=table.optimizer.l2,
+            owed=float(table.progress[1]),
+            eps=np.float32(table.optimizer.eps),
+            seed=mixed_seed(table.rounding_seed + 2 * table.step + 1),
+        )
+        memory, paid = _memory(table), np.uint64(table.paid_N.data_ptr())
+        _run(self.total, lambda counter: cpu_update.pay(hits, memory, penalty, paid, counter))
+
+    def output(self, *, sort: bool) -> Tensor:
+        """float32 ``[B, W]``; with ``sort``, the hits are sorted for the update, too."""
+        if sort and not self.found:
+            self._make_room()
+        plan, index, batch, rows_T, hits = self.plan, self.index, self.batch, self.rows_T, self.hits
+        memory, ahead, found, sort = _memory(self.table), self.ahead, self.found, sort and not self.found
+        out_BW = torch.empty(batch.rows, len(plan.salt_L) * memory.dim)
+        out = np.uint64(out_BW.data_ptr())
+        _run(
+            self.total,
+            lambda counter: cpu_lookup.pool(plan, index, batch, memory, ahead, rows_T, found, hits, sort, out, counter),
+        )
+        return out_BW
+
+    def _make_room(self) -> None:
+        """Arrays for the sorted hits."""
+        table_rows = len(self.table.weight_ND)
+        parts = min(max(self.total // PART_HITS, 1), MAX_PARTS)
+        shift = max(int(table_rows - 1).bit_length() - int(parts).bit_length() + 1, 0)
+        parts = ((table_rows - 1) >> shift) + 1 if table_rows else 1
+        chunks = -(-self.batch.rows // self.hits.chunk_rows)
+        scaled = bool((self.plan.mean_L & (self.batch.offsets_at_L >= 0)).any())
+        self.hits = self.hits._replace(
+            entries_T=np.empty(self.total, dtype=np.uint64),
+            scale_T=np.empty(self.total, dtype=np.float32) if scaled else _NO_SCALES,
+            bounds_CP=np.empty((chunks, parts + 1), dtype=np.int64),
+            shift=shift,
+        )
+
+
+def _input(request: Request) -> tuple[Input, int]:
+    """The batch as arrays, and the number of hits."""
+    tokens, feature_L = request.tokens, request.plan.arrays.feature_L
+    starts = np.array(tokens.starts[:-1], dtype=np.int64)
+    lengths = np.diff(np.array(tokens.starts, dtype=np.int64))
+    at, parts, end = np.full(len(tokens.names), -1, dtype=np.int64), [_NO_ROWS], 0
+    for f, name in enumerate(tokens.names):
+        if name in tokens.offsets:
+            parts.append(tokens.offsets[name].numpy())
+            at[f] = end
+            end += tokens.rows + 1
+    batch = Input(
+        values_N=tokens.values_N.contiguous().numpy(),
+        start_L=starts[feature_L],
+        offsets=np.concatenate(parts),
+        offsets_at_L=at[feature_L],
+        rows=tokens.rows,
+    )
+    return batch, int(lengths[feature_L].sum())
+
+
+def _memory(table: Table) -> Memory:
+    weight_ND = table.weight_ND
+    state = [
+        (np.uint64(tensor.data_ptr()), tensor.shape[1] if tensor.dim() > 1 else 1) for tensor in table.state.values()
+    ]
+    (one, one_width), (two, two_width) = (*state, _NO_STATE, _NO_STATE)[:2]
+    return Memory(
+        weight=np.uint64(weight_ND.data_ptr()),
+        dim=weight_ND.shape[1],
+        row_bytes=weight_ND.shape[1] * weight_ND.element_size(),
+        narrow=weight_ND.element_size() == 2,
+        half=weight_ND.dtype == torch.float16,
+        one=one,
+        one_width=one_width,
+        two=two,
+        two_width=two_width,
+    )
+
+
+def _run(hits: int, work: Callable[[Any], None]) -> None:
+    """Run a pass on as many threads as pay."""
+    counter = np.zeros(1, dtype=np.int64)
+    share(lambda: work(counter), min(torch.get_num_threads(), max(1, hits // CHUNK_HITS)))

@@ -1,0 +1,283 @@
+"""The compiled lookup: tokens -> rows -> pooled output, and the hits sorted coarsely for the update.
+
+A *hit* is one token under one lookup: it reads one row, and in the backward pass adds to one row's gradient. Hits are
+numbered as the output is laid out, whatever the number of threads:
+
+    hit     | batch row 0: lookup 0, lookup 1 (a list: 3 hits), ... | batch row 1: ...
+    chunk   some batch rows, one thread's at a time
+
+Per chunk, first the rows of all hits are found, lookup by lookup; then they are read in order, each prefetched some
+hits before, so that the memory's latency is paid once and not per row.
+
+For the update, the hits of each chunk are sorted by *part*, the upper bits of the row, so that all hits of a row lie in
+one part of each chunk (``entries``: local row << 32 | slot, where slot = batch row * lookups + lookup).
+
+Suffixes: L lookups, F features, B batch rows, N tokens, T hits, C chunks, P parts, K places of the index.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore.hashing import compiled, row_scalar, splitmix64_scalar
+from embstore.kernels import rows
+from embstore.kernels.native import claim, prefetch_row, widen
+
+_U1, _U32 = np.uint64(1), np.uint64(32)
+
+
+class KnownIndex(NamedTuple):
+    """Where each exact feature's known tokens rank: an open-addressed hash table a feature, one after the other.
+
+    Args:
+        token_K: int64, the token at each place.
+        rank_K: int64, its rank; -1 where the place is empty.
+        start_F, mask_F: int64, each feature's places are ``start + (hash & mask)``, on from there until empty.
+    """
+
+    token_K: NDArray[np.int64]
+    rank_K: NDArray[np.int64]
+    start_F: NDArray[np.int64]
+    mask_F: NDArray[np.int64]
+
+
+class Input(NamedTuple):
+    """A batch's tokens.
+
+    Args:
+        values_N: int64 tokens, feature by feature.
+        start_L: int64, where each lookup's tokens start in ``values_N``.
+        offsets: int64, the offsets of all list features, one after the other.
+        offsets_at_L: int64, where each lookup's offsets start in ``offsets``; -1 for one value a row.
+        rows: B.
+    """
+
+    values_N: NDArray[np.int64]
+    start_L: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    offsets_at_L: NDArray[np.int64]
+    rows: int
+
+
+class Hits(NamedTuple):
+    """What the update needs to know of the lookups.
+
+    Args:
+        entries_T: uint64, chunk by chunk, within a chunk by part.
+        scale_T: float32, what each entry's gradient is multiplied by; empty when all are 1.
+        bounds_CP: int64 ``[C, P + 1]``: chunk c's entries of part p are ``bounds[c, p]`` to ``bounds[c, p + 1]``.
+        shift: a row's part is ``row >> shift``.
+        chunk_rows: batch rows of a chunk.
+    """
+
+    entries_T: NDArray[np.uint64]
+    scale_T: NDArray[np.float32]
+    bounds_CP: NDArray[np.int64]
+    shift: int
+    chunk_rows: int
+
+
+class Memory(NamedTuple):
+    """Where the table lies, as numbers: addresses are uint64, and whoever gives them keeps the tensors alive.
+
+    Args:
+        weight: address of the rows, float32 or ``narrow``.
+        dim: D.
+        row_bytes: of a row.
+        narrow: 16 bits a number: float16 where ``half``, else bfloat16.
+        one, two: addresses of the optimizer's tensors, float32.
+        one_width, two_width: their numbers a row; 0 where it has none.
+    """
+
+    weight: np.uint64
+    dim: int
+    row_bytes: int
+    narrow: bool
+    half: bool
+    one: np.uint64
+    one_width: int
+    two: np.uint64
+    two_width: int
+
+
+def index_known(known_K: NDArray[np.int64], known_start_F: NDArray[np.int64]) -> KnownIndex:
+    """The index of each exact feature's sorted tokens (``PlanArrays``)."""
+    counts = np.diff(known_start_F)
+    sizes = np.array([1 << int(2 * count).bit_length() if count else 1 for count in counts], dtype=np.int64)
+    starts = np.cumsum(sizes) - sizes
+    token, rank = np.zeros(int(sizes.sum()), dtype=np.int64), np.full(int(sizes.sum()), -1, dtype=np.int64)
+    index = KnownIndex(token, rank, starts, sizes - 1)
+    _fill(known_K, known_start_F, index)
+    return index
+
+
+@compiled(nogil=True)
+def _fill(known_K, known_start_F, index):  # type: ignore[no-untyped-def]
+    for f in range(len(known_start_F) - 1):
+        for k in range(known_start_F[f], known_start_F[f + 1]):
+            place = np.int64(splitmix64_scalar(np.uint64(known_K[k]))) & index.mask_F[f]
+            while index.rank_K[index.start_F[f] + place] >= 0:
+                place = (place + 1) & index.mask_F[f]
+            index.token_K[index.start_F[f] + place] = known_K[k]
+            index.rank_K[index.start_F[f] + place] = k - known_start_F[f]
+
+
+@compiled(forceinline=True)
+def first_hit(batch, b):  # type: ignore[no-untyped-def]
+    """The number of hits before batch row ``b``."""
+    total, offsets = np.int64(0), batch.offsets
+    for at in batch.offsets_at_L:
+        total += b if at < 0 else offsets[at + b]
+    return total
+
+
+@compiled(nogil=True)
+def _find_rows(plan, index, batch, start, stop, hit, rows_T):  # type: ignore[no-untyped-def]
+    """Write the table rows of a chunk's hits to ``rows_T``, from ``hit`` on."""
+    # Arrays are taken out of their tuples before loops: numba counts a reference each time one is taken.
+    values_N, offsets, offsets_at_L = batch.values_N, batch.offsets, batch.offsets_at_L
+    token_K, rank_K = index.token_K, index.rank_K
+    next_B = np.empty(stop - start, dtype=np.int64)  # each batch row's next hit
+    for b in range(stop - start):
+        next_B[b] = hit
+        for at in offsets_at_L:
+            hit += 1 if at < 0 else offsets[at + start + b + 1] - offsets[at + start + b]
+    for lookup in range(len(plan.salt_L)):
+        at, first = offsets_at_L[lookup], batch.start_L[lookup]
+        base, size, salt = plan.base_L[lookup], plan.size_L[lookup], plan.salt_L[lookup]
+        exact, feature = plan.exact_L[lookup], plan.feature_L[lookup]
+        place_0, mask = index.start_F[feature], index.mask_F[feature]
+        if at < 0 and not exact:  # the usual case has a loop of its own
+            for b in range(stop - start):
+                token = np.uint64(values_N[first + start + b])
+                rows_T[next_B[b]] = base + np.int64(row_scalar(token, salt, np.uint64(size)))
+                next_B[b] += 1
+            continue
+        for b in range(stop - start):
+            begin, end = start + b, start + b + 1
+            if at >= 0:
+                begin, end = offsets[at + begin], offsets[at + end]
+            hit = next_B[b]
+            for n in range(first + begin, first + end):
+                if exact:
+                    token_n = values_N[n]
+                    place = np.int64(splitmix64_scalar(np.uint64(token_n))) & mask
+                    while rank_K[place_0 + place] >= 0 and token_K[place_0 + place] != token_n:
+                        place = (place + 1) & mask
+                    rank = rank_K[place_0 + place]
+                    rows_T[hit] = base + (rank if rank >= 0 else size - 1)
+                else:
+                    rows_T[hit] = base + np.int64(row_scalar(np.uint64(values_N[n]), salt, np.uint64(size)))
+                hit += 1
+            next_B[b] = hit
+
+
+@compiled(nogil=True)
+def _pool_chunk(plan, batch, start, stop, hit, after, rows_T, table, ahead, out):  # type: ignore[no-untyped-def]
+    """Read a chunk's rows, which are those of hits ``hit`` to ``after``, and write its output to address ``out``."""
+    offsets, offsets_at_L, mean_L = batch.offsets, batch.offsets_at_L, plan.mean_L
+    lookups, dim, row_bytes, narrow = len(mean_L), table.dim, table.row_bytes, table.narrow
+    sums_D, wide_D = np.zeros(dim, dtype=np.float64), np.empty(dim, dtype=np.float32)
+    sums, wide = np.uint64(sums_D.ctypes.data), np.uint64(wide_D.ctypes.data)
+    to = out + np.uint64(start) * np.uint64(4 * lookups * dim)
+    for t in range(hit, min(hit + ahead, after)):
+        prefetch_row(table.weight, rows_T[t], row_bytes)
+    for b in range(start, stop):
+        for lookup in range(lookups):
+            at = offsets_at_L[lookup]
+            if at < 0:
+                if hit + ahead < after:
+                    prefetch_row(table.weight, rows_T[hit + ahead], row_bytes)
+                row = table.weight + np.uint64(rows_T[hit]) * np.uint64(row_bytes)
+                hit += 1
+                if narrow:
+                    widen(to, row, table.half, dim)
+                else:
+                    rows.copy(to, row, dim)
+            else:
+                length = offsets[at + b + 1] - offsets[at + b]
+                # As double, so that the sum of a list is the same in every kernel and batch, to a rounding.
+                scale = np.float64(np.float32(1) / np.float32(length)) if mean_L[lookup] and length else 1.0
+                for d in range(dim):
+                    sums_D[d] = 0.0
+                for _ in range(length):
+                    if hit + ahead < after:
+                        prefetch_row(table.weight, rows_T[hit + ahead], row_bytes)
+                    row = table.weight + np.uint64(rows_T[hit]) * np.uint64(row_bytes)
+                    hit += 1
+                    if narrow:
+                        widen(wide, row, table.half, dim)
+                        row = wide
+                    rows.add_wide(sums, row, scale, dim)
+                rows.round_wide(to, sums, dim)
+            to += np.uint64(4 * dim)
+
+
+@compiled(nogil=True)
+def _sort_chunk(plan, batch, chunk, start, stop, first, last, rows_T, hits):  # type: ignore[no-untyped-def]
+    """Sort a chunk's hits by part, stably, into ``hits``."""
+    offsets, offsets_at_L, mean_L = batch.offsets, batch.offsets_at_L, plan.mean_L
+    entries_T, scale_T, bounds_P, shift = hits.entries_T, hits.scale_T, hits.bounds_CP[chunk], hits.shift
+    parts, lookups, scaled = len(bounds_P) - 1, len(mean_L), len(scale_T) > 0
+    next_P = np.zeros(parts + 1, dtype=np.int64)
+    for t in range(first, last):
+        next_P[(rows_T[t] >> shift) + 1] += 1
+    next_P[0] = first
+    for p in range(parts):
+        next_P[p + 1] += next_P[p]
+    bounds_P[:] = next_P
+    local = (np.int64(1) << shift) - 1
+    slot, hit = np.uint64(start * lookups), first
+    for b in range(start, stop):
+        for lookup in range(lookups):
+            at = offsets_at_L[lookup]
+            length = 1 if at < 0 else offsets[at + b + 1] - offsets[at + b]
+            for _ in range(length):
+                row = rows_T[hit]
+                to = next_P[row >> shift]
+                next_P[row >> shift] = to + 1
+                entries_T[to] = (np.uint64(row & local) << _U32) | slot
+                if scaled:
+                    scale_T[to] = np.float32(1) / np.float32(length) if mean_L[lookup] and at >= 0 else np.float32(1)
+                hit += 1
+            slot += _U1
+
+
+@compiled(nogil=True)
+def find(plan, index, batch, rows_T, hits, counter):  # type: ignore[no-untyped-def]
+    """The rows of all hits, sorted by part; shared by threads through ``counter``."""
+    while True:
+        chunk = claim(counter)
+        start, stop = chunk * hits.chunk_rows, min((chunk + 1) * hits.chunk_rows, batch.rows)
+        if start >= stop:
+            return
+        first, last = first_hit(batch, start), first_hit(batch, stop)
+        _find_rows(plan, index, batch, start, stop, first, rows_T)
+        _sort_chunk(plan, batch, chunk, start, stop, first, last, rows_T, hits)
+
+
+@compiled(nogil=True)
+def pool(plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter):  # type: ignore[no-untyped-def]
+    """The output; shared by threads through ``counter``.
+
+    Args:
+        table: ``Memory`` of it.
+        out: address of the output, float32 ``[B, W]``.
+        ahead: hits by which a row is prefetched before it is read.
+        rows_T: filled here, unless ``known``: then read.
+        sort: also sort the hits.
+    """
+    while True:
+        chunk = claim(counter)
+        start, stop = chunk * hits.chunk_rows, min((chunk + 1) * hits.chunk_rows, batch.rows)
+        if start >= stop:
+            return
+        first, last = first_hit(batch, start), first_hit(batch, stop)
+        if not known:
+            _find_rows(plan, index, batch, start, stop, first, rows_T)
+        _pool_chunk(plan, batch, start, stop, first, last, rows_T, table, ahead, out)
+        if sort:
+            _sort_chunk(plan, batch, chunk, start, stop, first, last, rows_T, hits)

@@ -1,0 +1,153 @@
+"""What compiled kernels are made of: prefetching, atomic claims, narrow floats, huge pages.
+
+Narrow floats travel as their 16 bits in uint16 arrays, since numba has no such types on CPU; ``half`` says which of the
+two they are, float16 or bfloat16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from embstore.hashing import compiled
+from embstore.kernels import rows
+
+LINE = 64  # bytes of a cache line
+HUGE = 1 << 21  # bytes of a huge page
+_MADV_HUGEPAGE = 14
+
+_U16, _U31, _U32 = np.uint32(16), np.uint32(31), np.uint64(32)
+_ONE = np.uint32(1)
+
+
+@intrinsic
+def prefetch(typingctx, address):  # type: ignore[no-untyped-def]
+    """Ask for the cache line at an address (uint64) without waiting for it; any address is safe."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), codegen
+
+
+@intrinsic
+def _fetch_and_add(typingctx, address):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "seq_cst")
+
+    return types.int64(types.uint64), codegen
+
+
+@intrinsic
+def float_of_bits(typingctx, bits):  # type: ignore[no-untyped-def]
+    """The float32 with these 32 bits."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.uint32), codegen
+
+
+@intrinsic
+def bits_of_float(typingctx, number):  # type: ignore[no-untyped-def]
+    """The 32 bits of a float32."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
+
+
+@compiled(forceinline=True)
+def claim(counter):  # type: ignore[no-untyped-def]
+    """The next number of a shared int64 ``[1]``, each given to one thread only."""
+    return _fetch_and_add(np.uint64(counter.ctypes.data))
+
+
+@compiled(forceinline=True)
+def prefetch_row(base, row, width):  # type: ignore[no-untyped-def]
+    """Prefetch a row of an array at ``base`` (uint64) whose rows have ``width`` bytes: each of its cache lines."""
+    address = base + np.uint64(row) * np.uint64(width)
+    for start in range(0, width, LINE):
+        prefetch(address + np.uint64(start))
+    if width & (LINE - 1):  # such rows may reach into one line more
+        prefetch(address + np.uint64(width - 1))
+
+
+@compiled(forceinline=True)
+def widen(to, row, half, count):  # type: ignore[no-untyped-def]
+    """A row of a narrow table at address ``row`` as float32 at ``to``."""
+    if half:
+        rows.widen_float16(to, row, count)
+    else:
+        rows.widen_bfloat16(to, row, count)
+
+
+@compiled(forceinline=True)
+def _uniform(counter, seed):  # type: ignore[no-untyped-def]
+    # As embstore.kernels.optimizer._uniform; ``seed`` is already mixed (``mixed_seed``).
+    x = (counter ^ (counter >> 31) ^ seed) & 0x7FFFFFFF
+    x = ((x ^ (x >> 15)) * 0x7FEB352D) & 0x7FFFFFFF
+    x = ((x ^ (x >> 15)) * 0x046CA68B) & 0x7FFFFFFF
+    return np.float32((x ^ (x >> 16)) & 0xFFFFFF) * np.float32(2.0**-24)
+
+
+@compiled(nogil=True)
+def narrow(value, half, counter, seed):  # type: ignore[no-untyped-def]
+    """The 16 bits of a float32 in a narrow table, rounded as ``optimizer.round_stochastically`` does."""
+    bits = bits_of_float(np.float32(value))
+    sign = np.uint32((bits >> _U31) << np.uint32(15))
+    size = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    infinite = np.uint32(0x7C00) if half else np.uint32(0x7F80)
+    if size > np.uint32(0x7F800000):  # NaN
+        return np.uint16(sign | infinite | np.uint32(1))
+    if half and size >= np.uint32(0x477FF000):  # 65520 and more round to infinity
+        return np.uint16(sign | infinite)
+    # ``low``: truncated toward zero; ``part``: how far the value is from there to the next one, 0 to 1.
+    if not half:
+        low = np.uint32(size >> _U16)
+        part = np.float32(size & np.uint32(0xFFFF)) * np.float32(2.0**-16)
+    elif size >= np.uint32(0x38800000):  # 2^-14: a normal float16
+        low = np.uint32((size >> np.uint32(13)) - np.uint32(112 << 10))
+        part = np.float32(size & np.uint32(0x1FFF)) * np.float32(2.0**-13)
+    else:
+        steps = float_of_bits(size) * np.float32(2.0**24)
+        low = np.uint32(steps)
+        part = steps - np.float32(low)
+    up = part > np.float32(0.5) or (part == np.float32(0.5) and low & _ONE == _ONE)
+    away = np.float32(1) - part if up else part  # from the nearest
+    if _uniform(counter, seed) < away and np.uint32(low + _ONE) != infinite:
+        up = not up
+    if up:
+        low = np.uint32(low + _ONE)
+    return np.uint16(sign | low)
+
+
+def mixed_seed(seed: int) -> int:
+    """The seed of stochastic rounding as ``narrow`` takes it."""
+    return (seed * 0x9E3779B1) & 0x7FFFFFFF
+
+
+def advise_huge_pages(tensor: Tensor) -> None:
+    """Ask for huge pages under a large CPU tensor that has not been written yet; only a hint, and only on Linux.
+
+    Rows are read at random, and with 4 KiB pages most reads also miss the TLB.
+    """
+    size = tensor.numel() * tensor.element_size()
+    if tensor.device.type != "cpu" or size < HUGE or not sys.platform.startswith("linux"):
+        return
+    start = -(-tensor.data_ptr() // HUGE) * HUGE
+    end = (tensor.data_ptr() + size) // HUGE * HUGE
+    if end > start:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE)
