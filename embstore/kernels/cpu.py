@@ -30,6 +30,7 @@ CHUNK_HITS = 4096  # of a thread's claim
 AHEAD_BYTES = 1 << 12  # of table rows on their way to the cache while one is read
 PART_HITS = 512  # of a part on average: its rows and gradients fit the second-level cache
 MAX_PARTS = 1 << 14
+FIXED_DIMS = (8, 16, 32, 64, 128)  # of float32 rows: passes are compiled for each of these, and one for all others
 
 _KINDS = {
     "rowwise_adagrad": cpu_update.ROWWISE_ADAGRAD,
@@ -62,7 +63,6 @@ class CpuKernel(TwoPassKernel):
             return
         optimizer, step = table.optimizer, table.step
         settings = Step(
-            kind=_KINDS[optimizer.name],
             learning_rate=np.float32(table.learning_rate),
             eps=np.float32(optimizer.eps),
             add1=np.float32(1 - optimizer.beta1),
@@ -74,7 +74,8 @@ class CpuKernel(TwoPassKernel):
         )
         grad_BW = grad_BW.float().contiguous()
         memory, grad = _memory(table), np.uint64(grad_BW.data_ptr())
-        _run(len(hits.entries_T), lambda counter: cpu_update.update(hits, memory, settings, grad, counter))
+        update = cpu_update.update_of(_KINDS[optimizer.name], _fixed_dim(memory))
+        _run(len(hits.entries_T), lambda counter: update(hits, memory, settings, grad, counter))
 
 
 class _Pass:
@@ -116,9 +117,10 @@ class _Pass:
         memory, ahead, found, sort = _memory(self.table), self.ahead, self.found, sort and not self.found
         out_BW = torch.empty(batch.rows, len(plan.salt_L) * memory.dim)
         out = np.uint64(out_BW.data_ptr())
+        pool = cpu_lookup.pool_of(_fixed_dim(memory))
         _run(
             self.total,
-            lambda counter: cpu_lookup.pool(plan, index, batch, memory, ahead, rows_T, found, hits, sort, out, counter),
+            lambda counter: pool(plan, index, batch, memory, ahead, rows_T, found, hits, sort, out, counter),
         )
         return out_BW
 
@@ -176,6 +178,11 @@ def _memory(table: Table) -> Memory:
         two=two,
         two_width=two_width,
     )
+
+
+def _fixed_dim(memory: Memory) -> int | None:
+    """The dim a pass is compiled for; ``None`` where one pass serves all."""
+    return memory.dim if memory.dim in FIXED_DIMS and not memory.narrow else None
 
 
 def _run(hits: int, work: Callable[[Any], None]) -> None:

@@ -17,7 +17,8 @@ Suffixes: L lookups, F features, B batch rows, N tokens, T hits, C chunks, P par
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -175,7 +176,7 @@ def _find_rows(plan, index, batch, start, stop, hit, rows_T):  # type: ignore[no
             next_B[b] = hit
 
 
-@compiled(nogil=True)
+@compiled(forceinline=True)
 def _pool_chunk(plan, batch, start, stop, hit, after, rows_T, table, ahead, out):  # type: ignore[no-untyped-def]
     """Read a chunk's rows, which are those of hits ``hit`` to ``after``, and write its output to address ``out``."""
     offsets, offsets_at_L, mean_L = batch.offsets, batch.offsets_at_L, plan.mean_L
@@ -259,17 +260,8 @@ def find(plan, index, batch, rows_T, hits, counter):  # type: ignore[no-untyped-
         _sort_chunk(plan, batch, chunk, start, stop, first, last, rows_T, hits)
 
 
-@compiled(nogil=True)
-def pool(plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter):  # type: ignore[no-untyped-def]
-    """The output; shared by threads through ``counter``.
-
-    Args:
-        table: ``Memory`` of it.
-        out: address of the output, float32 ``[B, W]``.
-        ahead: hits by which a row is prefetched before it is read.
-        rows_T: filled here, unless ``known``: then read.
-        sort: also sort the hits.
-    """
+@compiled(forceinline=True)
+def _pool(plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter):  # type: ignore[no-untyped-def]
     while True:
         chunk = claim(counter)
         start, stop = chunk * hits.chunk_rows, min((chunk + 1) * hits.chunk_rows, batch.rows)
@@ -281,3 +273,37 @@ def pool(plan, index, batch, table, ahead, rows_T, known, hits, sort, out, count
         _pool_chunk(plan, batch, start, stop, first, last, rows_T, table, ahead, out)
         if sort:
             _sort_chunk(plan, batch, chunk, start, stop, first, last, rows_T, hits)
+
+
+@compiled(forceinline=True)
+def of_dim(table, dim):  # type: ignore[no-untyped-def]
+    """A float32 table's ``Memory`` with its dim spelled out: where that is a constant, loops over rows are unrolled."""
+    return Memory(table.weight, dim, 4 * dim, False, False, table.one, table.one_width, table.two, table.two_width)
+
+
+@cache
+def pool_of(dim: int | None) -> Any:
+    """The pass that writes the output, compiled for float32 tables of one dim, or for all (``None``).
+
+    Its arguments:
+        plan, index, batch: what to look up.
+        table: ``Memory`` of it.
+        ahead: hits by which a row is prefetched before it is read.
+        rows_T: int64, the rows of the hits: filled, unless ``known``; then read.
+        hits, sort: the hits to sort for the update, and whether to.
+        out: address of the output, float32 ``[B, W]``.
+        counter: shared by the threads that work on it.
+    """
+    if dim is None:
+
+        @compiled(nogil=True)
+        def pool(plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter):  # type: ignore[no-untyped-def]
+            _pool(plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter)
+
+    else:
+
+        @compiled(nogil=True)
+        def pool(plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter):  # type: ignore[no-untyped-def]
+            _pool(plan, index, batch, of_dim(table, dim), ahead, rows_T, known, hits, sort, out, counter)
+
+    return pool

@@ -9,12 +9,14 @@ Suffixes: D dim, E entries of a part, R distinct rows of a part.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from embstore.hashing import compiled
 from embstore.kernels import rows
+from embstore.kernels.cpu_lookup import of_dim
 from embstore.kernels.native import claim, narrow, prefetch_row, widen
 
 AHEAD = 16  # entries by which gradients and rows are prefetched
@@ -29,14 +31,12 @@ class Step(NamedTuple):
     """One step's settings; float32 as the reference computes with them.
 
     Args:
-        kind: ``ROWWISE_ADAGRAD``, ``ADAGRAD``, ``ADAM`` or ``SGD``.
         learning_rate, eps: of the optimizer.
         add1, keep2, add2: Adam's 1 - beta1, beta2, 1 - beta2.
         unbias1, unbias2: Adam's 1 - beta^step.
         seed: of the stochastic rounding (``native.mixed_seed``).
     """
 
-    kind: int
     learning_rate: np.float32
     eps: np.float32
     add1: np.float32
@@ -101,16 +101,16 @@ def _close_row(table, row, scratch, seed):  # type: ignore[no-untyped-def]
 
 
 @compiled(forceinline=True)
-def _update_row(table, step, row, grad, scratch):  # type: ignore[no-untyped-def]
+def _update_row(table, kind, step, row, grad, scratch):  # type: ignore[no-untyped-def]
     dim = table.dim
     weight, one = _open_row(table, row, scratch), _at(table.one, row, 4 * table.one_width)
-    if step.kind == ROWWISE_ADAGRAD:
+    if kind == ROWWISE_ADAGRAD:
         total = rows.get(one, 0) + rows.sum_of_squares(grad, dim) / np.float32(dim)
         rows.put(one, 0, total)
         rows.add_scaled(weight, grad, -(step.learning_rate / (np.sqrt(total) + step.eps)), dim)
-    elif step.kind == ADAGRAD:
+    elif kind == ADAGRAD:
         rows.adagrad(weight, one, grad, step.learning_rate, step.eps, dim)
-    elif step.kind == ADAM:
+    elif kind == ADAM:
         two = _at(table.two, row, 4 * table.two_width)
         bias1, bias2 = step.unbias1, step.unbias2
         rows.adam(
@@ -146,15 +146,8 @@ def _gather_part(hits, part, entries_E, scale_E):  # type: ignore[no-untyped-def
     return count
 
 
-@compiled(nogil=True)
-def update(hits, table, step, grad, counter):  # type: ignore[no-untyped-def]
-    """Update every hit row once; shared by threads through ``counter``.
-
-    Args:
-        hits: as the lookup left them.
-        table: ``Memory`` of it.
-        grad: address of the output's gradient by slot, float32 ``[B * L, D]``.
-    """
+@compiled(forceinline=True)
+def _update(hits, table, kind, step, grad, counter):  # type: ignore[no-untyped-def]
     parts, dim, row_bytes = hits.bounds_CP.shape[1] - 1, table.dim, 4 * table.dim
     largest = _largest_part(hits.bounds_CP)
     distinct = min(largest, np.int64(1) << hits.shift)
@@ -197,8 +190,34 @@ def update(hits, table, step, grad, counter):  # type: ignore[no-untyped-def]
                 rows.add_scaled(_at(sums, number, row_bytes), from_, scale, dim)
         for r in range(count):
             places[used_R[r]] = -1
-            _update_row(table, step, base + rows_R[r], _at(sums, r, row_bytes), scratch)
+            _update_row(table, kind, step, base + rows_R[r], _at(sums, r, row_bytes), scratch)
         _alive(sums_RD, scratch_D)
+
+
+@cache
+def update_of(kind: int, dim: int | None) -> Any:
+    """The pass that updates every hit row once, compiled for an optimizer and a dim of float32 rows, or any (``None``).
+
+    Its arguments:
+        hits: as the lookup left them.
+        table: ``Memory`` of it.
+        step: the settings.
+        grad: address of the output's gradient by slot, float32 ``[B * L, D]``.
+        counter: shared by the threads that work on it.
+    """
+    if dim is None:
+
+        @compiled(nogil=True)
+        def update(hits, table, step, grad, counter):  # type: ignore[no-untyped-def]
+            _update(hits, table, kind, step, grad, counter)
+
+    else:
+
+        @compiled(nogil=True)
+        def update(hits, table, step, grad, counter):  # type: ignore[no-untyped-def]
+            _update(hits, of_dim(table, dim), kind, step, grad, counter)
+
+    return update
 
 
 @compiled(nogil=True)
