@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
-_Work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
 
 @cache
 def usable_cores() -> int:
@@ -25,16 +23,10 @@ def pool() -> ThreadPoolExecutor:
 
 
 def share(work: Callable[[], object], threads: int) -> None:
-    """Call ``work`` on ``threads`` threads at the same time, this one among them; return when all calls have.
+    """Call ``work`` here and on up to ``threads - 1`` threads of the pool at the same time; return when all have.
 
-    ``work`` claims pieces of a job until none is left (``embstore.kernels.native.claim``). The threads are those of
-    torch's own OpenMP team, since its idle threads spin for a while after each operation: others would have to wait for
-    a core. Where torch has no such team, they are ``pool``'s.
+    ``work`` claims pieces of a job until none is left (``embstore.kernels.native.claim``).
     """
-    team = _team() if threads > 1 else None
-    if team is not None:
-        _share_team(team, work, threads)
-        return
     others = [pool().submit(work) for _ in range(threads - 1)]
     try:
         work()
@@ -44,41 +36,30 @@ def share(work: Callable[[], object], threads: int) -> None:
                 other.result()
 
 
-def _share_team(team: Callable[..., None], work: Callable[[], object], threads: int) -> None:
-    errors: list[BaseException] = []
-
-    def call(_: object) -> None:
-        try:
-            work()
-        except BaseException as error:  # raised below: C code can't pass it on
-            errors.append(error)
-
-    team(_Work(call), None, threads, 0)
-    if errors:
-        raise errors[0]
-
-
 @cache
-def _team() -> Callable[..., None] | None:
-    """``GOMP_parallel`` of the OpenMP library that torch is linked to, or ``None``."""
+def team() -> int:
+    """The address of ``GOMP_parallel`` in the OpenMP library that torch is linked to; 0 where there is none.
+
+    It runs a native function on all threads of torch's own team. Those spin for a while after each of torch's
+    operations, so that threads of any other kind would first have to wait for a core.
+    """
     import torch
 
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         path = Path(torch.__file__).parent / "lib" / name
         try:
-            team = ctypes.CDLL(str(path)).GOMP_parallel  # the linker looks in what the library depends on, too
+            function = ctypes.CDLL(str(path)).GOMP_parallel  # the linker looks in what the library depends on, too
         except (OSError, AttributeError):
             continue
-        team.argtypes, team.restype = [_Work, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-        return team
-    return None
+        return ctypes.cast(function, ctypes.c_void_p).value or 0
+    return 0
 
 
 def _after_fork() -> None:
     """A forked child has neither the pool's threads nor the team's."""
-    global _team
+    global team
     pool.cache_clear()
-    _team = cache(lambda: None)
+    team = cache(lambda: 0)
 
 
 if hasattr(os, "register_at_fork"):

@@ -120,8 +120,10 @@ class UnifiedEmbedding(nn.Module):
             raise ConfigError("rows of the table", expected=f"[{self.plan.num_rows}, {dim}], contiguous", found=found)
         device = torch.device(device)
         self.register_buffer("weight", self._first_rows(init_std, dtype, device) if rows is None else rows)
-        for name, tensor in self.optimizer.state(self.plan.num_rows, dim, device).items():
+        state = self.optimizer.state(self.plan.num_rows, dim, device)
+        for name, tensor in state.items():
             self.register_buffer(f"state_{name}", tensor)
+        self._state_names = tuple(state)
         paid = torch.zeros(self.plan.num_rows, dtype=torch.float64, device=device) if self.optimizer.l2 else None
         self.register_buffer("paid", paid)
         self.learning_rate = self.optimizer.learning_rate
@@ -226,7 +228,7 @@ class UnifiedEmbedding(nn.Module):
         """The tensors and the place in training, as kernels take them."""
         return Table(
             weight_ND=self.weight,
-            state=dict(self._moments()),
+            state=self._moments(),
             optimizer=self.optimizer,
             learning_rate=self.learning_rate,
             progress=self._progress,
@@ -370,10 +372,8 @@ class UnifiedEmbedding(nn.Module):
             self._kernel_wanted, optimizer=self.optimizer, dtype=self.dtype, device=self.weight.device, dim=self.dim
         )
 
-    def _moments(self) -> Iterable[tuple[str, Tensor]]:
-        for name, tensor in self.named_buffers(recurse=False):
-            if name.startswith("state_"):
-                yield name.removeprefix("state_"), tensor
+    def _moments(self) -> dict[str, Tensor]:
+        return {name: getattr(self, f"state_{name}") for name in self._state_names}
 
 
 def _array(values: Iterable[Any], feature: str) -> pa.Array:

@@ -11,20 +11,19 @@ Shape suffixes: B rows of the batch, L lookups, T hits, D dim, N table rows, W o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from embstore import threads
 from embstore.kernels import cpu_lookup, cpu_update
 from embstore.kernels.cpu_lookup import Hits, Input, Memory
 from embstore.kernels.cpu_update import Penalty, Step
 from embstore.kernels.kernel import Table, TwoPassKernel
 from embstore.kernels.native import mixed_seed
 from embstore.kernels.plan import Request
-from embstore.threads import share
 
 CHUNK_HITS = 4096  # of a thread's claim
 AHEAD_BYTES = 1 << 12  # of table rows on their way to the cache while one is read
@@ -75,7 +74,7 @@ class CpuKernel(TwoPassKernel):
         grad_BW = grad_BW.float().contiguous()
         memory, grad = _memory(table), np.uint64(grad_BW.data_ptr())
         update = cpu_update.update_of(_KINDS[optimizer.name], _fixed_dim(memory))
-        _run(len(hits.entries_T), lambda counter: update(hits, memory, settings, grad, counter))
+        _run(update, len(hits.entries_T), hits, memory, settings, grad)
 
 
 class _Pass:
@@ -96,8 +95,7 @@ class _Pass:
         table = self.table
         assert table.paid_N is not None
         self._make_room()
-        plan, index, batch, rows_T, hits = self.plan, self.index, self.batch, self.rows_T, self.hits
-        _run(self.total, lambda counter: cpu_lookup.find(plan, index, batch, rows_T, hits, counter))
+        _run(cpu_lookup.find, self.total, self.plan, self.index, self.batch, self.rows_T, self.hits)
         self.found = True
         penalty = Penalty(
             kind=_KINDS[table.optimizer.name],
@@ -107,21 +105,17 @@ class _Pass:
             seed=mixed_seed(table.rounding_seed + 2 * table.step + 1),
         )
         memory, paid = _memory(table), np.uint64(table.paid_N.data_ptr())
-        _run(self.total, lambda counter: cpu_update.pay(hits, memory, penalty, paid, counter))
+        _run(cpu_update.pay, self.total, self.hits, memory, penalty, paid)
 
     def output(self, *, sort: bool) -> Tensor:
         """float32 ``[B, W]``; with ``sort``, the hits are sorted for the update, too."""
         if sort and not self.found:
             self._make_room()
-        plan, index, batch, rows_T, hits = self.plan, self.index, self.batch, self.rows_T, self.hits
-        memory, ahead, found, sort = _memory(self.table), self.ahead, self.found, sort and not self.found
-        out_BW = torch.empty(batch.rows, len(plan.salt_L) * memory.dim)
-        out = np.uint64(out_BW.data_ptr())
+        memory, sort = _memory(self.table), sort and not self.found
+        out_BW = torch.empty(self.batch.rows, len(self.plan.salt_L) * memory.dim)
         pool = cpu_lookup.pool_of(_fixed_dim(memory))
-        _run(
-            self.total,
-            lambda counter: pool(plan, index, batch, memory, ahead, rows_T, found, hits, sort, out, counter),
-        )
+        where = self.plan, self.index, self.batch, memory, self.ahead, self.rows_T, self.found
+        _run(pool, self.total, *where, self.hits, sort, np.uint64(out_BW.data_ptr()))
         return out_BW
 
     def _make_room(self) -> None:
@@ -131,7 +125,8 @@ class _Pass:
         shift = max(int(table_rows - 1).bit_length() - int(parts).bit_length() + 1, 0)
         parts = ((table_rows - 1) >> shift) + 1 if table_rows else 1
         chunks = -(-self.batch.rows // self.hits.chunk_rows)
-        scaled = bool((self.plan.mean_L & (self.batch.offsets_at_L >= 0)).any())
+        listed_L = self.batch.offsets_at_F[self.plan.feature_L] >= 0
+        scaled = bool((self.plan.mean_L & listed_L).any())
         self.hits = self.hits._replace(
             entries_T=np.empty(self.total, dtype=np.uint64),
             scale_T=np.empty(self.total, dtype=np.float32) if scaled else _NO_SCALES,
@@ -143,22 +138,14 @@ class _Pass:
 def _input(request: Request) -> tuple[Input, int]:
     """The batch as arrays, and the number of hits."""
     tokens, feature_L = request.tokens, request.plan.arrays.feature_L
-    starts = np.array(tokens.starts[:-1], dtype=np.int64)
-    lengths = np.diff(np.array(tokens.starts, dtype=np.int64))
-    at, parts, end = np.full(len(tokens.names), -1, dtype=np.int64), [_NO_ROWS], 0
-    for f, name in enumerate(tokens.names):
-        if name in tokens.offsets:
-            parts.append(tokens.offsets[name].numpy())
-            at[f] = end
-            end += tokens.rows + 1
-    batch = Input(
-        values_N=tokens.values_N.contiguous().numpy(),
-        start_L=starts[feature_L],
-        offsets=np.concatenate(parts),
-        offsets_at_L=at[feature_L],
-        rows=tokens.rows,
-    )
-    return batch, int(lengths[feature_L].sum())
+    start_F = np.array(tokens.starts, dtype=np.int64)
+    at_F, offsets, hits = np.full(len(tokens.names), -1, dtype=np.int64), _NO_ROWS, tokens.rows * len(feature_L)
+    if tokens.offsets:
+        listed = [f for f, name in enumerate(tokens.names) if name in tokens.offsets]
+        at_F[listed] = np.arange(len(listed)) * (tokens.rows + 1)
+        offsets = np.concatenate([tokens.offsets[tokens.names[f]].numpy() for f in listed])
+        hits = int(np.diff(start_F)[feature_L].sum())
+    return Input(tokens.values_N.contiguous().numpy(), start_F, offsets, at_F, tokens.rows), hits
 
 
 def _memory(table: Table) -> Memory:
@@ -180,12 +167,16 @@ def _memory(table: Table) -> Memory:
     )
 
 
-def _fixed_dim(memory: Memory) -> int | None:
-    """The dim a pass is compiled for; ``None`` where one pass serves all."""
-    return memory.dim if memory.dim in FIXED_DIMS and not memory.narrow else None
+def _fixed_dim(memory: Memory) -> int:
+    """The dim a pass is compiled for; 0 where one serves all."""
+    return memory.dim if memory.dim in FIXED_DIMS and not memory.narrow else 0
 
 
-def _run(hits: int, work: Callable[[Any], None]) -> None:
+def _run(run: Any, hits: int, *args: Any) -> None:
     """Run a pass on as many threads as pay."""
-    counter = np.zeros(1, dtype=np.int64)
-    share(lambda: work(counter), min(torch.get_num_threads(), max(1, hits // CHUNK_HITS)))
+    args = (*args, np.zeros(1, dtype=np.int64))
+    team, count = threads.team(), min(torch.get_num_threads(), max(1, hits // CHUNK_HITS))
+    if team:
+        run(np.uint64(team), count, args)
+    else:
+        threads.share(lambda: run(np.uint64(0), 1, args), count)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from embstore.hashing import compiled, row_scalar, splitmix64_scalar
 from embstore.kernels import rows
-from embstore.kernels.native import claim, prefetch_row, widen
+from embstore.kernels.native import claim, prefetch_row, run_in_team, widen
 
 _U1, _U32 = np.uint64(1), np.uint64(32)
 
@@ -50,16 +50,16 @@ class Input(NamedTuple):
 
     Args:
         values_N: int64 tokens, feature by feature.
-        start_L: int64, where each lookup's tokens start in ``values_N``.
-        offsets: int64, the offsets of all list features, one after the other.
-        offsets_at_L: int64, where each lookup's offsets start in ``offsets``; -1 for one value a row.
+        start_F: int64, where each feature's tokens start in ``values_N``.
+        offsets: int64, the offsets of all list features, one after the other; empty when there are none.
+        offsets_at_F: int64, where each feature's offsets start in ``offsets``; -1 for one value a row.
         rows: B.
     """
 
     values_N: NDArray[np.int64]
-    start_L: NDArray[np.int64]
+    start_F: NDArray[np.int64]
     offsets: NDArray[np.int64]
-    offsets_at_L: NDArray[np.int64]
+    offsets_at_F: NDArray[np.int64]
     rows: int
 
 
@@ -127,59 +127,73 @@ def _fill(known_K, known_start_F, index):  # type: ignore[no-untyped-def]
 
 
 @compiled(forceinline=True)
-def first_hit(batch, b):  # type: ignore[no-untyped-def]
+def first_hit(plan, batch, b):  # type: ignore[no-untyped-def]
     """The number of hits before batch row ``b``."""
-    total, offsets = np.int64(0), batch.offsets
-    for at in batch.offsets_at_L:
+    offsets, offsets_at_F = batch.offsets, batch.offsets_at_F
+    if len(offsets) == 0:
+        return b * len(plan.feature_L)
+    total = np.int64(0)
+    for feature in plan.feature_L:
+        at = offsets_at_F[feature]
         total += b if at < 0 else offsets[at + b]
     return total
 
 
 @compiled(nogil=True)
-def _find_rows(plan, index, batch, start, stop, hit, rows_T):  # type: ignore[no-untyped-def]
-    """Write the table rows of a chunk's hits to ``rows_T``, from ``hit`` on."""
+def _find_rows(plan, index, batch, start, stop, first, rows_T):  # type: ignore[no-untyped-def]
+    """Write the table rows of a chunk's hits to ``rows_T``, from ``first`` on."""
     # Arrays are taken out of their tuples before loops: numba counts a reference each time one is taken.
-    values_N, offsets, offsets_at_L = batch.values_N, batch.offsets, batch.offsets_at_L
-    token_K, rank_K = index.token_K, index.rank_K
-    next_B = np.empty(stop - start, dtype=np.int64)  # each batch row's next hit
-    for b in range(stop - start):
-        next_B[b] = hit
-        for at in offsets_at_L:
-            hit += 1 if at < 0 else offsets[at + start + b + 1] - offsets[at + start + b]
-    for lookup in range(len(plan.salt_L)):
-        at, first = offsets_at_L[lookup], batch.start_L[lookup]
+    values_N, offsets, offsets_at_F = batch.values_N, batch.offsets, batch.offsets_at_F
+    token_K, rank_K, feature_L = index.token_K, index.rank_K, plan.feature_L
+    lookups, lists = len(feature_L), len(offsets) > 0
+    row_B = np.empty(stop - start, dtype=np.uint64)
+    next_B = np.empty(stop - start if lists else 0, dtype=np.int64)  # each batch row's next hit
+    if lists:
+        hit = first
+        for b in range(stop - start):
+            next_B[b] = hit
+            for feature in feature_L:
+                at = offsets_at_F[feature]
+                hit += 1 if at < 0 else offsets[at + start + b + 1] - offsets[at + start + b]
+    for lookup in range(lookups):
+        feature = feature_L[lookup]
+        at, token_0 = offsets_at_F[feature], batch.start_F[feature]
         base, size, salt = plan.base_L[lookup], plan.size_L[lookup], plan.salt_L[lookup]
-        exact, feature = plan.exact_L[lookup], plan.feature_L[lookup]
-        place_0, mask = index.start_F[feature], index.mask_F[feature]
-        if at < 0 and not exact:  # the usual case has a loop of its own
+        exact = plan.exact_L[lookup]
+        if not lists and not exact:  # the usual case has a loop of its own
+            token_B = values_N[token_0 + start : token_0 + stop]
+            for b in range(len(token_B)):  # vectorised, as the next one, which is strided, can't be
+                row_B[b] = row_scalar(np.uint64(token_B[b]), salt, np.uint64(size))
+            hit = first + lookup
             for b in range(stop - start):
-                token = np.uint64(values_N[first + start + b])
-                rows_T[next_B[b]] = base + np.int64(row_scalar(token, salt, np.uint64(size)))
-                next_B[b] += 1
+                rows_T[hit] = base + np.int64(row_B[b])
+                hit += lookups
             continue
+        place_0, mask = index.start_F[feature], index.mask_F[feature]
         for b in range(stop - start):
             begin, end = start + b, start + b + 1
             if at >= 0:
                 begin, end = offsets[at + begin], offsets[at + end]
-            hit = next_B[b]
-            for n in range(first + begin, first + end):
+            hit = next_B[b] if lists else first + b * lookups + lookup
+            for n in range(token_0 + begin, token_0 + end):
                 if exact:
-                    token_n = values_N[n]
-                    place = np.int64(splitmix64_scalar(np.uint64(token_n))) & mask
-                    while rank_K[place_0 + place] >= 0 and token_K[place_0 + place] != token_n:
+                    token = values_N[n]
+                    place = np.int64(splitmix64_scalar(np.uint64(token))) & mask
+                    while rank_K[place_0 + place] >= 0 and token_K[place_0 + place] != token:
                         place = (place + 1) & mask
                     rank = rank_K[place_0 + place]
                     rows_T[hit] = base + (rank if rank >= 0 else size - 1)
                 else:
                     rows_T[hit] = base + np.int64(row_scalar(np.uint64(values_N[n]), salt, np.uint64(size)))
                 hit += 1
-            next_B[b] = hit
+            if lists:
+                next_B[b] = hit
 
 
 @compiled(forceinline=True)
 def _pool_chunk(plan, batch, start, stop, hit, after, rows_T, table, ahead, out):  # type: ignore[no-untyped-def]
     """Read a chunk's rows, which are those of hits ``hit`` to ``after``, and write its output to address ``out``."""
-    offsets, offsets_at_L, mean_L = batch.offsets, batch.offsets_at_L, plan.mean_L
+    offsets, offsets_at_F, feature_L, mean_L = batch.offsets, batch.offsets_at_F, plan.feature_L, plan.mean_L
     lookups, dim, row_bytes, narrow = len(mean_L), table.dim, table.row_bytes, table.narrow
     sums_D, wide_D = np.zeros(dim, dtype=np.float64), np.empty(dim, dtype=np.float32)
     sums, wide = np.uint64(sums_D.ctypes.data), np.uint64(wide_D.ctypes.data)
@@ -188,7 +202,7 @@ def _pool_chunk(plan, batch, start, stop, hit, after, rows_T, table, ahead, out)
         prefetch_row(table.weight, rows_T[t], row_bytes)
     for b in range(start, stop):
         for lookup in range(lookups):
-            at = offsets_at_L[lookup]
+            at = offsets_at_F[feature_L[lookup]]
             if at < 0:
                 if hit + ahead < after:
                     prefetch_row(table.weight, rows_T[hit + ahead], row_bytes)
@@ -220,7 +234,7 @@ def _pool_chunk(plan, batch, start, stop, hit, after, rows_T, table, ahead, out)
 @compiled(nogil=True)
 def _sort_chunk(plan, batch, chunk, start, stop, first, last, rows_T, hits):  # type: ignore[no-untyped-def]
     """Sort a chunk's hits by part, stably, into ``hits``."""
-    offsets, offsets_at_L, mean_L = batch.offsets, batch.offsets_at_L, plan.mean_L
+    offsets, offsets_at_F, feature_L, mean_L = batch.offsets, batch.offsets_at_F, plan.feature_L, plan.mean_L
     entries_T, scale_T, bounds_P, shift = hits.entries_T, hits.scale_T, hits.bounds_CP[chunk], hits.shift
     parts, lookups, scaled = len(bounds_P) - 1, len(mean_L), len(scale_T) > 0
     next_P = np.zeros(parts + 1, dtype=np.int64)
@@ -231,10 +245,17 @@ def _sort_chunk(plan, batch, chunk, start, stop, first, last, rows_T, hits):  # 
         next_P[p + 1] += next_P[p]
     bounds_P[:] = next_P
     local = (np.int64(1) << shift) - 1
+    if len(offsets) == 0:  # hits are slots
+        for t in range(first, last):
+            row = rows_T[t]
+            to = next_P[row >> shift]
+            next_P[row >> shift] = to + 1
+            entries_T[to] = (np.uint64(row & local) << _U32) | np.uint64(t)
+        return
     slot, hit = np.uint64(start * lookups), first
     for b in range(start, stop):
         for lookup in range(lookups):
-            at = offsets_at_L[lookup]
+            at = offsets_at_F[feature_L[lookup]]
             length = 1 if at < 0 else offsets[at + b + 1] - offsets[at + b]
             for _ in range(length):
                 row = rows_T[hit]
@@ -248,62 +269,63 @@ def _sort_chunk(plan, batch, chunk, start, stop, first, last, rows_T, hits):  # 
 
 
 @compiled(nogil=True)
-def find(plan, index, batch, rows_T, hits, counter):  # type: ignore[no-untyped-def]
-    """The rows of all hits, sorted by part; shared by threads through ``counter``."""
+def _find(_, plan, index, batch, rows_T, hits, counter):  # type: ignore[no-untyped-def]
     while True:
         chunk = claim(counter)
         start, stop = chunk * hits.chunk_rows, min((chunk + 1) * hits.chunk_rows, batch.rows)
         if start >= stop:
             return
-        first, last = first_hit(batch, start), first_hit(batch, stop)
+        first, last = first_hit(plan, batch, start), first_hit(plan, batch, stop)
         _find_rows(plan, index, batch, start, stop, first, rows_T)
         _sort_chunk(plan, batch, chunk, start, stop, first, last, rows_T, hits)
 
 
 @compiled(forceinline=True)
-def _pool(plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter):  # type: ignore[no-untyped-def]
+def _pool(dim, plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter):  # type: ignore[no-untyped-def]
+    memory = of_dim(table, dim)
     while True:
         chunk = claim(counter)
         start, stop = chunk * hits.chunk_rows, min((chunk + 1) * hits.chunk_rows, batch.rows)
         if start >= stop:
             return
-        first, last = first_hit(batch, start), first_hit(batch, stop)
+        first, last = first_hit(plan, batch, start), first_hit(plan, batch, stop)
         if not known:
             _find_rows(plan, index, batch, start, stop, first, rows_T)
-        _pool_chunk(plan, batch, start, stop, first, last, rows_T, table, ahead, out)
+        _pool_chunk(plan, batch, start, stop, first, last, rows_T, memory, ahead, out)
         if sort:
             _sort_chunk(plan, batch, chunk, start, stop, first, last, rows_T, hits)
 
 
 @compiled(forceinline=True)
 def of_dim(table, dim):  # type: ignore[no-untyped-def]
-    """A float32 table's ``Memory`` with its dim spelled out: where that is a constant, loops over rows are unrolled."""
+    """A float32 table with its dim spelled out, unless 0: where that is a constant, loops over rows are unrolled."""
+    if dim == 0:
+        return table
     return Memory(table.weight, dim, 4 * dim, False, False, table.one, table.one_width, table.two, table.two_width)
 
 
-@cache
-def pool_of(dim: int | None) -> Any:
-    """The pass that writes the output, compiled for float32 tables of one dim, or for all (``None``).
+@compiled(nogil=True)
+def find(team, threads, args):  # type: ignore[no-untyped-def]
+    """The pass that finds the rows of all hits and sorts the hits by part.
 
-    Its arguments:
-        plan, index, batch: what to look up.
-        table: ``Memory`` of it.
-        ahead: hits by which a row is prefetched before it is read.
-        rows_T: int64, the rows of the hits: filled, unless ``known``; then read.
-        hits, sort: the hits to sort for the update, and whether to.
-        out: address of the output, float32 ``[B, W]``.
-        counter: shared by the threads that work on it.
+    Args:
+        team, threads: as ``native.run_in_team`` takes them.
+        args: plan, index, batch; rows_T int64, filled; hits, filled; the counter the threads share.
     """
-    if dim is None:
+    run_in_team(team, threads, _find, 0, args)
 
-        @compiled(nogil=True)
-        def pool(plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter):  # type: ignore[no-untyped-def]
-            _pool(plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter)
 
-    else:
+@cache
+def pool_of(dim: int) -> Any:
+    """The pass that writes the output, compiled for float32 tables of one dim, or for all (0); called as ``find``.
 
-        @compiled(nogil=True)
-        def pool(plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter):  # type: ignore[no-untyped-def]
-            _pool(plan, index, batch, of_dim(table, dim), ahead, rows_T, known, hits, sort, out, counter)
+    Its args: plan, index, batch; table, the ``Memory``; by how many hits a row is prefetched before it is read; rows_T
+    int64, filled, and whether it is already; hits, and whether to sort them for the update; address of the output,
+    float32 ``[B, W]``; the counter the threads share.
+    """
+
+    @compiled(nogil=True)
+    def pool(team, threads, args):  # type: ignore[no-untyped-def]
+        run_in_team(team, threads, _pool, dim, args)
 
     return pool

@@ -17,11 +17,12 @@ import numpy as np
 from embstore.hashing import compiled
 from embstore.kernels import rows
 from embstore.kernels.cpu_lookup import of_dim
-from embstore.kernels.native import claim, narrow, prefetch_row, widen
+from embstore.kernels.native import claim, narrow, prefetch_row, run_in_team, widen
 
 AHEAD = 16  # entries by which gradients and rows are prefetched
 
 ROWWISE_ADAGRAD, ADAGRAD, ADAM, SGD = 0, 1, 2, 3
+KINDS = 4
 
 _U32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -147,7 +148,8 @@ def _gather_part(hits, part, entries_E, scale_E):  # type: ignore[no-untyped-def
 
 
 @compiled(forceinline=True)
-def _update(hits, table, kind, step, grad, counter):  # type: ignore[no-untyped-def]
+def _update(variant, hits, memory, step, grad, counter):  # type: ignore[no-untyped-def]
+    kind, table = variant % KINDS, of_dim(memory, variant // KINDS)
     parts, dim, row_bytes = hits.bounds_CP.shape[1] - 1, table.dim, 4 * table.dim
     largest = _largest_part(hits.bounds_CP)
     distinct = min(largest, np.int64(1) << hits.shift)
@@ -195,27 +197,17 @@ def _update(hits, table, kind, step, grad, counter):  # type: ignore[no-untyped-
 
 
 @cache
-def update_of(kind: int, dim: int | None) -> Any:
-    """The pass that updates every hit row once, compiled for an optimizer and a dim of float32 rows, or any (``None``).
+def update_of(kind: int, dim: int) -> Any:
+    """The pass that updates every hit row once, for an optimizer and float32 rows of a dim, or any (0).
 
-    Its arguments:
-        hits: as the lookup left them.
-        table: ``Memory`` of it.
-        step: the settings.
-        grad: address of the output's gradient by slot, float32 ``[B * L, D]``.
-        counter: shared by the threads that work on it.
+    As ``pool_of``; args: hits, as the lookup left them; table, the ``Memory``; the ``Step``; address of the output's
+    gradient by slot, float32 ``[B * L, D]``; the counter the threads share.
     """
-    if dim is None:
+    variant = dim * KINDS + kind
 
-        @compiled(nogil=True)
-        def update(hits, table, step, grad, counter):  # type: ignore[no-untyped-def]
-            _update(hits, table, kind, step, grad, counter)
-
-    else:
-
-        @compiled(nogil=True)
-        def update(hits, table, step, grad, counter):  # type: ignore[no-untyped-def]
-            _update(hits, of_dim(table, dim), kind, step, grad, counter)
+    @compiled(nogil=True)
+    def update(team, threads, args):  # type: ignore[no-untyped-def]
+        run_in_team(team, threads, _update, variant, args)
 
     return update
 
@@ -244,13 +236,7 @@ def _pay_row(table, penalty, paid, row, scratch):  # type: ignore[no-untyped-def
 
 
 @compiled(nogil=True)
-def pay(hits, table, penalty, paid, counter):  # type: ignore[no-untyped-def]
-    """Let every hit row pay what it owes; shared by threads through ``counter``.
-
-    Args:
-        table: ``Memory`` of it.
-        paid: address of the sums up to which each row has paid, float64.
-    """
+def _pay(_, hits, table, penalty, paid, counter):  # type: ignore[no-untyped-def]
     entries_T, bounds_CP = hits.entries_T, hits.bounds_CP
     chunks, parts = bounds_CP.shape[0], bounds_CP.shape[1] - 1
     scratch_D = np.empty(table.dim, dtype=np.float32)
@@ -271,3 +257,15 @@ def pay(hits, table, penalty, paid, counter):  # type: ignore[no-untyped-def]
                 if rows.get_wide(paid, row) < penalty.owed:
                     _pay_row(table, penalty, paid, row, scratch)
         _alive(scratch_D, scratch_D)
+
+
+@compiled(nogil=True)
+def pay(team, threads, args):  # type: ignore[no-untyped-def]
+    """The pass that lets every hit row pay what it owes.
+
+    Args:
+        team, threads: as ``native.run_in_team`` takes them.
+        args: hits; table, the ``Memory``; the ``Penalty``; address of the sums up to which each row has paid, float64;
+            the counter the threads share.
+    """
+    run_in_team(team, threads, _pay, 0, args)

@@ -12,6 +12,7 @@ import sys
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
@@ -47,6 +48,47 @@ def _fetch_and_add(typingctx, address):  # type: ignore[no-untyped-def]
         return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "seq_cst")
 
     return types.int64(types.uint64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def run_in_team(typingctx, team, threads, body, constant, args):  # type: ignore[no-untyped-def]
+    """Call the compiled ``body(constant, *args)`` on ``threads`` threads of a team (``embstore.threads.team``).
+
+    With no team (0) it is called here, once. No Python runs on the team's threads, so none of them waits for the GIL.
+    ``constant`` is an integer known when this is compiled, for ``body`` to be compiled for. Errors are not reported:
+    ``body`` must not raise.
+    """
+    if not isinstance(constant, types.IntegerLiteral):
+        return None
+    body_types = (types.int64, *args.types)
+    body_signature = typingctx.resolve_function_type(body, body_types, {})
+
+    def codegen(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        compiled_body = body.dispatcher.get_compile_result(body_signature)
+        context.add_linking_libs([compiled_body.library])
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        member_type = ir.FunctionType(ir.VoidType(), [pointer])
+        member = ir.Function(builder.module, member_type, builder.module.get_unique_name("team_member"))
+        member.linkage = "internal"
+        inside = ir.IRBuilder(member.append_basic_block("entry"))
+        loaded = inside.load(inside.bitcast(member.args[0], context.get_value_type(args).as_pointer()))
+        given = [inside.extract_value(loaded, i) for i in range(len(args.types))]
+        given.insert(0, ir.Constant(ir.IntType(64), constant.literal_value))
+        context.call_internal_no_propagate(inside, compiled_body.fndesc, compiled_body.signature, given)
+        inside.ret_void()
+
+        team, threads, _, _, arguments = values
+        shared = builder.bitcast(cgutils.alloca_once_value(builder, arguments), pointer)
+        parallel = ir.FunctionType(ir.VoidType(), [member_type.as_pointer(), pointer, number, number])
+        with builder.if_else(cgutils.is_null(builder, team)) as (alone, together):
+            with alone:
+                builder.call(member, [shared])
+            with together:
+                function = builder.inttoptr(team, parallel.as_pointer())
+                builder.call(function, [member, shared, builder.trunc(threads, number), number(0)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.int64, body, constant, args), codegen
 
 
 @intrinsic

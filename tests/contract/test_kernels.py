@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embstore import threads
 from embstore.batch import FeatureTokens
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import KernelError
@@ -342,6 +343,22 @@ def test_the_same_bits_for_any_number_of_threads(optimizer: str, dtype: torch.dt
     for other in tables[1:]:
         assert torch.equal(tables[0].weight, other.weight)
         assert all(torch.equal(a, b) for a, b in zip(tables[0].buffers(), other.buffers(), strict=True))
+
+
+def test_the_same_bits_where_torch_has_no_openmp_team(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other builds of torch: the pool's threads do the work."""
+    features = [Feature(name="f", lookups=3), Feature(name="l", pooling="mean"), Feature(name="e", exact=True)]
+    tables = []
+    for team in (threads.team(), 0):
+        monkeypatch.setattr(threads, "team", lambda team=team: team)
+        table = UnifiedEmbedding(
+            features, 3000, 16, exact_tokens={"e": torch.arange(100)}, optimizer=TableOptimizer(l2=0.1), kernel="cpu"
+        )
+        generator = torch.Generator().manual_seed(5)
+        for _ in range(3):
+            table(_larger_batch(features, 4000, 2000, generator)).sum().backward()
+        tables.append(table)
+    assert torch.equal(tables[0].weight, tables[1].weight)
 
 
 def test_tables_of_more_than_two_to_the_31_numbers() -> None:
