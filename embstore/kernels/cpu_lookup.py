@@ -140,13 +140,30 @@ def first_hit(plan, batch, b):  # type: ignore[no-untyped-def]
 
 
 @compiled(nogil=True)
+def _hash_tokens(token_N, salt, size, row_N):  # type: ignore[no-untyped-def]
+    """A loop of its own, over plain arrays, is vectorised."""
+    for n in range(len(token_N)):
+        row_N[n] = row_scalar(np.uint64(token_N[n]), salt, np.uint64(size))
+
+
+@compiled(nogil=True)
+def _rank_tokens(token_N, index, feature, unknown, row_N):  # type: ignore[no-untyped-def]
+    token_K, rank_K = index.token_K, index.rank_K
+    start, mask = index.start_F[feature], index.mask_F[feature]
+    for n in range(len(token_N)):
+        place = np.int64(splitmix64_scalar(np.uint64(token_N[n]))) & mask
+        while rank_K[start + place] >= 0 and token_K[start + place] != token_N[n]:
+            place = (place + 1) & mask
+        rank = rank_K[start + place]
+        row_N[n] = np.uint64(rank if rank >= 0 else unknown)
+
+
+@compiled(nogil=True)
 def _find_rows(plan, index, batch, start, stop, first, rows_T):  # type: ignore[no-untyped-def]
     """Write the table rows of a chunk's hits to ``rows_T``, from ``first`` on."""
     # Arrays are taken out of their tuples before loops: numba counts a reference each time one is taken.
-    values_N, offsets, offsets_at_F = batch.values_N, batch.offsets, batch.offsets_at_F
-    token_K, rank_K, feature_L = index.token_K, index.rank_K, plan.feature_L
+    offsets, offsets_at_F, feature_L = batch.offsets, batch.offsets_at_F, plan.feature_L
     lookups, lists = len(feature_L), len(offsets) > 0
-    row_B = np.empty(stop - start, dtype=np.uint64)
     next_B = np.empty(stop - start if lists else 0, dtype=np.int64)  # each batch row's next hit
     if lists:
         hit = first
@@ -155,39 +172,32 @@ def _find_rows(plan, index, batch, start, stop, first, rows_T):  # type: ignore[
             for feature in feature_L:
                 at = offsets_at_F[feature]
                 hit += 1 if at < 0 else offsets[at + start + b + 1] - offsets[at + start + b]
+    row_N = np.empty(stop - start, dtype=np.uint64)
     for lookup in range(lookups):
         feature = feature_L[lookup]
-        at, token_0 = offsets_at_F[feature], batch.start_F[feature]
-        base, size, salt = plan.base_L[lookup], plan.size_L[lookup], plan.salt_L[lookup]
-        exact = plan.exact_L[lookup]
-        if not lists and not exact:  # the usual case has a loop of its own
-            token_B = values_N[token_0 + start : token_0 + stop]
-            for b in range(len(token_B)):  # vectorised, as the next one, which is strided, can't be
-                row_B[b] = row_scalar(np.uint64(token_B[b]), salt, np.uint64(size))
+        at = offsets_at_F[feature]
+        begin, end = (start, stop) if at < 0 else (offsets[at + start], offsets[at + stop])
+        if end - begin > len(row_N):
+            row_N = np.empty(end - begin, dtype=np.uint64)
+        token_N = batch.values_N[batch.start_F[feature] + begin : batch.start_F[feature] + end]
+        if plan.exact_L[lookup]:
+            _rank_tokens(token_N, index, feature, plan.size_L[lookup] - 1, row_N)
+        else:
+            _hash_tokens(token_N, plan.salt_L[lookup], plan.size_L[lookup], row_N)
+        base, n = plan.base_L[lookup], 0
+        if not lists:
             hit = first + lookup
             for b in range(stop - start):
-                rows_T[hit] = base + np.int64(row_B[b])
+                rows_T[hit] = base + np.int64(row_N[b])
                 hit += lookups
             continue
-        place_0, mask = index.start_F[feature], index.mask_F[feature]
         for b in range(stop - start):
-            begin, end = start + b, start + b + 1
-            if at >= 0:
-                begin, end = offsets[at + begin], offsets[at + end]
-            hit = next_B[b] if lists else first + b * lookups + lookup
-            for n in range(token_0 + begin, token_0 + end):
-                if exact:
-                    token = values_N[n]
-                    place = np.int64(splitmix64_scalar(np.uint64(token))) & mask
-                    while rank_K[place_0 + place] >= 0 and token_K[place_0 + place] != token:
-                        place = (place + 1) & mask
-                    rank = rank_K[place_0 + place]
-                    rows_T[hit] = base + (rank if rank >= 0 else size - 1)
-                else:
-                    rows_T[hit] = base + np.int64(row_scalar(np.uint64(values_N[n]), salt, np.uint64(size)))
-                hit += 1
-            if lists:
-                next_B[b] = hit
+            length = 1 if at < 0 else offsets[at + start + b + 1] - offsets[at + start + b]
+            hit = next_B[b]
+            for t in range(hit, hit + length):
+                rows_T[t] = base + np.int64(row_N[n])
+                n += 1
+            next_B[b] = hit + length
 
 
 @compiled(forceinline=True)
@@ -216,18 +226,22 @@ def _pool_chunk(plan, batch, start, stop, hit, after, rows_T, table, ahead, out)
                 length = offsets[at + b + 1] - offsets[at + b]
                 # As double, so that the sum of a list is the same in every kernel and batch, to a rounding.
                 scale = np.float64(np.float32(1) / np.float32(length)) if mean_L[lookup] and length else 1.0
-                for d in range(dim):
-                    sums_D[d] = 0.0
-                for _ in range(length):
-                    if hit + ahead < after:
-                        prefetch_row(table.weight, rows_T[hit + ahead], row_bytes)
-                    row = table.weight + np.uint64(rows_T[hit]) * np.uint64(row_bytes)
-                    hit += 1
+                if narrow:
+                    for d in range(dim):
+                        sums_D[d] = 0.0
+                for t in range(hit, hit + length):
+                    if t + ahead < after:
+                        prefetch_row(table.weight, rows_T[t + ahead], row_bytes)
                     if narrow:
+                        row = table.weight + np.uint64(rows_T[t]) * np.uint64(row_bytes)
                         widen(wide, row, table.half, dim)
-                        row = wide
-                    rows.add_wide(sums, row, scale, dim)
-                rows.round_wide(to, sums, dim)
+                        rows.add_wide(sums, wide, scale, dim)
+                if narrow:
+                    rows.round_wide(to, sums, dim)
+                else:
+                    place = np.uint64(rows_T.ctypes.data) + np.uint64(8 * hit)
+                    rows.sum_rows(to, table.weight, row_bytes, place, length, scale, dim)
+                hit += length
             to += np.uint64(4 * dim)
 
 

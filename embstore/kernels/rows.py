@@ -125,6 +125,25 @@ def add_wide(typingctx, to, row, scale, count):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def sum_rows(typingctx, to, table, row_bytes, hits, hit_count, scale, count):  # type: ignore[no-untyped-def]
+    """``to = sum of scale * row`` in float64, rounded; the rows are those of a table numbered by int64 at ``hits``."""
+
+    def emit(at, to, table, row_bytes, hits, hit_count, scale):  # type: ignore[no-untyped-def]
+        builder = at.builder
+        total = cgutils.alloca_once(builder, at.of(_F64))
+        builder.store(ir.Constant(at.of(_F64), [0.0] * at.lanes if at.lanes > 1 else 0.0), total)
+        with cgutils.for_range(builder, hit_count) as loop:
+            place = builder.add(hits, builder.mul(loop.index, _I64(8)))
+            row = builder.load(builder.inttoptr(place, _I64.as_pointer()))
+            number = at.load(builder.add(table, builder.mul(row, row_bytes)))
+            wide = builder.fmul(builder.fpext(number, at.of(_F64)), at.all(scale, _F64))
+            builder.store(builder.fadd(builder.load(total), wide), total)
+        at.store(builder.fptrunc(builder.load(total), at.of(_F32)), to)
+
+    return _operation((_ADDRESS, _ADDRESS, _COUNT, _ADDRESS, _COUNT, types.float64), emit)
+
+
+@intrinsic
 def round_wide(typingctx, to, row, count):  # type: ignore[no-untyped-def]
     """``to = row`` rounded from float64."""
     return _operation(
