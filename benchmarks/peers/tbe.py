@@ -1,4 +1,4 @@
-"""FBGEMM's table-batched embedding (TBE) on an embstore table's tensors: the same rows in the same memory."""
+"""FBGEMM's table-batched embedding (TBE) with the rows of an embstore table, in memory it takes itself."""
 
 from __future__ import annotations
 
@@ -40,10 +40,16 @@ def tbe(table: UnifiedEmbedding) -> Any:
         bounds_check_mode=training.BoundsCheckMode.NONE,
     )
     memory = "host" if on_cpu else "dev"
-    getattr(module, f"weights_{memory}").data = table.weight.view(-1)
+    getattr(module, f"weights_{memory}").data.copy_(table.weight.view(-1))
     if "sum" in table.table().state:
-        getattr(module, f"momentum1_{memory}").data = table.table().state["sum"].view(-1)
+        getattr(module, f"momentum1_{memory}").data.copy_(table.table().state["sum"].view(-1))
     return module
+
+
+def rows(module: Any, dim: int) -> Tensor:
+    """The rows of a training TBE, ``[N, D]``, where they lie."""
+    weights: Tensor = module.weights_host if module.weights_host.numel() else module.weights_dev
+    return weights.detach().view(-1, dim)
 
 
 def tbe_inference(table: UnifiedEmbedding) -> Any:
@@ -58,7 +64,7 @@ def tbe_inference(table: UnifiedEmbedding) -> Any:
         bounds_check_mode=inference.BoundsCheckMode.NONE,
     )
     module.initialize_weights()
-    module.weights_host = table.weight.view(torch.uint8).view(-1)
+    module.weights_host = table.weight.view(torch.uint8).view(-1).clone()
     return module
 
 

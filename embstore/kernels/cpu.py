@@ -27,7 +27,7 @@ from embstore.kernels.plan import Request
 
 CHUNK_HITS = 4096  # of a thread's claim
 AHEAD_BYTES = 1 << 12  # of table rows on their way to the cache while one is read
-PART_HITS = 512  # of a part on average: its rows and gradients fit the second-level cache
+PART_HITS = 1024  # of a part on average: its rows and gradients fit the second-level cache
 MAX_PARTS = 1 << 14
 FIXED_DIMS = (8, 16, 32, 64, 128)  # of float32 rows: passes are compiled for each of these, and one for all others
 
