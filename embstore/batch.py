@@ -12,7 +12,7 @@ Shape suffixes: B rows, N tokens, D dense columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from embstore.errors import DataError, SchemaError, nearest
 
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor
+
+    from embstore.schema import Feature
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,28 @@ class FeatureTokens:
             offsets={name: offsets for name, (_, offsets) in columns.items() if offsets is not None},
             rows=rows,
         )
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Any], features: Sequence[Feature] | None = None) -> FeatureTokens:
+        """From raw values, a column for each name: what ``UnifiedEmbedding.lookup`` would find for the same values.
+
+        Args:
+            columns: ``{column: values}``, Python lists or Arrow arrays of one length, as a log would hold them:
+                integers, booleans, text, or lists of these; ``None`` is a missing value.
+            features: e.g. ``table.features``, for their columns, transforms and lengths; when not given, each column
+                is a feature of its own name.
+
+        Raises:
+            SchemaError: a feature's column is missing, or its values have a type that is not categorical.
+            DataError: columns of different lengths.
+
+        >>> tokens = FeatureTokens.from_columns({"user": ["ann", "bob"], "tags": [["a"], ["b", "c"]]})
+        >>> tokens.names, tokens.rows, tokens.starts, tokens.offsets
+        (('user', 'tags'), 2, (0, 2, 5), {'tags': tensor([0, 1, 3])})
+        """
+        from embstore.encoding import encode_columns  # which itself makes batches
+
+        return encode_columns(columns, features)
 
     @classmethod
     def from_kjt(cls, kjt: KeyedJaggedTensor) -> FeatureTokens:

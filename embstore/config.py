@@ -165,7 +165,18 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    return {str: "text", int: "a whole number", float: "a number", bool: "true or false"}.get(hint, str(hint))
+    """What a type hint takes, in words of YAML."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(arg) for arg in args)
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if is_dataclass(hint):
+        needed = [f.name for f in fields(hint) if f.init and f.default is MISSING and f.default_factory is MISSING]
+        return f"a mapping with {', '.join(needed)}" if needed else "a mapping of keys to values"
+    plain = {str: "text", int: "a whole number", float: "a number", bool: "true or false", type(None): "null"}
+    kinds = {tuple: "a list", dict: "a mapping", Mapping: "a mapping"}
+    return plain.get(hint) or kinds.get(origin or hint) or "a value"
 
 
 def _kind(value: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numba
 import numpy as np
@@ -103,7 +104,8 @@ def encode(table: pa.Table | pa.RecordBatch, schema: Schema, *, labelled: bool =
     features = {feature.name: encode_feature(table, feature) for feature in schema.features}
     dense = np.empty((table.num_rows, len(schema.dense)), dtype=np.float32)
     for d, column in enumerate(schema.dense):
-        dense[:, d] = _numbers(_column(table, column.source), column.source)
+        do = "declare it under features, or leave it out"
+        dense[:, d] = _numbers(_column(table, column.source), f"column {column.source!r} is used as a number", do)
     label = weight = group = None
     if labelled and schema.label is not None:
         label = _label(_column(table, schema.label), schema.label, origin)
@@ -122,9 +124,38 @@ def encode_feature(table: pa.Table | pa.RecordBatch, feature: Feature) -> Tokens
     return tokenize(column, name=feature.name, max_length=feature.max_length)
 
 
+def encode_columns(columns: Mapping[str, Any], features: Sequence[Feature] | None = None) -> FeatureTokens:
+    """Raw values, a column for each name, as tokens; see ``FeatureTokens.from_columns``."""
+    arrays = {name: _array(values, name) for name, values in columns.items()}
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) > 1:
+        found = ", ".join(f"{name!r} of {length:,}" for name, length in lengths.items())
+        raise DataError("columns", expected="as many values in each", found=found)
+    table = pa.table(arrays)
+    if features is None:
+        features = [Feature(name=name) for name in columns]
+    encoded: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for feature in features:
+        tokens = encode_feature(table, feature)
+        offsets = None if tokens.offsets is None else torch.from_numpy(tokens.offsets)
+        encoded[feature.name] = torch.from_numpy(tokens.values.view(np.int64)), offsets
+    return FeatureTokens.concatenate(encoded, table.num_rows)
+
+
 def check_types(columns: pa.Schema, schema: Schema, *, labelled: bool = True) -> None:
     """Encode no rows of these columns: raises what ``encode`` would for missing columns and wrong types."""
     encode(columns.empty_table(), schema, labelled=labelled)
+
+
+def _array(values: Any, name: str) -> pa.Array | pa.ChunkedArray:
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values
+    if isinstance(values, (str, bytes)):
+        raise SchemaError(f"column {name!r}", expected="a list of values", found=repr(values))
+    try:
+        return pa.array(list(values))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError) as error:
+        raise SchemaError(f"column {name!r}", expected="values of one type", found=str(error)) from error
 
 
 def _column(table: pa.Table | pa.RecordBatch, name: str) -> pa.ChunkedArray:
@@ -135,7 +166,9 @@ def _column(table: pa.Table | pa.RecordBatch, name: str) -> pa.ChunkedArray:
     return table.column(name)
 
 
-def _numbers(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
+def _numbers(
+    column: pa.ChunkedArray, what: str, do: str, expected: str = "integers, floats, decimals or booleans"
+) -> NDArray[np.float32]:
     kind = column.type
     if pa.types.is_null(kind):
         return np.full(len(column), np.nan, dtype=np.float32)
@@ -152,16 +185,12 @@ def _numbers(column: pa.ChunkedArray, name: str) -> NDArray[np.float32]:
         )
         values = numbers.to_numpy(zero_copy_only=False) if isinstance(numbers, pa.Array) else numbers.to_numpy()
         return values.astype(np.float32)
-    raise SchemaError(
-        f"column {name!r} is used as a number",
-        expected="integers, floats, decimals or booleans",
-        found=str(kind),
-        do="declare it under features, or leave it out",
-    )
+    raise SchemaError(what, expected=expected, found=str(kind), do=do)
 
 
 def _label(column: pa.ChunkedArray, name: str, origin: str) -> NDArray[np.float32]:
-    label = _numbers(column, name)
+    do = "make the label binary when the log is written"
+    label = _numbers(column, f"label {name!r}", do, expected="a column of 0 and 1 (integers, floats or booleans)")
     wrong = np.flatnonzero(~((label == 0) | (label == 1)))
     if len(wrong):
         row = int(wrong[0])
@@ -170,13 +199,13 @@ def _label(column: pa.ChunkedArray, name: str, origin: str) -> NDArray[np.float3
             f"label {name!r}{_at(origin, row)}",
             expected="0 or 1",
             found=f"{found} ({len(wrong)} such of {len(label)} rows read)",
-            do="drop these rows or make the label binary when the log is written",
+            do=f"drop these rows or {do}",
         )
     return label
 
 
 def _weight(column: pa.ChunkedArray, name: str, origin: str) -> NDArray[np.float32]:
-    weight = _numbers(column, name)
+    weight = _numbers(column, f"weight {name!r}", "write weights as numbers, or declare none")
     wrong = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
     if len(wrong):
         row = int(wrong[0])

@@ -12,7 +12,8 @@
     │   └── CorruptVersionError    bytes differ from what the manifest promises
     └── DatasetError         raw files are not the data set they were said to be
 
-Catch ``EmbstoreError`` to catch them all. Each message says what was expected, what was found, and what to do.
+Catch ``EmbstoreError`` to catch them all; ``Interrupted`` (Ctrl-C while training) is none of them. Each message says
+what was expected, what was found, and what to do.
 """
 
 from __future__ import annotations
@@ -81,6 +82,10 @@ class CorruptVersionError(StoreError):
 
 class DatasetError(EmbstoreError):
     """Raw files are not the data set they were said to be."""
+
+
+class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can go on
+    """A run was asked to stop and has saved a checkpoint."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

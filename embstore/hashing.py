@@ -13,7 +13,9 @@ Other numba kernels call ``splitmix64_scalar``, ``mulhi64_scalar``, ``row_scalar
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,10 +47,25 @@ _U0, _U1, _U2, _U3, _U4, _U7, _U8, _U11, _U12, _U16, _U18, _U23, _U24, _U27, _U2
 )
 
 
+def _digest() -> str:
+    """Of the sources of all compiled functions."""
+    folder = Path(__file__).parent
+    sources = [Path(__file__), *sorted(folder.glob("kernels/*.py"))]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
+
+
+_DIGEST = _digest()
+
+
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """``numba.njit`` that keeps its machine code on disk where it can, and works where no folder can be written."""
+    """``numba.njit`` that keeps its machine code on disk where it can, and works where no folder can be written.
+
+    numba takes code on disk for current while the file of the function itself is unchanged, though it may contain code
+    of others: so the name it is kept under says which sources it was made of.
+    """
 
     def decorate(function: Callable[..., Any]) -> Any:
+        function.__qualname__ += f"_{_DIGEST}"
         try:
             return njit(cache=True, **options)(function)
         except RuntimeError:  # "cannot cache function: no locator available"

@@ -8,7 +8,7 @@ every column what was decided and from which numbers, so that a person can corre
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +65,7 @@ def infer(
     group: str | None = None,
     weight: str | None = None,
     sample_rows: int = 100_000,
+    warn: Callable[[str], object] | None = None,
 ) -> Schema:
     """Read a sample of ``logs`` and say what each column is, and why.
 
@@ -78,17 +79,18 @@ def infer(
         group: the column whose values GAUC averages over; it may be a feature too.
         weight: the column of sample weights.
         sample_rows: rows looked at, spread over the log.
+        warn: called with a line when the label, as far as it was looked at, can't be trained on.
 
     Returns:
         A schema whose ``reasons`` hold one clause for each column of the log.
 
     Raises:
         SchemaError: no such label, group or weight (the nearest name is given), or of a type its role can't take.
-        LogError: no log, no rows, or a file that can't be read.
+        LogError: no log, no rows, files that disagree on a column, or a file that can't be read.
     """
     if sample_rows < 1:
         raise ConfigError("schema inference: sample_rows", expected="1 or more", found=str(sample_rows))
-    table = _sample(ParquetLog(logs, Schema()), sample_rows)
+    table = _sample(ParquetLog(logs, Schema(), compare_all=True), sample_rows)
     for role, name in (("label", label), ("group", group), ("weight", weight)):
         if name is not None and name not in table.column_names:
             raise SchemaError(f"{role} {name!r} is not in the log", do=nearest(name, table.column_names))
@@ -113,6 +115,8 @@ def infer(
         reasons={name: verdict.reason for name, verdict in verdicts.items()},
     )
     check_types(table.schema, schema)
+    if warn is not None and (trouble := _label_trouble(table.column(label))):
+        warn(f"label {label!r}: {trouble}")
     return schema
 
 
@@ -129,10 +133,10 @@ def _sample(log: ParquetLog, sample_rows: int) -> pa.Table:
             with pq.ParquetFile(piece.path, filesystem=log.filesystem) as file:
                 columns = columns or file.schema_arrow.remove_metadata()
                 parts += [pa.table(batch).select(columns.names).cast(columns) for batch in _skim(file, piece, share)]
-        except (OSError, KeyError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException) as error:
             raise LogError(
                 f"{piece.path} can't be read",
-                expected=f"a whole Parquet file with the columns of {log.paths[0]}",
+                expected=f"a whole Parquet file with values that fit the types of {log.paths[0]}",
                 found=str(error).split("\n")[0],
                 do="write it again, or move it out of the log",
             ) from error
@@ -166,6 +170,24 @@ def _label_reason(column: pa.ChunkedArray, label_B: NDArray[np.float64] | None) 
         return f"label, 1 in {label_B.mean():.3g} of rows"
     shown = ", ".join(_show(value) for value in pc.unique(column).slice(0, 5).to_pylist())
     return f"label, but training needs 0 and 1 and it holds {shown}"
+
+
+def _label_trouble(column: pa.ChunkedArray) -> str:
+    """Why training would refuse the label or learn nothing from it; empty when nothing speaks against it."""
+    values = column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column
+    numbers = values.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+    wrong = ~np.isin(numbers, (0, 1))
+    rows = len(numbers)
+    if wrong.any():
+        kinds = pc.unique(column.filter(pa.array(wrong))).slice(0, 5).to_pylist()
+        held = ", ".join("missing" if value is None else _show(value) for value in kinds)
+        return (
+            f"{wrong.sum():,} of {rows:,} rows looked at are not 0 or 1 ({held}); train will stop at the first with "
+            '"expected 0 or 1": drop these rows or make the label binary when the log is written'
+        )
+    if numbers.min() == numbers.max():
+        return f"{numbers[0]:.0f} in all {rows:,} rows looked at; train will warn that one class teaches nothing"
+    return ""
 
 
 def _leak(column: pa.ChunkedArray, label_B: NDArray[np.float64]) -> _Verdict | None:

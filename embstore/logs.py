@@ -77,26 +77,34 @@ class ParquetLog:
         source: where the log is.
         schema: what its columns mean.
         labelled: whether label, weight and group are read (``False`` to score logs that have none).
+        compare_all: whether files must agree on every column of the first one, not only on those of the schema.
 
     Raises:
         LogError: nothing there, no rows, a file that is no Parquet or is cut short, files with different schemas.
         SchemaError: a column is missing or has a type its role can't take.
     """
 
-    def __init__(self, source: str | Path | Sequence[str | Path], schema: Schema, *, labelled: bool = True) -> None:
+    def __init__(
+        self,
+        source: str | Path | Sequence[str | Path],
+        schema: Schema,
+        *,
+        labelled: bool = True,
+        compare_all: bool = False,
+    ) -> None:
         self.source, self.schema, self.labelled = source, schema, labelled
         self.filesystem, self.paths = _find(source)
         extra = () if labelled else tuple(n for n in (schema.label, schema.weight, schema.group) if n)
         inputs = {f.source for f in schema.features} | {d.source for d in schema.dense}
         self.columns = [name for name in schema.columns if name in inputs or name not in extra]
-        self.pieces = self._open()
+        self.pieces = self._open(compare_all)
         self.rows = sum(piece.rows for piece in self.pieces)
         if self.rows == 0:
             raise LogError(
                 f"log {_show(source)}", expected="at least one row", found=f"{len(self.paths)} file(s) without rows"
             )
 
-    def _open(self) -> list[Piece]:
+    def _open(self, compare_all: bool) -> list[Piece]:
         pieces: list[Piece] = []
         first: pa.Schema | None = None
         for path in self.paths:
@@ -106,7 +114,7 @@ class ParquetLog:
                 first = columns
                 check_types(columns, self.schema, labelled=self.labelled)
             else:
-                self._check_same(first, columns, path)
+                self._check_same(first, columns, path, first.names if compare_all else self.columns)
             pieces += [
                 Piece(path, group, metadata.row_group(group).num_rows, _sizes(metadata.row_group(group)))
                 for group in range(metadata.num_row_groups)
@@ -114,8 +122,8 @@ class ParquetLog:
             ]
         return pieces
 
-    def _check_same(self, first: pa.Schema, columns: pa.Schema, path: str) -> None:
-        for name in self.columns:
+    def _check_same(self, first: pa.Schema, columns: pa.Schema, path: str, names: Sequence[str]) -> None:
+        for name in names:
             if columns.names.count(name) != 1:
                 raise LogError(
                     f"files of the log have different columns: {path} has {columns.names.count(name) or 'no'} {name!r}",

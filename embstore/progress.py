@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 from embstore.batch import Batch
 from embstore.metrics import auc
@@ -48,6 +49,9 @@ class Progress:
         """A bar for ``total`` rows, or for nobody knows how many."""
         return Bar()
 
+    def say(self, text: str) -> None:
+        """A line for the person who waits."""
+
     def record(self, values: dict[str, Any], folder: Path) -> None:
         """An evaluation's record was written."""
 
@@ -75,6 +79,9 @@ class ConsoleProgress(Progress):
         if not self.console.is_terminal:
             return Bar()
         return _ConsoleBar(self, label, total)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def record(self, values: dict[str, Any], folder: Path) -> None:
         parts = [f"step {values['step']:,}", f"epoch {values['epoch']}", f"loss {values['train_loss']:.4f}"]
@@ -110,14 +117,16 @@ class ConsoleProgress(Progress):
     def open(self) -> RichProgress:
         """The one live display; bars within bars share it."""
         if self._display is None:
+            # The bar takes what the numbers leave, so that 80 columns hold them all.
             self._display = RichProgress(
-                TextColumn("{task.description:>10}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
+                TextColumn("{task.description:>8}"),
+                BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=2)),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
                 console=self.console,
                 transient=True,
+                expand=True,
             )
             self._display.start()
         self._depth += 1
@@ -169,9 +178,7 @@ class _ConsoleBar(Bar):
             self.shown_at = now
             labels, logits = (torch.cat(part).cpu().numpy() for part in zip(*self.recent, strict=True))
             self.auc = auc(labels, logits) if np.isfinite(logits).all() else float("nan")
-        self.display.update(
-            self.task, completed=self.done, note=f"{self._speed()}  loss {loss:.4f}  auc {self.auc:.4f}"
-        )
+        self.display.update(self.task, completed=self.done, note=f"{self._speed()} loss {loss:.4f} auc {self.auc:.4f}")
 
     def _speed(self) -> str:
         return f"{(self.done - self.before) / max(time.perf_counter() - self.started, 1e-9):,.0f} rows/s"

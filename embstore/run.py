@@ -16,7 +16,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ from embstore.store.tensors import open_tensors, write_tensors
 from embstore.training import Trainer, TrainingSettings
 from embstore.vocabulary import exact_tokens
 
+FEW_STEPS = 100  # so few hardly move a network's weights
+
 
 @dataclass(frozen=True, kw_only=True)
 class LogSettings:
@@ -58,8 +61,8 @@ class LogSettings:
 class TableSettings:
     """The unified table; see ``UnifiedEmbedding``."""
 
-    rows: int
-    dim: int
+    rows: int = 262_144
+    dim: int = 16
     num_tables: int = 1
     dtype: str = "float32"
     init_std: float = 0.01
@@ -76,27 +79,35 @@ class TableSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A run, as its YAML file has it.
+    """A run, as its YAML file has it. The least there is:
+
+        logs: {train: logs/train}
+        label: click
 
     Args:
         logs: where.
-        schema: a mapping as in a schema file, or the path of one.
+        schema: a mapping as in a schema file, or the path of one; without, it is inferred from the training log.
+        label: the column to predict; needed without a schema, and instead of the label of one.
         table: the unified table.
-        model: ``name`` of a model in ``embstore.models`` and its settings.
+        model: ``name`` of a model in ``embstore.models`` (``dcn`` when not given) and its settings.
         training: how to train.
         output: folder of the run.
     """
 
     logs: LogSettings
-    schema: str | dict[str, Any]
-    table: TableSettings
-    model: dict[str, Any]
+    schema: str | dict[str, Any] | None = None
+    label: str | None = None
+    table: TableSettings = field(default_factory=TableSettings)
+    model: dict[str, Any] = field(default_factory=dict)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     output: str = "runs/default"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.model.get("name"), str):
-            raise ConfigError("config.model", expected="a mapping with the model's name", found=repr(self.model))
+        object.__setattr__(self, "model", {"name": "dcn", **self.model})
+        if not isinstance(self.model["name"], str):
+            raise ConfigError("config.model.name", expected="the name of a model", found=repr(self.model["name"]))
+        if self.schema is None and self.label is None:
+            raise ConfigError("config", expected="a schema, or the label to infer one for", found="neither")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> RunConfig:
@@ -113,9 +124,17 @@ class RunConfig:
             self, table=replace(self.table, seed=seed), training=replace(self.training, seed=seed), output=output
         )
 
-    def read_schema(self) -> Schema:
-        """The schema, from where it is declared."""
-        return Schema.from_yaml(Path(self.schema)) if isinstance(self.schema, str) else Schema.from_dict(self.schema)
+    def read_schema(self, warn: Callable[[str], object] | None = None) -> Schema:
+        """The schema, from where it is declared, or inferred from the training log; ``warn`` as for ``infer``."""
+        if self.schema is None:
+            assert self.label is not None
+            return Schema.infer(self.logs.train, label=self.label, warn=warn)
+        schema = Schema.from_yaml(Path(self.schema)) if isinstance(self.schema, str) else Schema.from_dict(self.schema)
+        return schema if self.label is None else replace(schema, label=self.label)
+
+    def with_schema(self, schema: Schema) -> RunConfig:
+        """The same run with this schema, written out."""
+        return replace(self, schema=schema.to_dict(), label=None)
 
 
 class Run:
@@ -131,9 +150,9 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, build_network: BuildNetwork, *, progress: Progress = no_progress) -> None:
-        self.config, self.build_network, self.progress = config, build_network, progress
-        self.folder = Path(config.output)
         self.schema = config.read_schema()
+        self.config, self.build_network, self.progress = config.with_schema(self.schema), build_network, progress
+        self.folder = Path(config.output)
         if self.schema.label is None:
             raise ConfigError(
                 "schema", expected="a label to train on", found="none", do="add label: <column> to the schema"
@@ -154,6 +173,8 @@ class Run:
 
     def clear(self) -> None:
         """Remove what an earlier run left in the folder (only files a run makes)."""
+        if not self.folder.is_dir():
+            return
         for name in ("checkpoints", "tensorboard"):
             shutil.rmtree(self.folder / name, ignore_errors=True)
         for name in ("config.yaml", "schema.yaml", "logs.json", "exact.safetensors", "metrics.jsonl", "result.json"):
@@ -182,7 +203,7 @@ class Run:
             "parameters": self.parameters(model),
             "logs": {name: {"fingerprint": log.fingerprint, "rows": log.rows} for name, log in logs.items()},
         }
-        result = finite(result)
+        result = finite({**result, "notes": _notes(result, trainer)})
         self._write("result.json", json.dumps(result, indent=1))
         return result
 
@@ -269,7 +290,8 @@ class Run:
         }
 
     def _identity(self) -> str:
-        config = asdict(replace(self.config, output="", schema=self.schema.to_dict()))
+        config = asdict(replace(self.config, output=""))
+        del config["label"]  # it is in the schema
         config["logs"] = config["training"] = None  # the log has its fingerprint, the trainer its settings
         return json.dumps(config, sort_keys=True)
 
@@ -292,8 +314,9 @@ class Run:
                 )
             if changed:
                 self.clear()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        settings = asdict(replace(self.config, schema=self.schema.to_dict()))
+        make_output(self.folder)
+        settings = asdict(self.config)
+        del settings["label"]
         self._write("config.yaml", yaml.safe_dump(settings, sort_keys=False))
         self._write("schema.yaml", self.schema.to_yaml())
         train = logs["train"]
@@ -304,8 +327,9 @@ class Run:
 
     def _changed_from(self, other: RunConfig) -> list[str]:
         """The settings that decide the result and are not those of another run, e.g. ``["table.dim"]``."""
-        theirs, ours = (_flat(asdict(replace(c, schema=c.read_schema().to_dict()))) for c in (other, self.config))
+        theirs, ours = (_flat(asdict(c.with_schema(c.read_schema()))) for c in (other, self.config))
         differing = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}
+        differing -= {"training.checkpoint_every", "training.checkpoint_minutes"}
         return sorted(key for key in differing if key.split(".")[0] not in ("logs", "output"))
 
     def _exact(self, log: ParquetLog) -> dict[str, Tensor]:
@@ -334,6 +358,39 @@ class Run:
         partial = self.folder / f".{name}"
         partial.write_text(text)
         os.replace(partial, self.folder / name)
+
+
+def make_output(folder: Path) -> None:
+    """Make the folder that was named for results, and those above it; fine when it exists.
+
+    Raises:
+        ConfigError: it can't be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        found = "a file" if folder.is_file() else str(error.strerror)
+        raise ConfigError(
+            f"output {folder}", expected="a folder that can be made and written to", found=found, do="name another"
+        ) from error
+
+
+def _notes(result: Mapping[str, Any], trainer: Trainer) -> list[str]:
+    """What a person should know before trusting a result."""
+    at, notes = trainer.at, []
+    if at.positives != at.negatives:
+        label = 1 if at.positives else 0
+        notes.append(f"warning: every label of the training log is {label}; a model can't learn from one class")
+    for name in ("valid", "test"):
+        rate = (result.get(name) or {}).get("positives_rate")
+        if rate in (0, 1):
+            notes.append(f"warning: every label of the {name} log is {rate:.0f}; its AUC is undefined")
+    if at.step < FEW_STEPS:
+        steps = f"only {at.step} step" + "s" * (at.step != 1)
+        notes.append(f"hint: {steps}; a smaller training.batch_size or more training.epochs may learn more")
+    return notes
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -19,8 +19,9 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal
 
 import torch
@@ -29,7 +30,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from embstore.batch import Batch
 from embstore.checkpoints import Checkpoints, adam_tensors, load_adam, load_into
 from embstore.ctr import CtrModel
-from embstore.errors import CheckpointError, ConfigError, DataError, LogError
+from embstore.errors import CheckpointError, ConfigError, DataError, Interrupted, LogError
 from embstore.logs import Cursor, ParquetLog
 from embstore.metrics import Evaluation, finite
 from embstore.progress import Progress, no_progress
@@ -51,7 +52,10 @@ class TrainingSettings:
         evaluate_every: steps between evaluations; ``None`` is once per epoch.
         metric: evaluations are compared by this one.
         patience: stop after this many evaluations in a row without a better one; ``None`` never stops early.
-        checkpoint_every: steps between checkpoints, besides the one at each evaluation.
+        checkpoint_minutes: a checkpoint is taken when so many minutes have passed since the last, besides the one at
+            each evaluation; ``None`` for none. It is taken later where saving would take more than a tenth of the time.
+        checkpoint_every: steps between checkpoints, besides those. When checkpoints are taken changes no result, and a
+            run may go on with other values of these two.
         shuffle_window: rows shuffled together; 0 trains in the log's order.
         evaluation_batch_size: rows per step of an evaluation.
         seed: of shuffling, dropout and the network's first weights.
@@ -65,6 +69,7 @@ class TrainingSettings:
     evaluate_every: int | None = None
     metric: Literal["auc", "gauc", "logloss", "normalized_entropy"] = "auc"
     patience: int | None = None
+    checkpoint_minutes: float | None = 5.0
     checkpoint_every: int | None = None
     shuffle_window: int = 1_000_000
     evaluation_batch_size: int = 16_384
@@ -78,14 +83,13 @@ class TrainingSettings:
         for name in ("learning_rate", "network_l2", "shuffle_window", "seed"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"training.{name}", expected="0 or more", found=str(getattr(self, name)))
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            found = str(self.checkpoint_minutes)
+            raise ConfigError("training.checkpoint_minutes", expected="more than 0, or null", found=found)
         if self.seed >= 2**63:
             raise ConfigError("training.seed", expected="less than 2^63", found=str(self.seed))
         if self.schedule not in SCHEDULES:
             raise ConfigError("training.schedule", expected=" or ".join(SCHEDULES), found=repr(self.schedule))
-
-
-class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can go on
-    """The run was asked to stop and has saved a checkpoint."""
 
 
 @dataclass
@@ -102,6 +106,8 @@ class _Progress:
     loss_rows: int = 0
     log_bytes: int = 0
     finished: bool = False
+    negatives: bool = False  # whether a row of that label was seen
+    positives: bool = False
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> _Progress:
@@ -141,10 +147,11 @@ class Trainer:
             weight_decay=settings.network_l2,
             fused=True,
         )
-        self.identity = hashlib.sha256(
-            f"{identity}\n{json.dumps(asdict(settings), sort_keys=True)}".encode()
-        ).hexdigest()
+        deciding = asdict(replace(settings, checkpoint_every=None))  # when checkpoints are taken decides nothing
+        del deciding["checkpoint_minutes"]
+        self.identity = hashlib.sha256(f"{identity}\n{json.dumps(deciding, sort_keys=True)}".encode()).hexdigest()
         self.at = _Progress()
+        self._save_due = math.inf
         self._stop = threading.Event()
 
     def fit(self, train: ParquetLog, valid: ParquetLog | None = None) -> dict[str, float]:
@@ -177,6 +184,10 @@ class Trainer:
             )
         per_epoch = train.batch_count(settings.batch_size)
         total = per_epoch * settings.epochs
+        if at.finished:
+            self.show.say(f"already finished, at step {at.step:,}; start it afresh to train again")
+        elif at.step:
+            self.show.say(f"going on from step {at.step:,} of {total:,}")
         every = settings.evaluate_every or per_epoch
         batches = train.batches(
             settings.batch_size,
@@ -192,6 +203,7 @@ class Trainer:
             self.show("train", train.rows * settings.epochs) as bar,
         ):
             bar.resume(at.step * settings.batch_size)
+            self._save_due = self._next_save()
             try:
                 for batch in () if at.finished else batches:
                     logits_B = self._step(batch, total)
@@ -201,9 +213,7 @@ class Trainer:
                         at.finished = last
                         self._evaluate(valid)
                         self._save()
-                    elif self._stop.is_set() or (
-                        settings.checkpoint_every and at.step % settings.checkpoint_every == 0
-                    ):
+                    elif self._stop.is_set() or self._is_save_due():
                         self._save()
                     if at.finished:
                         break
@@ -261,6 +271,8 @@ class Trainer:
         at.cursor = batch.cursor
         at.loss_sum += value * len(batch)
         at.loss_rows += len(batch)
+        at.positives = at.positives or bool((batch.label_B == 1).any())
+        at.negatives = at.negatives or bool((batch.label_B == 0).any())
         return logits_B.detach()
 
     def _evaluate(self, valid: ParquetLog | None) -> None:
@@ -300,8 +312,17 @@ class Trainer:
             self.at.log_bytes = out.tell()
         self.show.record(finite(record), self.folder)
 
+    def _is_save_due(self) -> bool:
+        every = self.settings.checkpoint_every
+        return bool(every and self.at.step % every == 0) or monotonic() >= self._save_due
+
+    def _next_save(self, took: float = 0.0) -> float:
+        """When a checkpoint is due that follows one which took so many seconds."""
+        minutes = self.settings.checkpoint_minutes
+        return math.inf if minutes is None else monotonic() + max(60 * minutes, 9 * took)
+
     def _save(self) -> None:
-        at = self.at
+        at, started = self.at, monotonic()
         state = {"identity": self.identity, "at": asdict(at)}
         dense = self.model.dense_state()
         table = self.model.table.state_dict()
@@ -309,6 +330,7 @@ class Trainer:
             at.step, state, {"table": table, "dense": dense, "adam": adam_tensors(self.optimizer)}
         )
         self.checkpoints.prune({name, at.best_name or name})
+        self._save_due = self._next_save(monotonic() - started)
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, if any; lines written after it are cut off the metrics."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from embstore.batch import Batch, FeatureTokens
+from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import DataError, SchemaError
+from embstore.schema import Feature
+from embstore.tokens import token
 
 lists = st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4), min_size=1, max_size=7)
 
@@ -95,3 +99,51 @@ def test_tokens_must_fit_their_rows(values: list[int], offsets: list[int] | None
 def test_tokens_are_int64() -> None:
     with pytest.raises(DataError, match="int64"):
         FeatureTokens.concatenate({"a": (torch.tensor([1, 2], dtype=torch.int32), None)}, 2)
+
+
+COLUMNS = {
+    "user": ["ann", None],
+    "tags": [["a", "b", "c"], []],
+    "time": pa.array([10**9, 2 * 10**9], pa.timestamp("s")),
+}
+
+
+def test_the_row_that_is_trained_is_the_row_that_is_looked_up() -> None:
+    """The case: an example that trained on made-up tokens, whose rows no raw value finds."""
+    features = [
+        Feature(name="tags", pooling="mean", max_length=2),
+        Feature(name="hour", column="time", transform="hour"),
+        Feature(name="user", lookups=2),
+    ]
+    table = UnifiedEmbedding(features, num_rows=10**6, dim=4)
+    tokens = FeatureTokens.from_columns(COLUMNS, table.features)
+    for name, of in (("tags", "tags"), ("hour", "time"), ("user", "user")):
+        assert torch.equal(table(tokens)[:, table.slices[name]], table.lookup(name, COLUMNS[of]))
+    before, other = table.lookup("user", ["ann"]), table.lookup("user", ["bob"])
+    table(tokens).sum().backward()
+    assert (table.lookup("user", ["ann"]) < before).all()
+    assert torch.equal(table.lookup("user", ["bob"]), other)
+
+
+def test_columns_without_features_are_features_of_their_names() -> None:
+    tokens = FeatureTokens.from_columns({"user": ["ann", None], "n": [-1, 2**63 - 1], "flag": [True, False]})
+    assert tokens.names == ("user", "n", "flag")
+    expected = [token(value) for value in ("ann", None, -1, 2**63 - 1, True, False)]
+    assert tokens.values_N.numpy().view("uint64").tolist() == expected
+    assert FeatureTokens.from_columns({}).rows == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"user": ["ann"], "n": [1, 2]}, "as many values in each; found 'user' of 1, 'n' of 2"),
+        ({"usr": ["ann"]}, "column 'user' is not in the log; did you mean 'usr'"),
+        ({"user": [0.5]}, "column 'user' can't be a feature"),
+        ({"user": ["ann", 1]}, "column 'user'; expected values of one type"),
+        ({"user": "ann"}, "column 'user'; expected a list of values; found 'ann'"),
+        ({"user": 3}, "column 'user'; expected values of one type"),
+    ],
+)
+def test_columns_that_are_no_features_are_refused(columns: dict[str, object], message: str) -> None:
+    with pytest.raises((DataError, SchemaError), match=message):
+        FeatureTokens.from_columns(columns, [Feature(name="user")])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from click.testing import CliRunner, Result
 from embstore.cli import cli, main
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import EmbstoreError
+from embstore.run import RunConfig
 from embstore.store import Store, open_tensors
 from embstore.synthetic import SyntheticLog
 from embstore.tokens import token
@@ -81,12 +84,32 @@ def test_versions_and_lookup(trained: Path) -> None:
     ].as_py()
     assert invoke("lookup", "--store", store, "item_id", item).exit_code == 0
     assert invoke("lookup", "--store", store, "tags", "tag01").exit_code == 0
-    with pytest.raises(EmbstoreError, match="int64"):
-        invoke("lookup", "--store", store, "item_id", "abc")
+    with pytest.raises(EmbstoreError) as refused:
+        invoke("lookup", "--store", store, "item_id", item, "abc", "def")
+    assert str(refused.value) == "feature 'item_id': value 'abc' is not an int64"
+    assert invoke("lookup", "--store", store, "item_id", "--", "-5").exit_code == 0
+    assert invoke("lookup", "--store", store, "timestamp_hour", "2026-01-31T18:30").exit_code == 0
+    with pytest.raises(EmbstoreError, match=r"value '18' is not a timestamp.*write it as"):
+        invoke("lookup", "--store", store, "timestamp_hour", "18")
     with pytest.raises(EmbstoreError, match="did you mean 'category'"):
         invoke("lookup", "--store", store, "categry", "books")
     with pytest.raises(EmbstoreError, match="2099"):
         invoke("lookup", "--store", store, "--version", "2099", "category", "books")
+
+
+def test_an_alias_is_promoted_and_rolled_back(trained: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for _ in range(2):
+        assert invoke("publish", trained / "run", "--store", store).exit_code == 0
+    first, second = (info.id for info in Store(store).versions())
+    moved = json.loads(invoke("promote", first, "--store", store, "--json").output)
+    assert moved == {"alias": "production", "version": first, "aliases": ["production"]}
+    assert second in invoke("promote", "latest", "--store", store).output
+    assert Store(store).aliases()["production"] == second
+    assert json.loads(invoke("rollback", "--store", store, "--json").output)["version"] == first
+    assert invoke("promote", first, "--store", store, "--alias", "canary").output == f"canary is {first}\n"
+    with pytest.raises(EmbstoreError, match=r"config\.yaml; expected a folder that can be made; found not a folder"):
+        invoke("publish", trained / "run", "--store", trained / "run" / "config.yaml")
 
 
 def test_a_published_version_scores_as_the_run_did(trained: Path, logs: Path) -> None:
@@ -109,6 +132,96 @@ def test_schema_says_why(logs: Path, tmp_path: Path) -> None:
     assert "#" in text
     assert invoke("schema", logs / "train", "--label", "click", "--output", tmp_path / "s.yaml").exit_code == 0
     assert yaml.safe_load((tmp_path / "s.yaml").read_text())["label"] == "click"
+
+
+def test_schema_warns_of_a_label_that_training_will_refuse(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"y": [0.0, 1.0, None, 3.0], "x": ["a", "b", "a", "b"]}), tmp_path / "log.parquet")
+    result = invoke("schema", tmp_path / "log.parquet", "--label", "y")
+    assert result.exit_code == 0
+    assert yaml.safe_load(result.stdout)["label"] == "y"
+    assert "warning: label 'y': 2 of 4 rows looked at are not 0 or 1 (missing, 3.0)" in result.stderr
+    with pytest.raises(EmbstoreError, match="expected 0 or 1"):
+        invoke("train", "--train", tmp_path / "log.parquet", "--label", "y", "--output", tmp_path / "run")
+
+
+def _saved(folder: Path) -> dict[str, object]:
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    del settings["output"]
+    return settings
+
+
+def test_a_minimal_yaml_is_the_same_run_as_the_flags(logs: Path, tmp_path: Path) -> None:
+    for name in ("flags", "label", "schema"):
+        (tmp_path / name).mkdir()
+    schema = invoke("schema", logs / "valid", "--label", "click", "--output", tmp_path / "columns.yaml")
+    assert schema.exit_code == 0
+    common = {"logs": {"train": str(logs / "valid")}}
+    flags = ["--train", logs / "valid", "--label", "click", "--output", tmp_path / "flags"]
+    assert invoke("train", *flags).exit_code == 0
+    for name, more in (("label", {"label": "click"}), ("schema", {"schema": str(tmp_path / "columns.yaml")})):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**common, **more, "output": str(tmp_path / name)}))
+        assert invoke("train", tmp_path / f"{name}.yaml").exit_code == 0
+        assert _saved(tmp_path / name) == _saved(tmp_path / "flags")
+    assert _saved(tmp_path / "flags")["table"]["rows"] == 262_144
+    assert _saved(tmp_path / "flags")["model"] == {"name": "dcn"}
+    assert f"[default: {RunConfig.output}]" in invoke("train", "--help").output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("logs: {train: x}\n", "config; expected a schema, or the label to infer one for; found neither"),
+        ("label: y\n", "config: key 'logs' is missing; add logs: <a mapping with train>"),
+        ("logs: x\nlabel: y\n", "config.logs; expected a mapping of keys to values; found 'x'"),
+        ("logs: {train: x}\nlabel: y\ntable: 3\n", "config.table; expected a mapping of keys to values; found 3 "),
+        ("logs: {train: x}\nlabel: y\nmodel: [dcn]\n", "config.model; expected a mapping; found ['dcn']"),
+        ("logs: {train: x}\nlabel: y\nmodel: {name: 3}\n", "config.model.name; expected the name of a model"),
+        ("logs: {train: x}\nschema: 3\n", "config.schema; expected "),
+    ],
+)
+def test_what_is_wrong_in_a_yaml_is_said_in_its_words(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(EmbstoreError) as refused:
+        invoke("train", tmp_path / "config.yaml")
+    assert str(refused.value).startswith(message)
+    assert "<class" not in str(refused.value)
+
+
+def test_one_class_and_few_steps_are_said(logs: Path, tmp_path: Path) -> None:
+    """The case: a log of clicks only gave an AUC of nothing, and no word of why."""
+    table = pq.read_table(logs / "valid")
+    ones = table.filter(pa.compute.equal(table["click"], 1))
+    pq.write_table(ones, tmp_path / "ones.parquet")
+    small = ["--label", "click", "--set", "table.rows=100", "--set", "training.batch_size=500"]
+    log = tmp_path / "ones.parquet"
+    result = invoke("train", "--train", log, "--test", log, *small, "--output", tmp_path / "run")
+    assert result.exit_code == 0
+    assert result.stderr.count("warning: every label of the training log is 1") == 1
+    assert result.stderr.count("warning: every label of the test log is 1; its AUC is undefined") == 1
+    assert re.search(r"hint: only \d steps?; a smaller training\.batch_size or more training\.epochs", result.stderr)
+    assert re.search(r"^ ?auc +n/a \(one class\)", result.stdout, re.MULTILINE)
+    assert "n/a (one class)" in invoke("evaluate", tmp_path / "run", "--log", log).stdout
+    both = invoke("train", "--train", logs / "valid", *small, "--output", tmp_path / "both", "--seeds", "2")
+    assert "warning" not in both.stderr
+
+
+def test_output_that_is_no_folder(logs: Path, tmp_path: Path) -> None:
+    (tmp_path / "afile").write_text("")
+    for output in ("afile", "afile/below"):
+        for more in ([], ["--fresh"]):
+            with pytest.raises(EmbstoreError, match=f"{output}; expected a folder that can be made and written to"):
+                invoke("train", "--train", logs / "valid", "--label", "click", "--output", tmp_path / output, *more)
+
+
+def test_demo_ends_with_commands_that_work(tmp_path: Path) -> None:
+    result = invoke("demo", "--to", tmp_path / "a demo", "--rows", "10000")
+    assert result.exit_code == 0
+    commands = [
+        shlex.split(line)[1:] for line in result.output.replace("next", "    ").splitlines() if " embstore " in line
+    ]
+    assert [command[0] for command in commands] == ["versions", "lookup", "schema"]
+    for command in commands:
+        assert invoke(*command).exit_code == 0
 
 
 def test_yaml_flags_and_seeds(logs: Path, tmp_path: Path) -> None:
@@ -148,7 +261,13 @@ def test_yaml_flags_and_seeds(logs: Path, tmp_path: Path) -> None:
         (["train", "--train", "nowhere/", "--label", "y"], "no Parquet file"),
         (["publish", "nowhere"], "folder of a run"),
         (["evaluate", "nowhere", "--log", "x"], "folder of a run"),
-        (["lookup", "--store", "nowhere", "a", "b"], "version"),
+        (["lookup", "--store", "nowhere", "a", "b"], "store nowhere; expected a folder; found no such folder"),
+        (["versions", "--store", "nowhere"], "store nowhere; expected a folder; found no such folder"),
+        (["versions", "--store", "afile"], "store afile; expected a folder; found not a folder"),
+        (["rollback", "--store", "nowhere"], "store nowhere; expected a folder; found no such folder"),
+        (["promote", "latest", "--store", "nowhere"], "store nowhere; expected a folder"),
+        (["demo", "--to", "afile"], "output afile; expected a folder .*; found a file"),
+        (["demo", "--to", "afile/below"], "output afile/below; expected a folder .*; found Not a directory"),
         (["dataset", "critoe", "--from", "x", "--to", "y"], "did you mean 'criteo'"),
         (["train", "--set", "a", "--train", "x", "--label", "y"], "KEY=VALUE"),
         (["schema", "nowhere", "--label", "y"], "no Parquet file"),
@@ -158,6 +277,7 @@ def test_what_cannot_be_done_is_said(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "afile").write_text("")
     with pytest.raises(EmbstoreError, match=message):
         invoke(*arguments)
 
@@ -179,6 +299,26 @@ def test_main_prints_one_line_and_exits_with_1(
     error = capsys.readouterr().err
     assert error.startswith("error ConfigError: ")
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("where", ["while commands are imported", "in a command"])
+def test_ctrl_c_is_one_line_and_exit_code_130(
+    where: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    if where == "in a command":
+        monkeypatch.setattr(sys, "argv", ["embstore", "versions", "--store", "x"])
+        monkeypatch.setattr(cli.commands["versions"], "callback", interrupted)
+    else:
+        monkeypatch.delitem(sys.modules, "embstore.cli.commands")
+        monkeypatch.setattr("embstore.cli.data.dataset", None)
+        monkeypatch.setattr("click.group", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.strip() == "stopped"
 
 
 def test_help_teaches() -> None:

@@ -1,10 +1,12 @@
-"""The examples in docstrings are true."""
+"""The examples in docstrings and in the README are true."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import pkgutil
+import re
+from pathlib import Path
 
 import embstore
 
@@ -18,3 +20,12 @@ def test_examples() -> None:
         assert result.failed == 0, name
         tried += result.attempted
     assert tried > 5
+
+
+def test_readme() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    (example,) = re.findall("^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    names: dict = {}
+    exec(example, names)
+    table, tokens = names["table"], names["tokens"]
+    assert table(tokens)[:, table.slices["user"]].tolist() == table.lookup("user", ["ann", "bob"]).tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -273,7 +274,9 @@ def test_bad_logs_and_settings(tmp_path: Path) -> None:
     with pytest.raises(LogError, match="at least one row"):
         Schema.infer(path, label="click")
     pq.write_table(pa.table({"click": ["yes", "no"], "x": ["a", "b"]}), path)
-    with pytest.raises(SchemaError, match="'click' is used as a number"):
+    with pytest.raises(
+        SchemaError, match=r"label 'click'; expected a column of 0 and 1 .*; found string; make .* binary"
+    ):
         Schema.infer(path, label="click")
     with pytest.raises(ConfigError, match="sample_rows; expected 1 or more"):
         Schema.infer(path, label="click", sample_rows=0)
@@ -282,10 +285,32 @@ def test_bad_logs_and_settings(tmp_path: Path) -> None:
 def test_files_that_disagree_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"click": [0, 1], "x": [1, 2]}), tmp_path / "a.parquet")
     pq.write_table(pa.table({"click": [0, 1]}), tmp_path / "b.parquet")
+    with pytest.raises(LogError, match=r"have different columns: .*b\.parquet has no 'x'; expected .* of .*a\.parquet"):
+        Schema.infer(tmp_path, label="click")
+    pq.write_table(pa.table({"click": [0, 1], "x": ["1", "2"]}), tmp_path / "b.parquet")
     with pytest.raises(
-        LogError, match=r"b\.parquet can't be read; expected a whole Parquet file with the columns of .*a\.p"
+        LogError, match=r"disagree on column 'x'; expected int64 as in .*a\.parquet; found string in .*b"
     ):
         Schema.infer(tmp_path, label="click")
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        ([0.0, 1.0, float("nan"), None], r"'click': 2 of 4 rows looked at are not 0 or 1 \(nan, missing\); train will"),
+        ([0, 1, 2, 2], r"2 of 4 rows looked at are not 0 or 1 \(2\)"),
+        ([0, 0, 0, 0], "0 in all 4 rows looked at"),
+        ([False, True, True, True], None),
+        ([0, 1, 1, 0], None),
+    ],
+)
+def test_a_label_that_cannot_be_trained_on_is_warned_of(tmp_path: Path, label: list[Any], said: str | None) -> None:
+    pq.write_table(pa.table({"click": label, "x": ["a", "b", "a", "b"]}), tmp_path / "a.parquet")
+    warnings: list[str] = []
+    assert Schema.infer(tmp_path, label="click", warn=warnings.append).label == "click"
+    assert len(warnings) == (said is not None)
+    if said is not None:
+        assert re.search(said, warnings[0])
 
 
 def test_the_sample_is_bounded_and_spread(tmp_path: Path) -> None:

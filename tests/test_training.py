@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -25,15 +26,16 @@ from embstore.checkpoints import Checkpoints
 from embstore.config import parse
 from embstore.ctr import CtrModel
 from embstore.embeddings.unified import UnifiedEmbedding
-from embstore.errors import CheckpointError, ConfigError, DataError, LogError
+from embstore.errors import CheckpointError, ConfigError, DataError, Interrupted, LogError
 from embstore.kernels import TableOptimizer
 from embstore.logs import ParquetLog
 from embstore.metrics import auc
 from embstore.normalization import StreamingNormalizer
+from embstore.progress import Progress
 from embstore.schema import Schema
 from embstore.store import sha256_file
 from embstore.synthetic import SyntheticLog
-from embstore.training import Interrupted, Trainer, TrainingSettings, evaluate
+from embstore.training import Trainer, TrainingSettings, evaluate
 
 SCRIPT = Path(__file__).with_name("killable.py")
 LOG = SyntheticLog(rows=24_000, users=200, items=100)
@@ -156,6 +158,69 @@ def test_interrupted_at_any_step_and_resumed_ends_bit_equal(logs: Path, tmp_path
     for (name, one), (_, other) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
         assert torch.equal(one, other), name
     assert (tmp_path / "cut" / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def _killed_at(trainer: Trainer, step: int, train: ParquetLog) -> None:
+    """Fit until a step and no further, without a word to the trainer."""
+    before = trainer._step
+
+    def counted(*arguments: object) -> torch.Tensor:
+        if trainer.at.step == step:
+            raise MemoryError
+        return before(*arguments)  # type: ignore[arg-type]
+
+    trainer._step = counted  # type: ignore[method-assign]
+    with pytest.raises(MemoryError):
+        trainer.fit(train)
+
+
+class Spoken(Progress):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_checkpoints_by_the_clock_make_a_first_epoch_resumable(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One minute a look at the clock: the default of five is over within the epoch, which has no evaluation before."""
+    train = ParquetLog(logs / "train", LOG.schema())
+    whole, settings = _model(), TrainingSettings(batch_size=1000)
+    Trainer(whole, replace(settings, checkpoint_minutes=None), tmp_path / "whole").fit(train)
+    minutes = itertools.count()
+    monkeypatch.setattr("embstore.training.monotonic", lambda: 60.0 * next(minutes))
+    _killed_at(Trainer(_model(), settings, tmp_path / "cut"), 15, train)
+    (name,) = Checkpoints(tmp_path / "cut" / "checkpoints").names()
+    assert name == "step-00000014"
+    resumed, spoken = _model(), Spoken()
+    Trainer(resumed, settings, tmp_path / "cut", progress=spoken).fit(train)
+    assert spoken.lines == ["going on from step 14 of 18"]
+    Trainer(_model(), settings, tmp_path / "cut", progress=spoken).fit(train)
+    assert spoken.lines[1:] == ["already finished, at step 18; start it afresh to train again"]
+    for (key, one), (_, other) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
+        assert torch.equal(one, other), key
+
+
+def test_a_run_goes_on_with_other_moments_of_checkpoints(logs: Path, tmp_path: Path) -> None:
+    train = ParquetLog(logs / "train", LOG.schema())
+    settings = TrainingSettings(batch_size=3000, checkpoint_every=1)
+    spoken = Spoken()
+    _killed_at(Trainer(_model(), settings, tmp_path, progress=spoken), 3, train)
+    assert spoken.lines == []
+    other = replace(settings, checkpoint_every=None, checkpoint_minutes=None)
+    Trainer(_model(), other, tmp_path, progress=spoken).fit(train)
+    assert spoken.lines == ["going on from step 3 of 6"]
+
+
+def test_checkpoints_that_take_long_are_rarer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(_model(), TrainingSettings(checkpoint_minutes=1), tmp_path)
+    monkeypatch.setattr("embstore.training.monotonic", lambda: 0.0)
+    assert trainer._next_save(took=2) == 60
+    assert trainer._next_save(took=100) == 900
 
 
 def test_it_learns(logs: Path, tmp_path: Path) -> None:
@@ -284,6 +349,7 @@ def test_sample_weights_weigh(tmp_path: Path) -> None:
         ({"schedule": "cosine"}, "constant"),
         ({"bach_size": 3}, "did you mean 'batch_size'"),
         ({"batch_size": 3.5}, "whole number"),
+        ({"checkpoint_minutes": 0}, "checkpoint_minutes; expected more than 0"),
     ],
 )
 def test_settings_are_checked(data: dict, message: str) -> None:

@@ -26,10 +26,11 @@ def schema(logs: tuple[str, ...], label: str, group: str | None, weight: str | N
     move a column between features (looked up in the table) and dense (numbers for the model), give a feature more
     lookups or an exact block, or take it out.
     """
+    from embstore.cli.console import warn
     from embstore.errors import ConfigError
     from embstore.schema import Schema
 
-    text = Schema.infer(list(logs), label=label, group=group, weight=weight).to_yaml()
+    text = Schema.infer(list(logs), label=label, group=group, weight=weight, warn=warn).to_yaml()
     if output is None:
         click.echo(text, nl=False)
     else:

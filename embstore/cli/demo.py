@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -33,14 +36,15 @@ def demo(folder: Path, rows: int) -> None:
     Eight days of logs are drawn from a known law, so the best AUC any model can be expected to reach is known: six days
     train, one validates, the last is the test.
     """
-    from embstore.cli.console import metrics_table, out, progress
+    from embstore.cli.console import metrics_table, out, progress, show_notes
     from embstore.config import parse
     from embstore.models import build
-    from embstore.run import Run, RunConfig
+    from embstore.run import Run, RunConfig, make_output
     from embstore.store import Store
     from embstore.synthetic import SyntheticLog
 
     started = time.perf_counter()
+    make_output(folder)
     log = SyntheticLog(rows=rows)
     logs = {}
     for name, days in (("train", (0, 6)), ("valid", (6, 7)), ("test", (7, 8))):
@@ -61,21 +65,31 @@ def demo(folder: Path, rows: int) -> None:
     out.print(metrics_table("", {name: result[name] for name in ("valid", "test")}))
     auc = result["test"]["auc"]
     out.print(f"   [bold]test AUC {auc:.4f} of a possible {best:.4f}[/] (the law's own probabilities)", highlight=False)
+    show_notes(result)
 
     version = Store(folder / "store").publish(run.bundle())
     out.print(f"3. published {version.id}", highlight=False)
     _look_up(version, logs["test"], out)
+    command = _command()
+    store, train = (shlex.quote(str(folder / name)) for name in ("store", "logs/train"))
     out.print(
         f"""5. where things are
    logs     {folder}/logs
    run      {folder}/run      config.yaml, metrics.jsonl, checkpoints, tensorboard
    store    {folder}/store
-   next     embstore versions --store {folder}/store
-            embstore lookup --store {folder}/store category books music
-            embstore schema {folder}/logs/train --label click
+   next     {command} versions --store {store}
+            {command} lookup --store {store} category books music
+            {command} schema {train} --label click
 {time.perf_counter() - started:.0f} s in all""",
         highlight=False,
+        markup=False,
     )
+
+
+def _command() -> str:
+    """How embstore is called here: by its path (``make demo``) unless its folder is on the PATH."""
+    called = sys.argv[0]
+    return shlex.quote(called) if Path(called).name == "embstore" and shutil.which("embstore") is None else "embstore"
 
 
 def _look_up(version: Any, test: str, out: Any) -> None:

@@ -1,19 +1,22 @@
-"""``embstore publish``, ``versions`` and ``lookup``."""
+"""``embstore publish``, ``versions``, ``promote``, ``rollback`` and ``lookup``."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-_INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+if TYPE_CHECKING:
+    from embstore.store.registry import VersionInfo
 
 _store = click.option(
     "--store", "root", default="store", show_default=True, type=click.Path(path_type=Path), help="The store."
 )
+_alias = click.option("--alias", default="production", show_default=True, help="The alias that moves.")
+_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command(
@@ -47,7 +50,7 @@ Example:
 """
 )
 @_store
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_json
 def versions(root: Path, as_json: bool) -> None:
     """List the versions in a store, the newest first."""
     from rich.table import Table
@@ -85,8 +88,54 @@ def versions(root: Path, as_json: bool) -> None:
 @click.command(
     epilog="""\b
 Examples:
+  embstore promote latest --store store
+  embstore promote 20261124T034420Z --store store --alias canary
+"""
+)
+@click.argument("version")
+@_store
+@_alias
+@_json
+def promote(version: str, root: Path, alias: str, as_json: bool) -> None:
+    """Let an alias mean VERSION (an id, a unique prefix of one, or an alias) from now on.
+
+    A reader that asks for the alias gets VERSION's table, schema and model together.
+    """
+    from embstore.store import Store
+
+    _show_move(Store(root).promote(version, alias), alias, as_json)
+
+
+@click.command(
+    epilog="""\b
+Example:
+  embstore rollback --store store
+"""
+)
+@_store
+@_alias
+@_json
+def rollback(root: Path, alias: str, as_json: bool) -> None:
+    """Let an alias mean what it meant before; a second rollback undoes the first."""
+    from embstore.store import Store
+
+    _show_move(Store(root).rollback(alias), alias, as_json)
+
+
+def _show_move(info: VersionInfo, alias: str, as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps({"alias": alias, "version": info.id, "aliases": list(info.aliases)}))
+    else:
+        click.echo(f"{alias} is {info.id}")
+
+
+@click.command(
+    epilog="""\b
+Examples:
   embstore lookup --store store user_id u17 u42
   embstore lookup --store store --version production item_id 4711 --json
+  embstore lookup --store store delta -- -5 7                         negative numbers after --
+  embstore lookup --store store timestamp_hour 2026-01-31T18:30       a timestamp, not the hour taken from it
 """
 )
 @click.argument("feature")
@@ -99,8 +148,10 @@ Examples:
 def lookup(feature: str, values: tuple[str, ...], root: Path, ref: str, as_json: bool) -> None:
     """Print the vectors of raw VALUES of FEATURE, straight from the version's files.
 
-    VALUES are written as in the log: text for a text column, digits for an integer one. For a list feature each
-    VALUE is a list of one. Every answer names the immutable version it came from.
+    VALUES are written as in the log's column: text, digits, true or false; for a feature taken from a timestamp, a
+    timestamp in the column's own time zone. For a list feature each VALUE is a list of one. A hashed feature has a
+    vector for any value: one that training never saw can't be told from one it saw. Every answer names the immutable
+    version it came from.
     """
     from rich.table import Table
 
@@ -131,18 +182,19 @@ def _typed(values: tuple[str, ...], kind: str, feature: str) -> Any:
 
     from embstore.errors import SchemaError
 
-    array = pa.array(values)
     element = re.sub(r"^.*list<[^:]*: |>.*$", "", kind)
+    target = pa.string()
+    if re.fullmatch("u?int(8|16|32|64)|bool", element):
+        target = pa.type_for_alias(element)
+    elif element.startswith(("timestamp", "date")):
+        target = pa.timestamp("us")
+    for value in values:
+        try:
+            pa.scalar(value).cast(target)
+        except pa.ArrowInvalid as error:
+            article = "an" if element.startswith("int") else "a"
+            do = "write it as 2026-01-31T18:30:00" if pa.types.is_timestamp(target) else ""
+            raise SchemaError(f"feature {feature!r}: value {value!r} is not {article} {element}", do=do) from error
+    array = pa.array(values).cast(target)
     is_list = element != kind
-    try:
-        if element in _INTEGERS:
-            array = array.cast(pa.uint64() if element == "uint64" else pa.int64())
-        elif element == "bool":
-            array = array.cast(pa.bool_())
-        elif element.startswith(("timestamp", "date")):
-            array = array.cast(pa.timestamp("us"))
-    except pa.ArrowInvalid as error:
-        raise SchemaError(
-            f"values of feature {feature!r}", expected=f"values of a column of type {kind}", found=str(error)
-        ) from error
     return pa.ListArray.from_arrays(pa.array(range(len(array) + 1), pa.int32()), array) if is_list else array

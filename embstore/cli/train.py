@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-DEFAULTS: dict[str, Any] = {
-    "table": {"rows": 262_144, "dim": 16},
-    "model": {"name": "dcn"},
-    "training": {"epochs": 1},
-    "output": "runs/default",
-}
+if TYPE_CHECKING:
+    from embstore.run import RunConfig
 
 
 @click.command(
@@ -24,6 +21,10 @@ Examples:
   embstore train --train logs/train --valid logs/valid --label click --output runs/first
   embstore train config.yaml --set table.dim=32 --set training.epochs=3 --output runs/wide
   embstore train config.yaml --seeds 5
+The least a config.yaml says, as the flags do (a table of 262,144 rows of 16 numbers, one epoch of DCN-V2):
+  logs: {train: logs/train, valid: logs/valid}
+  label: click                     # or schema: schema.yaml
+  output: runs/first
 """
 )
 @click.argument("config", required=False, type=click.Path(path_type=Path))
@@ -31,11 +32,11 @@ Examples:
 @click.option("--valid", help="Validation log, for early stopping and the best model.")
 @click.option("--test", help="Log to evaluate the finished model on.")
 @click.option("--schema", "schema_path", help="Schema file (see: embstore schema).")
-@click.option("--label", help="Without a schema: the column to predict; the rest is inferred.")
+@click.option("--label", help="The column to predict; without a schema, the rest is inferred.")
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one setting, e.g. model.name=dlrm."
 )
-@click.option("--output", help="Folder of the run.")
+@click.option("--output", help="Folder of the run.  [default: runs/default]")
 @click.option("--seed", type=int, help="Seed of everything drawn: hashes, first weights, order.")
 @click.option(
     "--seeds", type=click.IntRange(min=1), help="Train this many times, seeds 0, 1, ...; print mean and deviation."
@@ -57,15 +58,18 @@ def train(
     """Train a CTR model over one unified table, as CONFIG (YAML) says.
 
     Settings come from CONFIG, then --set, then the other options. Without CONFIG, give at least --train and either
-    --schema or --label. A run that was stopped (Ctrl-C, a crash, kill -9) goes on where it was when the same command is
-    given again.
+    --schema or --label. A run that was stopped (Ctrl-C, a crash, kill -9) goes on from its last checkpoint when the
+    same command is given again, and ends as if it had never stopped. A checkpoint is taken at each evaluation (once an
+    epoch, or every training.evaluate_every steps), on Ctrl-C, and every 5 minutes (training.checkpoint_minutes, or
+    training.checkpoint_every in steps); the last and the best are kept.
     """
-    from embstore.cli.console import metrics_table, out, progress
+    from embstore.cli.console import metrics_table, out, progress, show_notes
     from embstore.config import load_yaml, parse
+    from embstore.errors import ConfigError
     from embstore.models import build
     from embstore.run import Run, RunConfig
 
-    data = load_yaml(config) if config else dict(DEFAULTS)
+    data = load_yaml(config) if config else {}
     for setting in settings:
         _override(data, setting)
     for key, value in (("train", train_logs), ("valid", valid), ("test", test)):
@@ -73,11 +77,20 @@ def train(
             data["logs"] = {**(data.get("logs") or {}), key: value}
     if schema_path is not None:
         data["schema"] = schema_path
+    if label is not None:
+        data["label"] = label
     if output is not None:
         data["output"] = output
-    if "schema" not in data:
-        data["schema"] = _infer((data.get("logs") or {}).get("train"), label)
+    if config is None and not ("logs" in data and data.keys() & {"schema", "label"}):
+        raise ConfigError(
+            "train",
+            expected="a CONFIG file, or --train with --schema or --label",
+            found="neither",
+            do="see embstore train --help",
+        )
     run_config = parse(RunConfig, data)
+    if run_config.schema is None:
+        run_config = _infer(run_config)
     if seed is not None:
         run_config = run_config.with_seed(seed, run_config.output)
     runs = [run_config]
@@ -99,6 +112,7 @@ def train(
         )
         out.print(f"kernel {result['kernel']['name']} ({result['kernel']['reason']})", highlight=False)
         out.print(metrics_table("", shown))
+        show_notes(result)
     if seeds is not None:
         _summarise(run_config.output, results)
 
@@ -107,16 +121,22 @@ def _summarise(folder: str, results: list[dict[str, Any]]) -> None:
     """Mean and deviation over the seeds, printed and written to ``summary.json``."""
     from embstore.cli.console import metrics_table, out
 
-    columns: dict[str, dict[str, float]] = {}
+    columns: dict[str, dict[str, float | None]] = {}
     for split in ("valid", "test"):
         if results[0].get(split):
-            keys = [key for key in results[0][split] if all(result[split][key] is not None for result in results)]
-            values = {key: [result[split][key] for result in results] for key in keys}
-            columns[f"{split} mean"] = {key: statistics.fmean(of) for key, of in values.items()}
-            columns[f"{split} std"] = {key: statistics.stdev(of) if len(of) > 1 else 0.0 for key, of in values.items()}
+            values = {key: [result[split][key] for result in results] for key in results[0][split]}
+            columns[f"{split} mean"] = {key: _of(statistics.fmean, of) for key, of in values.items()}
+            columns[f"{split} std"] = {
+                key: _of(statistics.stdev, of) if len(of) > 1 else 0.0 for key, of in values.items()
+            }
     summary = {"seeds": len(results), **columns, "runs": results}
     (Path(folder) / "summary.json").write_text(json.dumps(summary, indent=1))
     out.print(metrics_table(f"{len(results)} seeds", columns))
+
+
+def _of(statistic: Callable[[list[Any]], float], values: list[float | None]) -> float | None:
+    """Nothing when one of the values is undefined."""
+    return None if None in values else statistic(values)
 
 
 def _override(data: dict[str, Any], setting: str) -> None:
@@ -136,22 +156,14 @@ def _override(data: dict[str, Any], setting: str) -> None:
     data[last] = parse_yaml(text, where=f"--set {setting}")
 
 
-def _infer(train_logs: str | None, label: str | None) -> dict[str, Any]:
-    from embstore.cli.console import errors
-    from embstore.errors import ConfigError
-    from embstore.schema import Schema
+def _infer(config: RunConfig) -> RunConfig:
+    """The run with its inferred schema, after showing it."""
+    from embstore.cli.console import errors, warn
 
-    if train_logs is None or label is None:
-        raise ConfigError(
-            "train",
-            expected="a CONFIG file, or --train with --schema or --label",
-            found="neither",
-            do="see embstore train --help",
-        )
-    schema = Schema.infer(train_logs, label=label)
+    schema = config.read_schema(warn)
     errors.print("schema, inferred (embstore schema prints it; edit it and give it with --schema):")
     errors.print(schema.to_yaml(), markup=False, highlight=False)
-    return schema.to_dict()
+    return config.with_schema(schema)
 
 
 @click.command(

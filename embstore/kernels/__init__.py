@@ -30,7 +30,8 @@ def choose(
     """The kernel of that name, and why; ``"auto"`` takes the fastest that can do what is asked.
 
     On CPU that is ``cpu``, in every case measured (``benchmarks/results``: ``lookup.json``, ``train_step.json``). On a
-    GPU it is ``gpu`` where Triton is installed, else FBGEMM where it has the optimizer and dtype, else ``reference``.
+    GPU, where ``gpu`` has not been measured yet, FBGEMM goes first; ``gpu`` has the optimizers, dtypes and dims that
+    FBGEMM lacks.
 
     Raises:
         ConfigError: no such kernel.
@@ -42,13 +43,14 @@ def choose(
         _check(name, optimizer, dtype, device, dim)
         return KERNELS[name](), "asked for"
     why_not = []
-    for candidate in ("cpu", "gpu", "fbgemm"):
+    for candidate in ("cpu", "fbgemm", "gpu"):
         try:
             _check(candidate, optimizer, dtype, device, dim)
         except KernelError as error:
             why_not.append(f"{candidate} not taken: {error.what}" + (f" ({error.found})" if error.found else ""))
         else:
-            return KERNELS[candidate](), f"the fastest for {optimizer.name} on {device.type}"
+            why = f"the first choice for {optimizer.name} on {device.type}"
+            return KERNELS[candidate](), "; ".join([why, *(reason for reason in why_not if device.type != "cpu")])
     return ReferenceKernel(), "; ".join(why_not)
 
 
@@ -57,6 +59,6 @@ def _check(name: str, optimizer: TableOptimizer, dtype: torch.dtype, device: tor
     if name == "cpu" and device.type != "cpu":
         raise KernelError("kernel 'cpu'", expected="a table on cpu", found=str(device), do="take kernel='auto'")
     if name == "fbgemm":
-        fbgemm.check(optimizer, dtype, dim)
+        fbgemm.check(optimizer, dtype, dim, device)
     if name == "gpu":
         gpu.check(optimizer, dtype, device)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from embstore import threads
+from embstore.errors import KernelError
 from embstore.kernels import cpu_lookup, cpu_update
 from embstore.kernels.cpu_lookup import Hits, Input, Memory
 from embstore.kernels.cpu_update import Penalty, Step
@@ -29,6 +30,7 @@ CHUNK_HITS = 4096  # of a thread's claim
 AHEAD_BYTES = 1 << 12  # of table rows on their way to the cache while one is read
 PART_HITS = 1024  # of a part on average: its rows and gradients fit the second-level cache
 MAX_PARTS = 1 << 14
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FIXED_DIMS = (8, 16, 32, 64, 128)  # of float32 rows: passes are compiled for each of these, and one for all others
 
 _KINDS = {
@@ -82,11 +84,16 @@ class _Pass:
 
     def __init__(self, request: Request, table: Table) -> None:
         plan, tokens = request.plan, request.tokens
+        if tokens.rows * len(plan.lookups) > 1 << 32:
+            found = f"{tokens.rows:,} rows of {len(plan.lookups)} lookups"
+            raise KernelError("batch", expected="at most 2^32 lookups", found=found, do="give smaller batches")
         self.table, self.plan, self.index = table, plan.arrays, plan.known_index
         self.batch, self.total = _input(request)
         per_row = max(1.0, self.total / max(tokens.rows, 1))
         self.ahead = max(AHEAD_BYTES // (plan.dim * table.weight_ND.element_size()), 4)
-        self.hits = Hits(_NO_ENTRIES, _NO_SCALES, _NO_BOUNDS, 0, max(int(CHUNK_HITS / per_row), 1))
+        # Larger chunks for larger batches, whose hits have more parts: each chunk has bounds for each part.
+        chunk_hits = max(CHUNK_HITS, self.total // PART_HITS)
+        self.hits = Hits(_NO_ENTRIES, _NO_SCALES, _NO_BOUNDS, 0, max(int(chunk_hits / per_row), 1))
         self.rows_T = np.empty(self.total, dtype=np.int64)
         self.found = False
 
@@ -122,7 +129,8 @@ class _Pass:
         """Arrays for the sorted hits."""
         table_rows = len(self.table.weight_ND)
         parts = min(max(self.total // PART_HITS, 1), MAX_PARTS)
-        shift = max(int(table_rows - 1).bit_length() - int(parts).bit_length() + 1, 0)
+        # The lower bits of a row share 64 bits with its slot.
+        shift = min(max(int(table_rows - 1).bit_length() - int(parts).bit_length() + 1, 0), 32)
         parts = ((table_rows - 1) >> shift) + 1 if table_rows else 1
         chunks = -(-self.batch.rows // self.hits.chunk_rows)
         listed_L = self.batch.offsets_at_F[self.plan.feature_L] >= 0
@@ -149,7 +157,17 @@ def _input(request: Request) -> tuple[Input, int]:
 
 
 def _memory(table: Table) -> Memory:
+    """Where the table's tensors lie, checked: compiled code believes what it is told.
+
+    Raises:
+        KernelError: a tensor is elsewhere, of another type or size, or strided.
+    """
     weight_ND = table.weight_ND
+    _check("weight", weight_ND, len(weight_ND), DTYPES)
+    for name, tensor in table.state.items():
+        _check(f"state {name!r}", tensor, len(weight_ND), (torch.float32,))
+    if table.paid_N is not None:
+        _check("paid", table.paid_N, len(weight_ND), (torch.float64,))
     state = [
         (np.uint64(tensor.data_ptr()), tensor.shape[1] if tensor.dim() > 1 else 1) for tensor in table.state.values()
     ]
@@ -167,6 +185,18 @@ def _memory(table: Table) -> Memory:
     )
 
 
+def _check(name: str, tensor: Tensor, rows: int, dtypes: tuple[torch.dtype, ...]) -> None:
+    if tensor.dtype in dtypes and len(tensor) == rows and tensor.is_contiguous() and tensor.device.type == "cpu":
+        return
+    layout = "contiguous" if tensor.is_contiguous() else "strided"
+    raise KernelError(
+        f"kernel 'cpu': the table's {name}",
+        expected=f"{' or '.join(str(dtype) for dtype in dtypes)}, {rows} rows, contiguous, on cpu",
+        found=f"{tensor.dtype}, {list(tensor.shape)}, {layout}, on {tensor.device}",
+        do="load or assign such a tensor",
+    )
+
+
 def _fixed_dim(memory: Memory) -> int:
     """The dim a pass is compiled for; 0 where one serves all."""
     return memory.dim if memory.dim in FIXED_DIMS and not memory.narrow else 0
@@ -174,9 +204,12 @@ def _fixed_dim(memory: Memory) -> int:
 
 def _run(run: Any, hits: int, *args: Any) -> None:
     """Run a pass on as many threads as pay."""
-    args = (*args, np.zeros(1, dtype=np.int64))
+    counter = np.zeros(2, dtype=np.int64)  # of claims; whether a thread failed
+    args, failed = (*args, counter), np.uint64(counter.ctypes.data + 8)
     team, count = threads.team(), min(torch.get_num_threads(), max(1, hits // CHUNK_HITS))
     if team:
-        run(np.uint64(team), count, args)
+        run(np.uint64(team), count, failed, args)
     else:
-        threads.share(lambda: run(np.uint64(0), 1, args), count)
+        threads.share(lambda: run(np.uint64(0), 1, failed, args), count)
+    if counter[1]:
+        raise MemoryError("no memory for the scratch arrays of a table's pass; its output and rows are not to be used")

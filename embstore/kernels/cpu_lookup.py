@@ -12,7 +12,7 @@ hits before, so that the memory's latency is paid once and not per row.
 For the update, the hits of each chunk are sorted by *part*, the upper bits of the row, so that all hits of a row lie in
 one part of each chunk (``entries``: local row << 32 | slot, where slot = batch row * lookups + lookup).
 
-Suffixes: L lookups, F features, B batch rows, N tokens, T hits, C chunks, P parts, K places of the index.
+Suffixes: L lookups, F features, B batch rows, N tokens, T hits, C chunks, P parts.
 """
 
 from __future__ import annotations
@@ -23,26 +23,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore.hashing import compiled, row_scalar, splitmix64_scalar
+from embstore.hashing import compiled, row_scalar
 from embstore.kernels import rows
-from embstore.kernels.native import claim, prefetch_row, run_in_team, widen
+from embstore.kernels.known import rank_tokens
+from embstore.kernels.native import claim, keep_alive, prefetch_row, run_in_team, widen
 
 _U1, _U32 = np.uint64(1), np.uint64(32)
-
-
-class KnownIndex(NamedTuple):
-    """Where each exact feature's known tokens rank: an open-addressed hash table a feature, one after the other.
-
-    Args:
-        token_K: int64, the token at each place.
-        rank_K: int64, its rank; -1 where the place is empty.
-        start_F, mask_F: int64, each feature's places are ``start + (hash & mask)``, on from there until empty.
-    """
-
-    token_K: NDArray[np.int64]
-    rank_K: NDArray[np.int64]
-    start_F: NDArray[np.int64]
-    mask_F: NDArray[np.int64]
 
 
 class Input(NamedTuple):
@@ -104,28 +90,6 @@ class Memory(NamedTuple):
     two_width: int
 
 
-def index_known(known_K: NDArray[np.int64], known_start_F: NDArray[np.int64]) -> KnownIndex:
-    """The index of each exact feature's sorted tokens (``PlanArrays``)."""
-    counts = np.diff(known_start_F)
-    sizes = np.array([1 << int(2 * count).bit_length() if count else 1 for count in counts], dtype=np.int64)
-    starts = np.cumsum(sizes) - sizes
-    token, rank = np.zeros(int(sizes.sum()), dtype=np.int64), np.full(int(sizes.sum()), -1, dtype=np.int64)
-    index = KnownIndex(token, rank, starts, sizes - 1)
-    _fill(known_K, known_start_F, index)
-    return index
-
-
-@compiled(nogil=True)
-def _fill(known_K, known_start_F, index):  # type: ignore[no-untyped-def]
-    for f in range(len(known_start_F) - 1):
-        for k in range(known_start_F[f], known_start_F[f + 1]):
-            place = np.int64(splitmix64_scalar(np.uint64(known_K[k]))) & index.mask_F[f]
-            while index.rank_K[index.start_F[f] + place] >= 0:
-                place = (place + 1) & index.mask_F[f]
-            index.token_K[index.start_F[f] + place] = known_K[k]
-            index.rank_K[index.start_F[f] + place] = k - known_start_F[f]
-
-
 @compiled(forceinline=True)
 def first_hit(plan, batch, b):  # type: ignore[no-untyped-def]
     """The number of hits before batch row ``b``."""
@@ -144,18 +108,6 @@ def _hash_tokens(token_N, salt, size, row_N):  # type: ignore[no-untyped-def]
     """A loop of its own, over plain arrays, is vectorised."""
     for n in range(len(token_N)):
         row_N[n] = row_scalar(np.uint64(token_N[n]), salt, np.uint64(size))
-
-
-@compiled(nogil=True)
-def _rank_tokens(token_N, index, feature, unknown, row_N):  # type: ignore[no-untyped-def]
-    token_K, rank_K = index.token_K, index.rank_K
-    start, mask = index.start_F[feature], index.mask_F[feature]
-    for n in range(len(token_N)):
-        place = np.int64(splitmix64_scalar(np.uint64(token_N[n]))) & mask
-        while rank_K[start + place] >= 0 and token_K[start + place] != token_N[n]:
-            place = (place + 1) & mask
-        rank = rank_K[start + place]
-        row_N[n] = np.uint64(rank if rank >= 0 else unknown)
 
 
 @compiled(nogil=True)
@@ -181,7 +133,7 @@ def _find_rows(plan, index, batch, start, stop, first, rows_T):  # type: ignore[
             row_N = np.empty(end - begin, dtype=np.uint64)
         token_N = batch.values_N[batch.start_F[feature] + begin : batch.start_F[feature] + end]
         if plan.exact_L[lookup]:
-            _rank_tokens(token_N, index, feature, plan.size_L[lookup] - 1, row_N)
+            rank_tokens(token_N, index, feature, plan.size_L[lookup] - 1, row_N)
         else:
             _hash_tokens(token_N, plan.salt_L[lookup], plan.size_L[lookup], row_N)
         base, n = plan.base_L[lookup], 0
@@ -243,6 +195,7 @@ def _pool_chunk(plan, batch, start, stop, hit, after, rows_T, table, ahead, out)
                     rows.sum_rows(to, table.weight, row_bytes, place, length, scale, dim)
                 hit += length
             to += np.uint64(4 * dim)
+    keep_alive(sums_D, wide_D)
 
 
 @compiled(nogil=True)
@@ -319,14 +272,14 @@ def of_dim(table, dim):  # type: ignore[no-untyped-def]
 
 
 @compiled(nogil=True)
-def find(team, threads, args):  # type: ignore[no-untyped-def]
+def find(team, threads, failed, args):  # type: ignore[no-untyped-def]
     """The pass that finds the rows of all hits and sorts the hits by part.
 
     Args:
-        team, threads: as ``native.run_in_team`` takes them.
+        team, threads, failed: as ``native.run_in_team`` takes them.
         args: plan, index, batch; rows_T int64, filled; hits, filled; the counter the threads share.
     """
-    run_in_team(team, threads, _find, 0, args)
+    run_in_team(team, threads, failed, _find, 0, args)
 
 
 @cache
@@ -339,7 +292,7 @@ def pool_of(dim: int) -> Any:
     """
 
     @compiled(nogil=True)
-    def pool(team, threads, args):  # type: ignore[no-untyped-def]
-        run_in_team(team, threads, _pool, dim, args)
+    def pool(team, threads, failed, args):  # type: ignore[no-untyped-def]
+        run_in_team(team, threads, failed, _pool, dim, args)
 
     return pool

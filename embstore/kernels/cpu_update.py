@@ -17,7 +17,7 @@ import numpy as np
 from embstore.hashing import compiled
 from embstore.kernels import rows
 from embstore.kernels.cpu_lookup import of_dim
-from embstore.kernels.native import claim, narrow, prefetch_row, run_in_team, widen
+from embstore.kernels.native import claim, keep_alive, narrow, prefetch_row, run_in_team, widen
 
 AHEAD = 16  # entries by which gradients and rows are prefetched
 
@@ -124,13 +124,11 @@ def _update_row(table, kind, step, row, grad, scratch):  # type: ignore[no-untyp
 
 @compiled(nogil=True)
 def _largest_part(bounds_CP):  # type: ignore[no-untyped-def]
-    largest = np.int64(0)
-    for p in range(bounds_CP.shape[1] - 1):
-        size = np.int64(0)
-        for c in range(bounds_CP.shape[0]):
-            size += bounds_CP[c, p + 1] - bounds_CP[c, p]
-        largest = max(largest, size)
-    return largest
+    size_P = np.zeros(bounds_CP.shape[1] - 1, dtype=np.int64)
+    for c in range(bounds_CP.shape[0]):
+        for p in range(len(size_P)):
+            size_P[p] += bounds_CP[c, p + 1] - bounds_CP[c, p]
+    return size_P.max()
 
 
 @compiled(nogil=True)
@@ -193,7 +191,7 @@ def _update(variant, hits, memory, step, grad, counter):  # type: ignore[no-unty
         for r in range(count):
             places[used_R[r]] = -1
             _update_row(table, kind, step, base + rows_R[r], _at(sums, r, row_bytes), scratch)
-        _alive(sums_RD, scratch_D)
+        keep_alive(sums_RD, scratch_D)
 
 
 @cache
@@ -206,16 +204,10 @@ def update_of(kind: int, dim: int) -> Any:
     variant = dim * KINDS + kind
 
     @compiled(nogil=True)
-    def update(team, threads, args):  # type: ignore[no-untyped-def]
-        run_in_team(team, threads, _update, variant, args)
+    def update(team, threads, failed, args):  # type: ignore[no-untyped-def]
+        run_in_team(team, threads, failed, _update, variant, args)
 
     return update
-
-
-@compiled(nogil=True)
-def _alive(one, other):  # type: ignore[no-untyped-def]
-    """Arrays used by address must be named after their last use, or numba may free them before."""
-    return len(one) + len(other)
 
 
 @compiled(forceinline=True)
@@ -256,16 +248,16 @@ def _pay(_, hits, table, penalty, paid, counter):  # type: ignore[no-untyped-def
                 row = base + np.int64(entries_T[t] >> _U32)
                 if rows.get_wide(paid, row) < penalty.owed:
                     _pay_row(table, penalty, paid, row, scratch)
-        _alive(scratch_D, scratch_D)
+        keep_alive(scratch_D, scratch_D)
 
 
 @compiled(nogil=True)
-def pay(team, threads, args):  # type: ignore[no-untyped-def]
+def pay(team, threads, failed, args):  # type: ignore[no-untyped-def]
     """The pass that lets every hit row pay what it owes.
 
     Args:
-        team, threads: as ``native.run_in_team`` takes them.
+        team, threads, failed: as ``native.run_in_team`` takes them.
         args: hits; table, the ``Memory``; the ``Penalty``; address of the sums up to which each row has paid, float64;
             the counter the threads share.
     """
-    run_in_team(team, threads, _pay, 0, args)
+    run_in_team(team, threads, failed, _pay, 0, args)

@@ -50,7 +50,7 @@ def load() -> Any:
     return training
 
 
-def check(optimizer: TableOptimizer, dtype: torch.dtype, dim: int) -> None:
+def check(optimizer: TableOptimizer, dtype: torch.dtype, dim: int, device: torch.device) -> None:
     """Whether TBE can train such a table.
 
     Raises:
@@ -72,6 +72,19 @@ def check(optimizer: TableOptimizer, dtype: torch.dtype, dim: int) -> None:
             do="take kernel='reference', which has all",
         )
     load()
+    if device.type == "cuda" and _variant() == "cpu":
+        raise KernelError(
+            "kernel 'fbgemm': its build",
+            expected="one for CUDA",
+            found="one for CPU",
+            do="install fbgemm-gpu (make setup FLAVOR=cuda), or take kernel='gpu'",
+        )
+
+
+def _variant() -> str:
+    import fbgemm_gpu
+
+    return str(getattr(fbgemm_gpu, "__variant__", ""))
 
 
 class FbgemmKernel(Kernel):
@@ -131,7 +144,7 @@ class FbgemmKernel(Kernel):
 def _create(plan: LookupPlan, table: Table) -> Any:
     training = load()
     device = table.weight_ND.device
-    check(table.optimizer, table.weight_ND.dtype, plan.dim)
+    check(table.optimizer, table.weight_ND.dtype, plan.dim, device)
     on_cpu = device.type == "cpu"
     kinds = {"rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD", "adagrad": "EXACT_ADAGRAD", "sgd": "EXACT_SGD"}
     precision = getattr(training.SparseType, DTYPES[table.weight_ND.dtype])

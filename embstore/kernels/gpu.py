@@ -137,11 +137,12 @@ class GpuKernel(TwoPassKernel):
         if not weight_ND.is_contiguous():
             found = f"strides {weight_ND.stride()}"
             raise KernelError("kernel 'gpu': rows", expected="contiguous", found=found, do="take kernel='reference'")
-        if self._lookups is None or not self._lookups.fit(request, weight_ND.device):
-            self._lookups = _Lookups(request, weight_ND.device, self._lookups)
-        tokens, names = request.tokens, self._lookups.list_names
+        lookups = self._lookups  # another thread may replace them
+        if lookups is None or not lookups.fit(request, weight_ND.device):
+            lookups = self._lookups = _Lookups(request, weight_ND.device, lookups)
+        tokens, names = request.tokens, lookups.list_names
         offset_JB = torch.stack([tokens.offsets[name] for name in names]) if names else None
-        return _Place(self._lookups, tokens.values_N.contiguous(), offset_JB)
+        return _Place(lookups, tokens.values_N.contiguous(), offset_JB)
 
 
 class _Lookups:
@@ -149,7 +150,7 @@ class _Lookups:
 
     def __init__(self, request: Request, device: torch.device, last: _Lookups | None) -> None:
         plan, arrays = request.plan, request.plan.arrays
-        self.plan, self.device = plan, device
+        self.plan, self.device, self.stream = plan, device, _stream(device)
         self.starts, self.list_names = request.tokens.starts, _list_names(request)
         starts_F = np.array(self.starts, dtype=np.int64)
         places = {name: place for place, name in enumerate(self.list_names)}
@@ -187,6 +188,7 @@ class _Lookups:
         return (
             self.plan is request.plan
             and self.device == device
+            and self.stream == _stream(device)
             and self.starts == request.tokens.starts
             and self.list_names == _list_names(request)
         )
@@ -304,6 +306,11 @@ def _sent(array: NDArray[np.int64], device: torch.device) -> Tensor:
     """To the device; from pinned memory, so that the host doesn't wait for what the device is doing."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _stream(device: torch.device) -> int:
+    """The stream that work is queued on; what was sent on another may not have arrived."""
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 def _index(count: int) -> torch.dtype:

@@ -1,6 +1,7 @@
 """What a kernel is: the table's forward (rows -> pooled output) and its backward fused with the optimizer's update.
 
-A kernel keeps no state of its own; the table's tensors are in a ``Table``, so kernels can be exchanged under a run.
+A kernel keeps nothing that it can't make again from plan and table; the table's tensors are in a ``Table``, so kernels
+can be exchanged under a run. Any number of threads may look up at once; one trains.
 
 Shape suffixes: B rows of the batch, W output width, N table rows, D dim.
 """

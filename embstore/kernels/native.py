@@ -51,12 +51,12 @@ def _fetch_and_add(typingctx, address):  # type: ignore[no-untyped-def]
 
 
 @intrinsic(prefer_literal=True)
-def run_in_team(typingctx, team, threads, body, constant, args):  # type: ignore[no-untyped-def]
+def run_in_team(typingctx, team, threads, failed, body, constant, args):  # type: ignore[no-untyped-def]
     """Call the compiled ``body(constant, *args)`` on ``threads`` threads of a team (``embstore.threads.team``).
 
     With no team (0) it is called here, once. No Python runs on the team's threads, so none of them waits for the GIL.
-    ``constant`` is an integer known when this is compiled, for ``body`` to be compiled for. Errors are not reported:
-    ``body`` must not raise.
+    ``constant`` is an integer known when this is compiled, for ``body`` to be compiled for. A body that raises (it can:
+    where memory is short) ends on its thread, and writes 1 to the int64 at address ``failed``.
     """
     if not isinstance(constant, types.IntegerLiteral):
         return None
@@ -71,14 +71,19 @@ def run_in_team(typingctx, team, threads, body, constant, args):  # type: ignore
         member = ir.Function(builder.module, member_type, builder.module.get_unique_name("team_member"))
         member.linkage = "internal"
         inside = ir.IRBuilder(member.append_basic_block("entry"))
-        loaded = inside.load(inside.bitcast(member.args[0], context.get_value_type(args).as_pointer()))
-        given = [inside.extract_value(loaded, i) for i in range(len(args.types))]
+        team, threads, failed, _, _, arguments = values
+        shared_type = ir.LiteralStructType([failed.type, arguments.type])
+        loaded = inside.load(inside.bitcast(member.args[0], shared_type.as_pointer()))
+        given = [inside.extract_value(loaded, (1, i)) for i in range(len(args.types))]
         given.insert(0, ir.Constant(ir.IntType(64), constant.literal_value))
-        context.call_internal_no_propagate(inside, compiled_body.fndesc, compiled_body.signature, given)
+        status, _ = context.call_internal_no_propagate(inside, compiled_body.fndesc, compiled_body.signature, given)
+        with inside.if_then(status.is_error, likely=False):
+            flag = inside.inttoptr(inside.extract_value(loaded, 0), ir.IntType(64).as_pointer())
+            inside.store(ir.IntType(64)(1), flag)
         inside.ret_void()
 
-        team, threads, _, _, arguments = values
-        shared = builder.bitcast(cgutils.alloca_once_value(builder, arguments), pointer)
+        shared = cgutils.pack_struct(builder, [failed, arguments])
+        shared = builder.bitcast(cgutils.alloca_once_value(builder, shared), pointer)
         parallel = ir.FunctionType(ir.VoidType(), [member_type.as_pointer(), pointer, number, number])
         with builder.if_else(cgutils.is_null(builder, team)) as (alone, together):
             with alone:
@@ -88,7 +93,7 @@ def run_in_team(typingctx, team, threads, body, constant, args):  # type: ignore
                 builder.call(function, [member, shared, builder.trunc(threads, number), number(0)])
         return context.get_dummy_value()
 
-    return types.void(types.uint64, types.int64, body, constant, args), codegen
+    return types.void(types.uint64, types.int64, types.uint64, body, constant, args), codegen
 
 
 @intrinsic
@@ -115,6 +120,12 @@ def bits_of_float(typingctx, number):  # type: ignore[no-untyped-def]
 def claim(counter):  # type: ignore[no-untyped-def]
     """The next number of a shared int64 ``[1]``, each given to one thread only."""
     return _fetch_and_add(np.uint64(counter.ctypes.data))
+
+
+@compiled(nogil=True)
+def keep_alive(one, other):  # type: ignore[no-untyped-def]
+    """Arrays used by their addresses are named here after the last use: numba frees them after the last use by name."""
+    return len(one) + len(other)
 
 
 @compiled(forceinline=True)

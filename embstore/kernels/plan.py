@@ -24,7 +24,7 @@ from torch import Tensor
 from embstore import hashing
 from embstore.batch import FeatureTokens
 from embstore.errors import ConfigError
-from embstore.kernels.cpu_lookup import KnownIndex, index_known
+from embstore.kernels.known import KnownIndex, index_known
 from embstore.schema import Feature
 
 

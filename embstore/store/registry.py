@@ -85,6 +85,12 @@ class Store:
         folder = self.root / "versions" / f".tmp-{version}"
         try:
             make_folder(folder.parent)
+        except OSError as error:
+            found = "not a folder" if self.root.exists() and not self.root.is_dir() else str(error.strerror)
+            raise StoreError(
+                f"store {self.root}", expected="a folder that can be made", found=found, do="name another"
+            ) from error
+        try:
             try:
                 folder.mkdir()
                 manifest = format.write(
@@ -111,7 +117,12 @@ class Store:
         return Version.open(self._folder(version), version=version, digest=digest)
 
     def versions(self) -> list[VersionInfo]:
-        """Every version, in the order published."""
+        """Every version, in the order published.
+
+        Raises:
+            StoreError: there is no such folder.
+        """
+        self._require_folder()
         state = self._log.state()
         return [_info(state, version) for version in state.published]
 
@@ -137,6 +148,9 @@ class Store:
         if begun:
             found = f"{len(begun)} versions: {', '.join(begun[:3])}{', ...' if len(begun) > 3 else ''}"
             raise VersionNotFoundError(f"version {ref!r} in {self.root}", expected="a unique prefix", found=found)
+        if not self.root.is_dir():
+            found = "not a folder" if self.root.exists() else "no such folder"
+            raise VersionNotFoundError(f"no version {ref!r}: store {self.root}", expected="a folder", found=found)
         if not state.published:
             raise VersionNotFoundError(f"no version {ref!r}: store {self.root} is empty", do="publish one first")
         raise VersionNotFoundError(f"no version {ref!r} in {self.root}", do=nearest(ref, (*aliases, *state.published)))
@@ -178,8 +192,9 @@ class Store:
         """Promote what ``alias`` was before; a second rollback undoes the first.
 
         Raises:
-            StoreError: it was nothing before, or someone else moved it meanwhile.
+            StoreError: no such store, it was nothing before, or someone else moved it meanwhile.
         """
+        self._require_folder()
         before = self._log.state()
         if alias not in before.aliases:
             raise StoreError(f"no alias {alias!r} to roll back", do=nearest(alias, before.aliases))
@@ -201,6 +216,11 @@ class Store:
             # A lost race for the number may be about another alias or a publish: then the next number will do.
             if version == was or self._log.append(state.number + 1, entry):
                 return _info(self._log.state(), version)
+
+    def _require_folder(self) -> None:
+        if not self.root.is_dir():
+            found = "not a folder" if self.root.exists() else "no such folder"
+            raise StoreError(f"store {self.root}", expected="a folder", found=found, do="publish makes a store")
 
     def _folder(self, version: str) -> Path:
         return self.root / "versions" / version

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import mmap
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 from types import ModuleType
@@ -28,8 +32,6 @@ def _judge() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules["judge"] = module
     spec.loader.exec_module(module)
     return module
@@ -188,27 +190,31 @@ def test_narrow_tables_follow_the_judge(
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("kernel", [name for name in ROUNDING if name != "reference"])
-def test_rounding_is_the_reference_s_bit_for_bit(kernel: str, optimizer: str, dtype: torch.dtype) -> None:
+def test_rounding_is_the_reference_s(kernel: str, optimizer: str, dtype: torch.dtype) -> None:
     """Distinct rows, so that no sum can differ; learning rates that take weights over many magnitudes."""
     _available(kernel, optimizer, dtype)
     features = [Feature(name="a")]
     for rate in (1e-6, 1e-2, 30.0):
         settings = TableOptimizer(name=optimizer, learning_rate=rate)
         ours, theirs = (
-            UnifiedEmbedding(features, 5000, 8, optimizer=settings, dtype=dtype, kernel=name, seed=3)
+            UnifiedEmbedding(
+                features, 5000, 8, optimizer=settings, dtype=dtype, kernel=name, seed=3, device=_device(name)
+            )
             for name in (kernel, "reference")
         )
         generator = torch.Generator().manual_seed(1)
         tokens = torch.randint(0, 2**62, (200,), generator=generator)
         rows = ours.plan.rows_of(ours.plan.lookups[0], tokens)
-        tokens = tokens[torch.tensor([int((rows == row).sum()) == 1 for row in rows])]
+        once = torch.tensor([int((rows == row).sum()) == 1 for row in rows])
+        tokens, rows = tokens[once], rows[once]
         for _ in range(2):
             grad_BW = torch.randn(len(tokens), 8, generator=generator)
             for table in (ours, theirs):
-                _look_up(table, FeatureTokens.concatenate({"a": (tokens, None)}, len(tokens))).backward(grad_BW)
-        # Adam's and Adagrad's quotients may differ in the last bit of float32, which rounding rarely shows.
-        same = (ours.weight == theirs.weight).float().mean()
-        assert same > 0.999
+                out_BW = _look_up(table, FeatureTokens.concatenate({"a": (tokens, None)}, len(tokens)))
+                out_BW.backward(grad_BW.to(out_BW.device))
+        different = int((ours.weight.cpu()[rows] != theirs.weight[rows]).sum())
+        # Fused products and sums may differ in the last bit of float32, which rounding rarely shows.
+        assert different <= 8 * len(rows) // 100, f"{different} of {8 * len(rows)}"
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -326,7 +332,7 @@ def test_kernels_agree_with_the_reference_on_larger_batches(kernel: str, dim: in
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_the_same_bits_for_any_number_of_threads(optimizer: str, dtype: torch.dtype) -> None:
     features = [Feature(name="f", lookups=3), Feature(name="l", pooling="mean"), Feature(name="l1")]
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
     tables = []
     try:
         for count in (1, 2, 3, 2):
@@ -339,7 +345,7 @@ def test_the_same_bits_for_any_number_of_threads(optimizer: str, dtype: torch.dt
                 table(tokens).backward(torch.randn(4000, table.width, generator=generator))
             tables.append(table.eval())
     finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
     for other in tables[1:]:
         assert torch.equal(tables[0].weight, other.weight)
         assert all(torch.equal(a, b) for a, b in zip(tables[0].buffers(), other.buffers(), strict=True))
@@ -361,23 +367,91 @@ def test_the_same_bits_where_torch_has_no_openmp_team(monkeypatch: pytest.Monkey
     assert torch.equal(tables[0].weight, tables[1].weight)
 
 
-def test_tables_of_more_than_two_to_the_31_numbers() -> None:
-    """Rows beyond every 32-bit offset are touched; the memory of those that aren't is never taken."""
-    rows, dim = 2**28, 16
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, 2**62, (3000,), generator=generator)
-    features = [Feature(name="a")]
-    memory = np.frombuffer(mmap.mmap(-1, rows * dim * 2), dtype=np.float16)
+@pytest.mark.parametrize(
+    ("rows", "dim", "count"), [pytest.param(2**28, 16, 3000, id="numbers"), pytest.param(2**33, 1, 500, id="rows")]
+)
+def test_tables_beyond_32_bits(rows: int, dim: int, count: int) -> None:
+    """Rows beyond every 32-bit number are touched; the memory of those that aren't is never taken."""
+    tokens = torch.randint(0, 2**62, (count,), generator=torch.Generator().manual_seed(0))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    memory = np.frombuffer(mmap.mmap(-1, rows * dim * 2, flags=flags), dtype=np.float16)
     weight_ND = torch.from_numpy(memory).view(rows, dim)
-    table = UnifiedEmbedding(features, rows, dim, rows=weight_ND, optimizer=TableOptimizer(name="sgd"), kernel="cpu")
+    features, sgd = [Feature(name="a")], TableOptimizer(name="sgd")
+    table = UnifiedEmbedding(features, rows, dim, rows=weight_ND, optimizer=sgd, kernel="cpu")
     batch = FeatureTokens.concatenate({"a": (tokens, None)}, len(tokens))
     at = table.plan.rows_of(table.plan.lookups[0], tokens)
-    assert int(at.max()) * dim > 2**31 + 2**30
+    assert int(at.max()) * dim > 2**32 - 2**30
     table.learning_rate = 1.0
     table(batch).backward(torch.ones(len(tokens), dim))
     values, counts = at.unique(return_counts=True)
     assert torch.equal(table.weight[values], -counts[:, None].expand(-1, dim).half())
     assert torch.equal(table.eval()(batch), table.weight[at].float())
+
+
+def _mixed_table(kernel: str, dtype: torch.dtype = torch.float32, dim: int = 8) -> UnifiedEmbedding:
+    features = [Feature(name="f", lookups=3), Feature(name="l", pooling="mean"), Feature(name="l1")]
+    return UnifiedEmbedding(features, 3000, dim, optimizer=TableOptimizer(l2=0.01), dtype=dtype, kernel=kernel)
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "reference"])
+def test_backward_may_come_later_or_twice(kernel: str) -> None:
+    """Each backward updates the rows of its own forward, whatever was looked up since; each time it is run."""
+    generator = torch.Generator().manual_seed(5)
+    tables = [_mixed_table(kernel), _mixed_table("reference")]
+    first, second = (_larger_batch(list(tables[0].features), 900, 500, generator) for _ in range(2))
+    for table in tables:
+        outs = [table(first), table(second)]
+        outs[0].sum().backward(retain_graph=True)
+        outs[1].sum().backward()
+        outs[0].sum().backward()
+    torch.testing.assert_close(tables[0].eval().weight, tables[1].eval().weight, rtol=1e-4, atol=1e-5)
+
+
+def test_threads_may_look_up_at_the_same_time() -> None:
+    table = _mixed_table("cpu").eval()
+    generator = torch.Generator().manual_seed(5)
+    batches = [_larger_batch(list(table.features), 2500, 2000, generator) for _ in range(6)]
+    with torch.no_grad():
+        expected = [table(batch) for batch in batches]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(5):
+            found = pool.map(lambda batch: table(batch).detach(), batches)
+            assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("name", ["weight", "state_sum", "paid"])
+@pytest.mark.parametrize("wrong", ["strided", "type", "size"])
+def test_tensors_that_compiled_code_would_misread_are_refused(name: str, wrong: str) -> None:
+    """Whoever assigns a table's tensors goes round its constructor."""
+    table = _mixed_table("cpu")
+    tensor = getattr(table, name)
+    if wrong == "strided":
+        tensor = torch.stack([tensor, tensor], dim=-1)[..., 0]
+    setattr(table, name, {"strided": tensor, "type": tensor.to(torch.int16), "size": tensor[:-1]}[wrong])
+    batch = _larger_batch(list(table.features), 10, 50, torch.Generator().manual_seed(0))
+    with pytest.raises(KernelError, match=r"kernel 'cpu'.*contiguous"):
+        table(batch)
+
+
+_LISTS_IN_THREADS = """
+from concurrent.futures import ThreadPoolExecutor
+import torch
+from embstore import Feature, FeatureTokens, UnifiedEmbedding
+table = UnifiedEmbedding([Feature(name="l")], 3000, 256, dtype=torch.bfloat16, kernel="cpu").eval()
+tokens = torch.randint(0, 2000, (20_000,), generator=torch.Generator().manual_seed(0))
+batch = FeatureTokens.concatenate({"l": (tokens, torch.arange(0, 20_001, 10))}, 2000)
+with torch.no_grad():
+    expected = table.table().weight_ND.float()[table.plan.rows_of(table.plan.lookups[0], tokens)].view(2000, 10, 256)
+    expected = expected.double().sum(1).float()
+    with ThreadPoolExecutor(8) as pool:
+        assert all(torch.equal(found, expected) for found in pool.map(lambda _: table(batch), range(30)))
+"""
+
+
+def test_scratch_memory_is_not_shared_by_threads() -> None:
+    """With one malloc arena, memory that a thread gives back too soon is the next one's at once."""
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1", "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", _LISTS_IN_THREADS], check=True, env=environment)
 
 
 def test_auto_says_what_it_took_and_why() -> None:
@@ -396,6 +470,17 @@ def test_auto_says_what_it_took_and_why() -> None:
     )
     assert kernel.name == "reference"
     assert "cpu not taken" in reason
+
+
+def test_auto_on_a_gpu_says_why_fbgemm_was_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise KernelError("kernel 'fbgemm' can't be loaded", found="undefined symbol")
+
+    monkeypatch.setattr("embstore.kernels.fbgemm.load", broken)
+    monkeypatch.setattr("embstore.kernels.gpu.check", lambda *_: None)
+    kernel, reason = choose("auto", optimizer=TableOptimizer(), dtype=torch.float32, device=torch.device("cuda"), dim=4)
+    assert kernel.name == "gpu"
+    assert "fbgemm not taken: kernel 'fbgemm' can't be loaded (undefined symbol)" in reason
 
 
 def test_fbgemm_asked_for_what_it_lacks_is_refused() -> None:

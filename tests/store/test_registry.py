@@ -30,7 +30,8 @@ def ids(store: Store) -> list[str]:
 
 def test_versions_are_listed_in_the_order_published(make_bundle: MakeBundle, tmp_path: Path) -> None:
     store = Store(tmp_path / "new" / "store")
-    assert store.versions() == []
+    with pytest.raises(StoreError, match="no such folder"):
+        store.versions()
     first = store.publish(make_bundle(seed=1))
     second = store.publish(make_bundle(seed=2), parent=first.id)
     for reader in (store, Store(tmp_path / "new" / "store"), Store(f"file://{tmp_path}/new/store")):
@@ -67,7 +68,10 @@ def test_spaces_are_given_or_new(make_bundle: MakeBundle, tmp_path: Path) -> Non
 
 
 def test_refs_that_mean_nothing_name_the_nearest(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    with pytest.raises(VersionNotFoundError, match="no such folder"):
+        Store(tmp_path / "nowhere").open()
     store = Store(tmp_path)
+    assert store.versions() == []
     with pytest.raises(VersionNotFoundError, match="is empty"):
         store.open()
     version = store.publish(make_bundle()).id
@@ -341,3 +345,11 @@ def _exact_schema() -> Any:
     from embstore.schema import Feature, Schema
 
     return Schema(features=(Feature(name="user", lookups=2), Feature(name="day", exact=True)))
+
+
+def test_a_file_is_no_store(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = Store(tmp_path / "file")
+    for use in (store.versions, store.open, lambda: store.publish(make_bundle())):
+        with pytest.raises(StoreError, match=r"file; expected a folder.*; found not a folder"):
+            use()

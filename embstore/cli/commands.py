@@ -1,0 +1,62 @@
+"""All commands as one group. The one place that puts library, models and pipelines together."""
+
+from __future__ import annotations
+
+import click
+
+from embstore.cli.data import dataset, schema
+from embstore.cli.demo import demo
+from embstore.cli.store import lookup, promote, publish, rollback, versions
+from embstore.cli.train import evaluate, train
+from embstore.errors import EmbstoreError, Interrupted
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="""\b
+From nothing to a lookup:
+  embstore demo
+From your own logs:
+  embstore schema logs/ --label click > schema.yaml      what embstore makes of the columns, and why
+  embstore train --train logs/train --valid logs/valid --schema schema.yaml --output runs/first
+  embstore publish runs/first --store store
+  embstore lookup --store store user_id 42 7
+""",
+)
+@click.version_option(package_name="embstore")
+def cli() -> None:
+    """An embedding feature store for CTR and recommendation models.
+
+    Every categorical feature of your logs is looked up in one hashed table, trained together with a CTR model,
+    published as an immutable version, and looked up by raw value.
+    """
+
+
+for command in (demo, schema, dataset, train, evaluate, publish, versions, promote, rollback, lookup):
+    cli.add_command(command)
+
+
+def run() -> int:
+    """Run the command of ``sys.argv`` and return its exit code; what goes wrong on purpose becomes one line."""
+    try:
+        cli(standalone_mode=False)
+    except EmbstoreError as error:
+        return _failed(type(error).__name__, str(error))
+    except Interrupted as stopped:
+        click.echo(str(stopped), err=True)
+        return 130
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except OSError as error:  # a full disk, a folder that can't be read: nothing a traceback would explain
+        return _failed("OSError", f"{error.filename or 'file'}; found {error.strerror or error}")
+    return 0
+
+
+def _failed(kind: str, message: str) -> int:
+    click.secho("error", fg="red", bold=True, nl=False, err=True)
+    click.echo(f" {kind}: {message}", err=True)
+    return 1

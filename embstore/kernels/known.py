@@ -1,0 +1,63 @@
+"""The known tokens of exact features, to look their ranks up at once.
+
+Suffixes: F features, K places of the index, N tokens.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embstore.hashing import compiled, splitmix64_scalar
+
+
+class KnownIndex(NamedTuple):
+    """Where each exact feature's known tokens rank: an open-addressed hash table a feature, one after the other.
+
+    Args:
+        token_K: int64, the token at each place.
+        rank_K: int64, its rank; -1 where the place is empty.
+        start_F, mask_F: int64, each feature's places are ``start + (hash & mask)``, on from there until empty.
+    """
+
+    token_K: NDArray[np.int64]
+    rank_K: NDArray[np.int64]
+    start_F: NDArray[np.int64]
+    mask_F: NDArray[np.int64]
+
+
+def index_known(known_K: NDArray[np.int64], known_start_F: NDArray[np.int64]) -> KnownIndex:
+    """The index of each exact feature's sorted tokens (``PlanArrays``)."""
+    counts = np.diff(known_start_F)
+    sizes = np.array([1 << int(2 * count).bit_length() if count else 1 for count in counts], dtype=np.int64)
+    starts = np.cumsum(sizes) - sizes
+    token, rank = np.zeros(int(sizes.sum()), dtype=np.int64), np.full(int(sizes.sum()), -1, dtype=np.int64)
+    index = KnownIndex(token, rank, starts, sizes - 1)
+    _fill(known_K, known_start_F, index)
+    return index
+
+
+@compiled(nogil=True)
+def _fill(known_K, known_start_F, index):  # type: ignore[no-untyped-def]
+    for f in range(len(known_start_F) - 1):
+        for k in range(known_start_F[f], known_start_F[f + 1]):
+            place = np.int64(splitmix64_scalar(np.uint64(known_K[k]))) & index.mask_F[f]
+            while index.rank_K[index.start_F[f] + place] >= 0:
+                place = (place + 1) & index.mask_F[f]
+            index.token_K[index.start_F[f] + place] = known_K[k]
+            index.rank_K[index.start_F[f] + place] = k - known_start_F[f]
+
+
+@compiled(nogil=True)
+def rank_tokens(token_N, index, feature, unknown, row_N):  # type: ignore[no-untyped-def]
+    """The rank of each token among a feature's known ones, or ``unknown``; into ``row_N``, uint64. For kernels."""
+    token_K, rank_K = index.token_K, index.rank_K
+    start, mask = index.start_F[feature], index.mask_F[feature]
+    for n in range(len(token_N)):
+        place = np.int64(splitmix64_scalar(np.uint64(token_N[n]))) & mask
+        while rank_K[start + place] >= 0 and token_K[start + place] != token_N[n]:
+            place = (place + 1) & mask
+        rank = rank_K[start + place]
+        row_N[n] = np.uint64(rank if rank >= 0 else unknown)
