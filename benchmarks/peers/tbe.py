@@ -19,10 +19,11 @@ with warnings.catch_warnings():
 KINDS = {"rowwise_adagrad": "EXACT_ROWWISE_ADAGRAD", "adagrad": "EXACT_ADAGRAD", "sgd": "EXACT_SGD"}
 
 
-def tbe(table: UnifiedEmbedding) -> Any:
+def tbe(table: UnifiedEmbedding, *, own_memory: bool = True) -> Any:
     """FBGEMM's training TBE, one table that all features read, its fused optimizer the table's own.
 
-    Its fastest settings here: no bounds check, float32 out.
+    Its fastest settings here: no bounds check, float32 out. Without ``own_memory`` its rows are those of the table
+    where they lie, on huge pages.
     """
     on_cpu = table.weight.device.type == "cpu"
     place = training.EmbeddingLocation.HOST if on_cpu else training.EmbeddingLocation.DEVICE
@@ -40,7 +41,10 @@ def tbe(table: UnifiedEmbedding) -> Any:
         bounds_check_mode=training.BoundsCheckMode.NONE,
     )
     memory = "host" if on_cpu else "dev"
-    getattr(module, f"weights_{memory}").data.copy_(table.weight.view(-1))
+    if own_memory:
+        getattr(module, f"weights_{memory}").data.copy_(table.weight.view(-1))
+    else:
+        getattr(module, f"weights_{memory}").data = table.weight.view(-1)
     if "sum" in table.table().state:
         getattr(module, f"momentum1_{memory}").data.copy_(table.table().state["sum"].view(-1))
     return module

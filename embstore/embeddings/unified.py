@@ -123,7 +123,8 @@ class UnifiedEmbedding(nn.Module):
         state = self.optimizer.state(self.plan.num_rows, dim, device)
         for name, tensor in state.items():
             self.register_buffer(f"state_{name}", tensor)
-        self._state_names = tuple(state)
+        self._state_buffers = [(name, f"state_{name}") for name in state]
+        self._trigger = torch.zeros(0, requires_grad=True)
         paid = torch.zeros(self.plan.num_rows, dtype=torch.float64, device=device) if self.optimizer.l2 else None
         self.register_buffer("paid", paid)
         self.learning_rate = self.optimizer.learning_rate
@@ -234,6 +235,7 @@ class UnifiedEmbedding(nn.Module):
             progress=self._progress,
             paid_N=self.paid,
             rounding_seed=self.seed,
+            trigger=self._trigger,
         )
 
     @torch.no_grad()
@@ -373,7 +375,7 @@ class UnifiedEmbedding(nn.Module):
         )
 
     def _moments(self) -> dict[str, Tensor]:
-        return {name: getattr(self, f"state_{name}") for name in self._state_names}
+        return {name: getattr(self, buffer) for name, buffer in self._state_buffers}
 
 
 def _array(values: Iterable[Any], feature: str) -> pa.Array:

@@ -11,10 +11,12 @@ Shape suffixes: B rows of the batch, L lookups, T hits, D dim, N table rows, W o
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from embstore import threads
@@ -23,7 +25,7 @@ from embstore.kernels import cpu_lookup, cpu_update
 from embstore.kernels.cpu_lookup import Hits, Input, Memory
 from embstore.kernels.cpu_update import Penalty, Step
 from embstore.kernels.kernel import Table, TwoPassKernel
-from embstore.kernels.native import mixed_seed
+from embstore.kernels.native import advise_huge_pages, mixed_seed
 from embstore.kernels.plan import Request
 
 CHUNK_HITS = 4096  # of a thread's claim
@@ -120,6 +122,7 @@ class _Pass:
             self._make_room()
         memory, sort = _memory(self.table), sort and not self.found
         out_BW = torch.empty(self.batch.rows, len(self.plan.salt_L) * memory.dim)
+        advise_huge_pages(out_BW)  # fresh memory comes by the page, each at the cost of a fault
         pool = cpu_lookup.pool_of(_fixed_dim(memory))
         where = self.plan, self.index, self.batch, memory, self.ahead, self.rows_T, self.found
         _run(pool, self.total, *where, self.hits, sort, np.uint64(out_BW.data_ptr()))
@@ -146,14 +149,21 @@ class _Pass:
 def _input(request: Request) -> tuple[Input, int]:
     """The batch as arrays, and the number of hits."""
     tokens, feature_L = request.tokens, request.plan.arrays.feature_L
-    start_F = np.array(tokens.starts, dtype=np.int64)
-    at_F, offsets, hits = np.full(len(tokens.names), -1, dtype=np.int64), _NO_ROWS, tokens.rows * len(feature_L)
+    start_F, at_F = _starts(tokens.starts)
+    offsets, hits = _NO_ROWS, tokens.rows * len(feature_L)
     if tokens.offsets:
+        at_F = at_F.copy()
         listed = [f for f, name in enumerate(tokens.names) if name in tokens.offsets]
         at_F[listed] = np.arange(len(listed)) * (tokens.rows + 1)
         offsets = np.concatenate([tokens.offsets[tokens.names[f]].numpy() for f in listed])
         hits = int(np.diff(start_F)[feature_L].sum())
     return Input(tokens.values_N.contiguous().numpy(), start_F, offsets, at_F, tokens.rows), hits
+
+
+@lru_cache(maxsize=64)
+def _starts(starts: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """A batch's starts as an array, and that no feature has offsets: the same at every step of most runs."""
+    return np.array(starts, dtype=np.int64), np.full(len(starts) - 1, -1, dtype=np.int64)
 
 
 def _memory(table: Table) -> Memory:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
+from typing import Any
 
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
@@ -193,7 +195,7 @@ def mixed_seed(seed: int) -> int:
 
 
 def advise_huge_pages(tensor: Tensor) -> None:
-    """Ask for huge pages under a large CPU tensor that has not been written yet; only a hint, and only on Linux.
+    """Ask for huge pages under a large CPU tensor that is about to be written; only a hint, and only on Linux.
 
     Rows are read at random, and with 4 KiB pages most reads also miss the TLB.
     """
@@ -203,4 +205,11 @@ def advise_huge_pages(tensor: Tensor) -> None:
     start = -(-tensor.data_ptr() // HUGE) * HUGE
     end = (tensor.data_ptr() + size) // HUGE * HUGE
     if end > start:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE)
+        _madvise()(start, end - start, _MADV_HUGEPAGE)
+
+
+@cache
+def _madvise() -> Any:
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return function
