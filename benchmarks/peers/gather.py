@@ -1,7 +1,8 @@
 """The machine's own limit of a lookup: copy rows whose numbers are known already, on all cores.
 
 Made of what embstore's kernel is made of (torch's own threads, copies in vectors, rows prefetched ``ahead`` places
-before they are copied; 0: not at all), without hash and layout, beside ``torch.index_select``. The fastest is the limit.
+before they are copied; 0: not at all), without hash and layout, beside ``torch.index_select``. The fastest is the
+limit.
 """
 
 from __future__ import annotations
