@@ -31,6 +31,7 @@ from benchmarks.workloads import (
     EXPONENT,
     FEATURES,
     LONGEST,
+    OWN_KERNEL,
     ROWS,
     VOCABULARY,
     Case,
@@ -41,7 +42,6 @@ from benchmarks.workloads import (
     make_cases,
     make_table,
     milliseconds,
-    own_kernel,
     prepared,
     rotate,
     undisturbed,
@@ -59,14 +59,14 @@ def measure(quick: bool) -> Result:
     claims: dict[str, Any] = {}
     samples: dict[str, Any] = {}
     for distribution in DISTRIBUTIONS:
-        _measure(distribution, distribution, claims, samples, quick=quick, seconds=15 if quick else 60)
+        _measure(distribution, distribution, claims, samples, quick=quick, seconds=15 if quick else 40)
     if not quick:
         for dim in DIMS:
             for distribution in DISTRIBUTIONS:
-                _measure(f"{distribution}_dim_{dim}", distribution, claims, samples, dim=dim, quick=quick, seconds=30)
+                _measure(f"{distribution}_dim_{dim}", distribution, claims, samples, dim=dim, quick=quick, seconds=15)
         for distribution in DISTRIBUTIONS:
             _measure(
-                f"{distribution}_lists", distribution, claims, samples, lists=True, quick=quick, seconds=60, repeats=20
+                f"{distribution}_lists", distribution, claims, samples, lists=True, quick=quick, seconds=30, repeats=20
             )
     return Result(
         claims=claims,
@@ -79,7 +79,7 @@ def measure(quick: bool) -> Result:
             "vocabulary": VOCABULARY,
             "zipf_exponent": EXPONENT,
             "list_lengths": [1, LONGEST],
-            "kernel": own_kernel(),
+            "kernel": OWN_KERNEL,
             "threads": torch.get_num_threads(),
         },
         packages=("fbgemm-gpu-cpu", "torchrec"),
@@ -100,7 +100,7 @@ def _measure(
 ) -> None:
     """One setting: its samples and claims are added to those of the others."""
     table = make_table(dim=dim)
-    kernels = [own_kernel()] if quick else cpu_kernels(dim)
+    kernels = [OWN_KERNEL] if quick else cpu_kernels(dim)
     cases = make_cases(table, distribution, 4 if lists else 16, np.random.default_rng(1), lists=lists)
     contenders = {**_ours(table, kernels), **_peers(table, cases)}
     with torch.no_grad():
@@ -157,7 +157,7 @@ def _check(contenders: dict[str, Callable[[Case], Tensor]], case: Case) -> None:
 
 
 def _time_claims(label: str, times: dict[str, float]) -> dict[str, Any]:
-    ours = f"embstore {own_kernel()}"
+    ours = f"embstore {OWN_KERNEL}"
     peers = {
         "tbe": f"{TBE},",
         "tbe_same_memory": SAME_MEMORY,
@@ -179,7 +179,7 @@ def _time_claims(label: str, times: dict[str, float]) -> dict[str, Any]:
 
 def _memory_claim(label: str, extra: dict[str, int | None], peer: str) -> dict[str, Any]:
     """What a call needs beyond the table, its result included (``extra_bytes``); none where it can't be measured."""
-    ours, theirs = extra[f"embstore {own_kernel()}"], extra[peer]
+    ours, theirs = extra[f"embstore {OWN_KERNEL}"], extra[peer]
     if ours is None or theirs is None:
         return {}
     name = f"forward_memory_{label}_vs_tbe"

@@ -34,6 +34,7 @@ from benchmarks.workloads import (
     EXPONENT,
     FEATURES,
     LONGEST,
+    OWN_KERNEL,
     ROWS,
     VOCABULARY,
     Case,
@@ -44,7 +45,6 @@ from benchmarks.workloads import (
     make_gradient,
     make_table,
     milliseconds,
-    own_kernel,
     prepared,
     rotate,
     undisturbed,
@@ -70,10 +70,10 @@ def measure(quick: bool) -> Result:
         times, samples[label or "uniform"] = _step(distribution, quick=quick, **settings)
         claims.update(flagged(_claims(label, times), samples[label or "uniform"]))
 
-    add("", "uniform", seconds=9 if quick else 60)
-    add("zipf", "zipf", seconds=9 if quick else 60)
-    times, samples["large_table"] = _large_table(seconds=9 if quick else 60)
-    ours = f"embstore {own_kernel()}"
+    add("", "uniform", seconds=9 if quick else 40)
+    add("zipf", "zipf", seconds=9 if quick else 40)
+    times, samples["large_table"] = _large_table(seconds=9 if quick else 40)
+    ours = f"embstore {OWN_KERNEL}"
     large = {
         "step_large_table_vs_dense_adam": claim(times[ours], "ms", DENSE, times[DENSE], higher_is_better=False),
         "step_large_table_vs_dense_fused_adam": claim(
@@ -83,10 +83,10 @@ def measure(quick: bool) -> Result:
     claims.update(flagged(large, samples["large_table"]))
     if not quick:
         for dim in DIMS:
-            add(f"dim_{dim}", "uniform", dim=dim, seconds=30)
+            add(f"dim_{dim}", "uniform", dim=dim, seconds=15)
         for distribution in ("uniform", "zipf"):
-            add(f"{distribution}_lists", distribution, lists=True, seconds=60)
-        samples["optimizers_and_dtypes"] = _others(seconds=60)
+            add(f"{distribution}_lists", distribution, lists=True, seconds=30)
+        samples["optimizers_and_dtypes"] = _others(seconds=25)
     return Result(
         claims=claims,
         samples=samples,
@@ -100,7 +100,7 @@ def measure(quick: bool) -> Result:
             "vocabulary": VOCABULARY,
             "zipf_exponent": EXPONENT,
             "list_lengths": [1, LONGEST],
-            "kernel": own_kernel(),
+            "kernel": OWN_KERNEL,
             "threads": torch.get_num_threads(),
         },
         packages=("fbgemm-gpu-cpu", "torchrec"),
@@ -113,7 +113,7 @@ def _step(
     """Milliseconds by contender, and the samples."""
     cases = make_cases(make_table(dim=dim), distribution, 4 if lists else 16, np.random.default_rng(1), lists=lists)
     grad_BW = make_gradient(BATCH, FEATURES * dim)
-    kernels = [own_kernel()] if quick else cpu_kernels(dim)
+    kernels = [OWN_KERNEL] if quick else cpu_kernels(dim)
     ours = {f"embstore {kernel}": _ours(kernel, grad_BW, dim=dim) for kernel in kernels}
     contenders = {**ours, **_peers(cases, grad_BW, dim, quick)}
     taken, notes = undisturbed(rotate(contenders, cases), repeats=repeats, seconds=seconds)
@@ -172,7 +172,7 @@ def _check(changed: list[torch.Tensor], steps: list[Callable[[Case], None]], cas
 
 
 def _claims(label: str, times: dict[str, float]) -> dict[str, Any]:
-    ours = f"embstore {own_kernel()}"
+    ours = f"embstore {OWN_KERNEL}"
     prefixes = {"tbe": f"{TBE},", "embeddingbag": f"{BAG} + Adagrad", "torchrec": TORCHREC}
     claims = {}
     for suffix, prefix in prefixes.items():
@@ -187,7 +187,7 @@ def _claims(label: str, times: dict[str, float]) -> dict[str, Any]:
 
 def _large_table(*, seconds: float) -> tuple[dict[str, float], dict[str, Any]]:
     """A whole step of the same network on embstore's table and on a densely trained one."""
-    table = make_table(own_kernel(), rows=LARGE_ROWS)
+    table = make_table(OWN_KERNEL, rows=LARGE_ROWS)
     cases = make_cases(table, "uniform", 16, np.random.default_rng(1))
     label_B = (torch.rand(BATCH, generator=torch.Generator().manual_seed(1)) < 0.25).float()
     dense_BD = torch.zeros(BATCH, 0)
@@ -213,7 +213,7 @@ def _large_table(*, seconds: float) -> tuple[dict[str, float], dict[str, Any]]:
         return step(lambda case: embedding(case.bag_rows_T).view(BATCH, -1), adam)
 
     contenders = {
-        f"embstore {own_kernel()}": step(lambda case: table(case.tokens)),
+        f"embstore {OWN_KERNEL}": step(lambda case: table(case.tokens)),
         DENSE: dense_step(),
         DENSE_FUSED: dense_step(fused=True),
     }
@@ -226,7 +226,7 @@ def _others(*, seconds: float) -> dict[str, Any]:
     grad_BW = make_gradient(BATCH, FEATURES * DIM)
     contenders = {}
     for name, dtype in SAMPLED:
-        for kernel in dict.fromkeys((own_kernel(), "reference")):
+        for kernel in dict.fromkeys((OWN_KERNEL, "reference")):
             label = f"embstore {kernel}, {name}, {str(dtype).removeprefix('torch.')}"
             contenders[label] = _ours(kernel, grad_BW, optimizer=TableOptimizer(name=name), dtype=dtype)
     cases = make_cases(make_table(), "uniform", 16, np.random.default_rng(1))

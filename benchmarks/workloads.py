@@ -36,6 +36,7 @@ from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.kernels import KERNELS, Request, TableOptimizer
 from embstore.schema import Feature
 
+OWN_KERNEL = "cpu"  # the one that stands for embstore in the claims
 FEATURES, BATCH, ROWS, DIM = 26, 4096, 1_000_000, 16
 VOCABULARY, EXPONENT = 10_000_000, 1.05
 LONGEST = 50  # values of a list; the shortest has 1
@@ -155,23 +156,18 @@ def make_gradient(batch: int, width: int, seed: int = 1, device: str = "cpu") ->
     return torch.randn(batch, width, generator=torch.Generator().manual_seed(seed)).div_(batch).to(device)
 
 
-def cpu_kernels(dim: int = DIM, optimizer: TableOptimizer | None = None) -> list[str]:
-    """Kernels that run on this machine's CPU, and can do that."""
+def cpu_kernels(dim: int = DIM) -> list[str]:
+    """Kernels that run on this machine's CPU with such rows."""
     found = []
     for name in KERNELS:
         if name == "gpu":
             continue
         try:
-            make_table(name, rows=1, dim=dim, features=1, optimizer=optimizer)
+            make_table(name, rows=1, dim=dim, features=1)
         except Exception:  # whatever a kernel lacks, another has
             continue
         found.append(name)
     return found
-
-
-def own_kernel() -> str:
-    """The kernel that stands for embstore in the claims: its own, else the one ``auto`` takes."""
-    return "cpu" if "cpu" in KERNELS else make_table(rows=1, features=1).kernel.name
 
 
 def rotate(

@@ -25,7 +25,8 @@ from embstore.kernels import cpu_lookup, cpu_update
 from embstore.kernels.cpu_lookup import Hits, Input, Memory
 from embstore.kernels.cpu_update import Penalty, Step
 from embstore.kernels.kernel import Table, TwoPassKernel
-from embstore.kernels.native import advise_huge_pages, mixed_seed
+from embstore.kernels.native import mixed_seed
+from embstore.kernels.outputs import Outputs
 from embstore.kernels.plan import Request
 
 CHUNK_HITS = 4096  # of a thread's claim
@@ -51,11 +52,17 @@ class CpuKernel(TwoPassKernel):
 
     name = "cpu"
 
+    def __init__(self) -> None:
+        self._outputs = Outputs()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CpuKernel, ()  # a copy has outputs of its own
+
     def forward(self, request: Request, table: Table) -> Tensor:
-        return _Pass(request, table).output(sort=False)
+        return _Pass(request, table, self._outputs).output(sort=False)
 
     def begin(self, request: Request, table: Table) -> tuple[Tensor, Hits]:
-        lookup = _Pass(request, table)
+        lookup = _Pass(request, table, self._outputs)
         if table.paid_N is not None:
             lookup.pay()
         return lookup.output(sort=True), lookup.hits
@@ -84,12 +91,12 @@ class CpuKernel(TwoPassKernel):
 class _Pass:
     """One lookup of a request in a table."""
 
-    def __init__(self, request: Request, table: Table) -> None:
+    def __init__(self, request: Request, table: Table, outputs: Outputs) -> None:
         plan, tokens = request.plan, request.tokens
         if tokens.rows * len(plan.lookups) > 1 << 32:
             found = f"{tokens.rows:,} rows of {len(plan.lookups)} lookups"
             raise KernelError("batch", expected="at most 2^32 lookups", found=found, do="give smaller batches")
-        self.table, self.plan, self.index = table, plan.arrays, plan.known_index
+        self.table, self.plan, self.index, self.outputs = table, plan.arrays, plan.known_index, outputs
         self.batch, self.total = _input(request)
         per_row = max(1.0, self.total / max(tokens.rows, 1))
         self.ahead = max(AHEAD_BYTES // (plan.dim * table.weight_ND.element_size()), 4)
@@ -121,8 +128,7 @@ class _Pass:
         if sort and not self.found:
             self._make_room()
         memory, sort = _memory(self.table), sort and not self.found
-        out_BW = torch.empty(self.batch.rows, len(self.plan.salt_L) * memory.dim)
-        advise_huge_pages(out_BW)  # fresh memory comes by the page, each at the cost of a fault
+        out_BW = self.outputs.take(self.batch.rows, len(self.plan.salt_L) * memory.dim)
         pool = cpu_lookup.pool_of(_fixed_dim(memory))
         where = self.plan, self.index, self.batch, memory, self.ahead, self.rows_T, self.found
         _run(pool, self.total, *where, self.hits, sort, np.uint64(out_BW.data_ptr()))

@@ -1,16 +1,55 @@
-"""The judge: the table in float64 and plain Python, one row, one value and one step at a time."""
+"""The judge: the table in float64 and plain Python, one row, one value and one step at a time; and what it judges.
+
+The contract suite, the tests of single kernels and ``benchmarks.judging`` share the features and their known tokens.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from embstore import hashing
+from embstore.batch import FeatureTokens
 from embstore.kernels import TableOptimizer
 from embstore.schema import Feature
 
 Column = list[list[int]]  # a feature's tokens (uint64 values) in each row of the batch
+Batch = dict[str, Column]
+
+OPTIMIZERS = ("rowwise_adagrad", "adagrad", "adam", "sgd")
+RATES = {"rowwise_adagrad": 0.1, "adagrad": 0.1, "adam": 0.01, "sgd": 0.5}
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FEATURES = [
+    Feature(name="user", lookups=2),
+    Feature(name="tags", lookups=2),
+    Feature(name="genres", pooling="mean"),
+    Feature(name="hour", exact=True, lookups=2),
+    Feature(name="colours", exact=True, pooling="mean"),
+    Feature(name="nothing", exact=True),
+]
+LISTS = ("tags", "genres", "colours")
+EXACT: dict[str, list[int]] = {"hour": [3, 2**63 + 5, 7], "colours": [1, 2**64 - 1], "nothing": []}
+
+
+def int64(tokens: list[int]) -> torch.Tensor:
+    """The bits of uint64 tokens."""
+    return torch.from_numpy(np.array(tokens, dtype=np.uint64).view(np.int64))
+
+
+def exact_tokens() -> dict[str, torch.Tensor]:
+    """The known tokens as a table takes them."""
+    return {name: int64(tokens) for name, tokens in EXACT.items()}
+
+
+def feature_tokens(batch: Batch) -> FeatureTokens:
+    """A batch as a table takes it."""
+    columns: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
+    for name, lists in batch.items():
+        offsets = torch.tensor(np.cumsum([0, *map(len, lists)]), dtype=torch.int64) if name in LISTS else None
+        columns[name] = int64([token for one in lists for token in one]), offsets
+    return FeatureTokens.concatenate(columns, len(batch["user"]))
 
 
 @dataclass
@@ -49,7 +88,7 @@ class Judge:
         rank = known.index(token) if token in known else len(known)
         return base + lookup * (len(known) + 1) + rank
 
-    def forward(self, batch: dict[str, Column]) -> np.ndarray:
+    def forward(self, batch: Batch) -> np.ndarray:
         """The output ``[B, W]``."""
         out = []
         for i in range(len(next(iter(batch.values())))):
@@ -64,7 +103,7 @@ class Judge:
             out.append(np.concatenate(blocks))
         return np.array(out)
 
-    def train(self, batch: dict[str, Column], grad: np.ndarray) -> None:
+    def train(self, batch: Batch, grad: np.ndarray) -> None:
         """One step: coalesce, update each hit row once, then the penalty on every row."""
         dim = self.weight.shape[1]
         grads: dict[int, np.ndarray] = {}

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import mmap
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judge import EXACT, FEATURES, OPTIMIZERS, RATES, Judge, exact_tokens, feature_tokens
 
 from embstore import threads
 from embstore.batch import FeatureTokens
@@ -25,21 +23,6 @@ from embstore.errors import KernelError
 from embstore.kernels import KERNELS, TableOptimizer, choose, gpu
 from embstore.kernels.fbgemm import load
 from embstore.schema import Feature
-
-
-def _judge() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("judge", Path(__file__).with_name("judge.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["judge"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-Judge = _judge().Judge
-OPTIMIZERS = ("rowwise_adagrad", "adagrad", "adam", "sgd")
-LR = {"rowwise_adagrad": 0.1, "adagrad": 0.1, "adam": 0.01, "sgd": 0.5}
 
 
 def _has_fbgemm() -> bool:
@@ -70,43 +53,21 @@ def _device(kernel: str) -> torch.device:
     return DEVICE if kernel == "gpu" else torch.device("cpu")
 
 
-FEATURES = [
-    Feature(name="user", lookups=2),
-    Feature(name="tags", lookups=2),
-    Feature(name="genres", pooling="mean"),
-    Feature(name="hour", exact=True, lookups=2),
-    Feature(name="colours", exact=True, pooling="mean"),
-]
-EXACT = {"hour": [3, 2**63 + 5, 7], "colours": [1, 2**64 - 1]}
 DIM = 4
 NARROW = [torch.float16, torch.bfloat16]
 ROUNDING = [name for name in KERNELS if name != "fbgemm"]  # on CPU it rounds float16 to nearest
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of the kernel "gpu"
 
 
-def _tokens(batch: dict[str, list[list[int]]]) -> FeatureTokens:
-    columns: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
-    rows = 0
-    for name, lists in batch.items():
-        rows = len(lists)
-        flat = np.array([token for one in lists for token in one], dtype=np.uint64).view(np.int64)
-        offsets = None
-        if name in ("tags", "genres", "colours"):
-            offsets = torch.tensor(np.cumsum([0, *map(len, lists)]), dtype=torch.int64)
-        columns[name] = torch.from_numpy(flat), offsets
-    return FeatureTokens.concatenate(columns, rows)
-
-
 def _table(
     kernel: str, optimizer: TableOptimizer, dtype: torch.dtype = torch.float32, num_tables: int = 2, dim: int = DIM
 ) -> UnifiedEmbedding:
-    exact = {name: torch.from_numpy(np.array(tokens, dtype=np.uint64).view(np.int64)) for name, tokens in EXACT.items()}
     return UnifiedEmbedding(
         FEATURES,
         30,
         dim,
         num_tables=num_tables,
-        exact_tokens=exact,
+        exact_tokens=exact_tokens(),
         optimizer=optimizer,
         dtype=dtype,
         init_std=1.0,
@@ -140,7 +101,7 @@ def batches(draw: st.DrawFn, rows: int | None = None) -> dict[str, list[list[int
     rows = draw(st.integers(0, 6)) if rows is None else rows
     single = st.lists(token.map(lambda t: [t]), min_size=rows, max_size=rows)
     lists = st.lists(st.lists(token, max_size=5), min_size=rows, max_size=rows)
-    kinds = {"user": single, "tags": lists, "genres": lists, "hour": single, "colours": lists}
+    kinds = {"user": single, "tags": lists, "genres": lists, "hour": single, "colours": lists, "nothing": single}
     return {name: draw(kind) for name, kind in kinds.items()}
 
 
@@ -150,11 +111,11 @@ def batches(draw: st.DrawFn, rows: int | None = None) -> dict[str, list[list[int
 @given(steps=st.lists(batches(), min_size=1, max_size=3), seed=st.integers(0, 2**16), l2=st.sampled_from([0.0, 0.3]))
 def test_training_follows_the_judge(kernel: str, optimizer: str, steps: list, seed: int, l2: float) -> None:
     _available(kernel, optimizer)
-    table = _table(kernel, TableOptimizer(name=optimizer, learning_rate=LR[optimizer], eps=1e-3, l2=l2))
+    table = _table(kernel, TableOptimizer(name=optimizer, learning_rate=RATES[optimizer], eps=1e-3, l2=l2))
     judge = _judged(table)
     generator = torch.Generator().manual_seed(seed)
     for batch in steps:
-        out_BW = _look_up(table, _tokens(batch))
+        out_BW = _look_up(table, feature_tokens(batch))
         expected = judge.forward(batch) if out_BW.shape[0] else np.zeros((0, table.width))
         np.testing.assert_allclose(out_BW.detach().cpu().numpy(), expected, rtol=1e-4, atol=1e-5)
         grad_BW = torch.randn(out_BW.shape, generator=generator).to(out_BW.device)
@@ -174,11 +135,11 @@ def test_narrow_tables_follow_the_judge(
 ) -> None:
     """Each update may be off by one spacing of the dtype, up or down."""
     _available(kernel, optimizer, dtype)
-    table = _table(kernel, TableOptimizer(name=optimizer, learning_rate=LR[optimizer], eps=1e-3), dtype)
+    table = _table(kernel, TableOptimizer(name=optimizer, learning_rate=RATES[optimizer], eps=1e-3), dtype)
     judge = _judged(table)
     generator = torch.Generator().manual_seed(seed)
     for batch in steps:
-        out_BW = _look_up(table, _tokens(batch))
+        out_BW = _look_up(table, feature_tokens(batch))
         grad_BW = torch.randn(out_BW.shape, generator=generator).to(out_BW.device)
         out_BW.backward(grad_BW)
         judge.train(batch, grad_BW.cpu().numpy())
@@ -228,8 +189,9 @@ def test_narrow_tables_give_the_same_output(kernel: str, dtype: torch.dtype) -> 
         "genres": [[5, 6], [7]],
         "hour": [[3], [9]],
         "colours": [[], [1, 2]],
+        "nothing": [[4], [3]],
     }
-    out_BW = _look_up(table, _tokens(batch))
+    out_BW = _look_up(table, feature_tokens(batch))
     assert out_BW.dtype == torch.float32
     np.testing.assert_allclose(out_BW.cpu().numpy(), _judged(table).forward(batch), rtol=1e-3, atol=1e-3)
 
@@ -240,9 +202,9 @@ def test_narrow_tables_give_the_same_output(kernel: str, dtype: torch.dtype) -> 
 def test_a_batch_gives_what_its_rows_give_alone(kernel: str, batch: dict) -> None:
     _available(kernel, "sgd")
     table = _table(kernel, TableOptimizer(name="sgd")).eval()
-    together = _look_up(table, _tokens(batch))
+    together = _look_up(table, feature_tokens(batch))
     alone = torch.cat(
-        [_look_up(table, _tokens({name: column[i : i + 1] for name, column in batch.items()})) for i in range(5)]
+        [_look_up(table, feature_tokens({name: column[i : i + 1] for name, column in batch.items()})) for i in range(5)]
     )
     assert torch.equal(together, alone)
 
@@ -337,7 +299,7 @@ def test_the_same_bits_for_any_number_of_threads(optimizer: str, dtype: torch.dt
     try:
         for count in (1, 2, 3, 2):
             torch.set_num_threads(count)
-            settings = TableOptimizer(name=optimizer, learning_rate=LR[optimizer], l2=0.01)
+            settings = TableOptimizer(name=optimizer, learning_rate=RATES[optimizer], l2=0.01)
             table = UnifiedEmbedding(features, 3000, 8, optimizer=settings, dtype=dtype, kernel="cpu")
             generator = torch.Generator().manual_seed(5)
             for _ in range(3):

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from judge import (
+    DTYPES,
+    EXACT,
+    FEATURES,
+    LISTS,
+    OPTIMIZERS,
+    RATES,
+    Batch,
+    exact_tokens,
+    feature_tokens,
+    int64,
+)
 
 from embstore import hashing
 from embstore.batch import FeatureTokens
@@ -29,50 +39,14 @@ if DEVICE == "cpu":
 pytest.importorskip("triton", reason="Triton is not installed")
 
 
-def _judge() -> ModuleType:
-    path = Path(__file__).parent.parent / "contract" / "judge.py"
-    spec = importlib.util.spec_from_file_location("gpu_judge", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_judge"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-Judge = _judge().Judge
-OPTIMIZERS = ("rowwise_adagrad", "adagrad", "adam", "sgd")
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-FEATURES = [
-    Feature(name="user", lookups=2),
-    Feature(name="tags", lookups=2),
-    Feature(name="genres", pooling="mean"),
-    Feature(name="hour", exact=True, lookups=2),
-    Feature(name="colours", exact=True, pooling="mean"),
-    Feature(name="nothing", exact=True),
-]
-LISTS = ("tags", "genres", "colours")
-EXACT: dict[str, list[int]] = {"hour": [3, 2**63 + 5, 7], "colours": [1, 2**64 - 1], "nothing": []}
-
-Batch = dict[str, list[list[int]]]
-
-
 @pytest.fixture(autouse=True)
 def _small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few hits make a row heavy here, so that both ways of summing are taken by small batches."""
     monkeypatch.setattr(gpu, "HEAVY", 8)
 
 
-def _int64(tokens: list[int]) -> torch.Tensor:
-    return torch.from_numpy(np.array(tokens, dtype=np.uint64).view(np.int64))
-
-
 def _tokens(batch: Batch) -> FeatureTokens:
-    columns: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
-    for name, lists in batch.items():
-        offsets = torch.tensor(np.cumsum([0, *map(len, lists)]), dtype=torch.int64) if name in LISTS else None
-        columns[name] = _int64([token for one in lists for token in one]), offsets
-    return FeatureTokens.concatenate(columns, len(batch["user"])).to(DEVICE)
+    return feature_tokens(batch).to(DEVICE)
 
 
 def _batch(rows: int, seed: int, most: int = 4, values: int = 12) -> Batch:
@@ -93,14 +67,13 @@ def _table(
     optimizer: str, dtype: torch.dtype = torch.float32, dim: int = 4, features: list[Feature] | None = None
 ) -> UnifiedEmbedding:
     """A table with the Triton kernel."""
-    rate = {"rowwise_adagrad": 0.1, "adagrad": 0.1, "adam": 0.01, "sgd": 0.5}[optimizer]
     table = UnifiedEmbedding(
         FEATURES if features is None else features,
         30,
         dim,
         num_tables=2,
-        exact_tokens={name: _int64(tokens) for name, tokens in EXACT.items()},
-        optimizer=TableOptimizer(name=optimizer, learning_rate=rate, eps=1e-3),  # type: ignore[arg-type]
+        exact_tokens=exact_tokens(),
+        optimizer=TableOptimizer(name=optimizer, learning_rate=RATES[optimizer], eps=1e-3),  # type: ignore[arg-type]
         dtype=dtype,
         init_std=1.0,
         kernel="reference",
@@ -136,26 +109,6 @@ def _close(table: UnifiedEmbedding, other: UnifiedEmbedding) -> None:
         torch.testing.assert_close(tensor.float().cpu(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_training_follows_the_judge(optimizer: str) -> None:
-    table = _table(optimizer)
-    judge = Judge(
-        features=FEATURES,
-        num_rows=30,
-        num_tables=2,
-        seed=11,
-        exact=EXACT,
-        optimizer=table.optimizer,
-        weight=table.weight.cpu().numpy().copy(),
-    )
-    for step, rows in enumerate((5, 1, 9)):
-        batch, grad_BW = _batch(rows, step), _randn(rows, table.width, step)
-        out_BW = _step(table, _tokens(batch), grad_BW)
-        np.testing.assert_allclose(out_BW.numpy(), judge.forward(batch), rtol=1e-4, atol=1e-5)
-        judge.train(batch, grad_BW.numpy())
-    np.testing.assert_allclose(table.weight.cpu().numpy(), judge.weight, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_training_follows_the_reference(optimizer: str, dtype: torch.dtype) -> None:
@@ -189,7 +142,7 @@ def test_rows_of_tables_of_any_size(num_rows: int) -> None:
     tokens_N = np.random.default_rng(1).integers(0, 2**64, 64, dtype=np.uint64)
     tokens_N[:3] = 0, 2**63, 2**64 - 1
     salt, base = hashing.salt("größe", 3, 7), 2**40
-    record_LX = _int64([salt, base, num_rows, 0, 0, 0, 0, 0, 0, 64, 0, 2**64 - 1]).to(DEVICE)
+    record_LX = int64([salt, base, num_rows, 0, 0, 0, 0, 0, 0, 64, 0, 2**64 - 1]).to(DEVICE)
     row_T, slot_T = (torch.empty(64, dtype=torch.int64, device=DEVICE) for _ in range(2))
     source = record_LX, record_LX, torch.from_numpy(tokens_N.view(np.int64)).to(DEVICE), None
     settings = {"STEPS": 0, "LOOKUPS": 3, "BLOCK": 64, "enable_fp_fusion": False}
@@ -205,13 +158,6 @@ def test_any_dim(dim: int) -> None:
     tokens, grad_BW = _tokens(_batch(3, 2)), _randn(3, table.width)
     assert torch.equal(_step(table, tokens, grad_BW), _step(reference, tokens, grad_BW))
     _close(table, reference)
-
-
-def test_a_batch_gives_what_its_rows_give_alone() -> None:
-    table = _table("sgd").eval()
-    batch = _batch(5, 3, most=9)
-    alone = [table(_tokens({name: column[i : i + 1] for name, column in batch.items()})) for i in range(5)]
-    assert torch.equal(table(_tokens(batch)), torch.cat(alone))
 
 
 @pytest.mark.parametrize("rows", [0, 3])
