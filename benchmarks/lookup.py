@@ -106,8 +106,10 @@ def _measure(
     contenders = {**{name: _look_up(same) for name, same in ours.items()}, **_peers(table, cases)}
     with torch.no_grad():
         _check(contenders, cases[0])
-        afresh = {**contenders, **{name: _look_up_afresh(same) for name, same in ours.items()}}
-        extra = {name: extra_bytes(lambda run=run: run(cases[0])) for name, run in afresh.items()}
+        extra = {
+            name: extra_bytes(lambda run=run: run(cases[0]), before=lambda name=name: _let_go(ours.get(name)))
+            for name, run in contenders.items()
+        }
         limits = {} if lists else _limits(table, cases[0])
         taken, notes = undisturbed(rotate({**contenders, **limits}, cases), repeats=repeats, seconds=seconds)
     samples[label] = {"seconds": taken, "extra_bytes": extra, **notes}
@@ -130,14 +132,10 @@ def _look_up(table: UnifiedEmbedding) -> Callable[[Case], Tensor]:
     return lambda case: table(case.tokens)
 
 
-def _look_up_afresh(table: UnifiedEmbedding) -> Callable[[Case], Tensor]:
-    """With a kernel that holds no memory of earlier outputs to use again: what a call takes."""
-
-    def run(case: Case) -> Tensor:
+def _let_go(table: UnifiedEmbedding | None) -> None:
+    """Of the memory of earlier outputs that its kernel holds to use again."""
+    if table is not None:
         table.kernel = type(table.kernel)()
-        return table(case.tokens)
-
-    return run
 
 
 def _peers(table: UnifiedEmbedding, cases: list[Case]) -> dict[str, Callable[[Case], Tensor]]:

@@ -257,12 +257,17 @@ def fastest(times: Mapping[str, float], prefix: str = "") -> str:
     return min((name for name in times if name.startswith(prefix)), key=times.__getitem__)
 
 
-def extra_bytes(call: Callable[[], object], repeats: int = 5) -> int | None:
+def extra_bytes(
+    call: Callable[[], object], repeats: int = 5, before: Callable[[], object] = lambda: None
+) -> int | None:
     """Memory that one call needs at its peak beyond what was there, its result included; ``None`` without /proc.
 
     The process' peak resident size (VmHWM), reset just before the call (``clear_refs``), less its resident size then;
     memory that earlier calls left with the allocator is given back first. Pages count, so it's good to about 0.5 MB.
     The median of some calls, after one that makes what is made only once.
+
+    Args:
+        before: done before each call, for contenders that hold memory to use again: lets go of it.
     """
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not reset.exists():
@@ -271,11 +276,12 @@ def extra_bytes(call: Callable[[], object], repeats: int = 5) -> int | None:
     call()
     found = []
     for _ in range(repeats):
+        before()
         trim(0)
         reset.write_text("5")
-        before = _kilobytes(status, "VmRSS")
+        resident = _kilobytes(status, "VmRSS")
         call()
-        found.append(max(0, _kilobytes(status, "VmHWM") - before) * 1024)
+        found.append(max(0, _kilobytes(status, "VmHWM") - resident) * 1024)
     return int(np.median(found))
 
 
