@@ -25,15 +25,9 @@ from benchmarks.peers.collection import collection, jagged
 from benchmarks.peers.tbe import narrow, tbe, tbe_inference
 from benchmarks.report import Result, claim, main
 from benchmarks.workloads import (
-    BATCH,
     DIM,
     DISTRIBUTIONS,
-    EXPONENT,
-    FEATURES,
-    LONGEST,
     OWN_KERNEL,
-    ROWS,
-    VOCABULARY,
     Case,
     cpu_kernels,
     extra_bytes,
@@ -43,6 +37,7 @@ from benchmarks.workloads import (
     make_table,
     milliseconds,
     prepared,
+    report_settings,
     rotate,
     undisturbed,
 )
@@ -71,17 +66,7 @@ def measure(quick: bool) -> Result:
     return Result(
         claims=claims,
         samples=samples,
-        settings={
-            "rows": ROWS,
-            "features": FEATURES,
-            "batch": BATCH,
-            "dim": DIM,
-            "vocabulary": VOCABULARY,
-            "zipf_exponent": EXPONENT,
-            "list_lengths": [1, LONGEST],
-            "kernel": OWN_KERNEL,
-            "threads": torch.get_num_threads(),
-        },
+        settings=report_settings(),
         packages=("fbgemm-gpu-cpu", "torchrec"),
     )
 

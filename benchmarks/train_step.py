@@ -31,12 +31,8 @@ from benchmarks.report import Result, claim, main
 from benchmarks.workloads import (
     BATCH,
     DIM,
-    EXPONENT,
     FEATURES,
-    LONGEST,
     OWN_KERNEL,
-    ROWS,
-    VOCABULARY,
     Case,
     cpu_kernels,
     fastest,
@@ -46,6 +42,7 @@ from benchmarks.workloads import (
     make_table,
     milliseconds,
     prepared,
+    report_settings,
     rotate,
     undisturbed,
 )
@@ -90,19 +87,7 @@ def measure(quick: bool) -> Result:
     return Result(
         claims=claims,
         samples=samples,
-        settings={
-            "rows": ROWS,
-            "large_rows": LARGE_ROWS,
-            "hidden": HIDDEN,
-            "features": FEATURES,
-            "batch": BATCH,
-            "dim": DIM,
-            "vocabulary": VOCABULARY,
-            "zipf_exponent": EXPONENT,
-            "list_lengths": [1, LONGEST],
-            "kernel": OWN_KERNEL,
-            "threads": torch.get_num_threads(),
-        },
+        settings={**report_settings(), "large_rows": LARGE_ROWS, "hidden": HIDDEN},
         packages=("fbgemm-gpu-cpu", "torchrec"),
     )
 

@@ -54,6 +54,21 @@ class Case:
     bag_offsets: Tensor
 
 
+def report_settings() -> dict[str, Any]:
+    """The sizes and options that decide a result, for its report."""
+    return {
+        "rows": ROWS,
+        "features": FEATURES,
+        "batch": BATCH,
+        "dim": DIM,
+        "vocabulary": VOCABULARY,
+        "zipf_exponent": EXPONENT,
+        "list_lengths": [1, LONGEST],
+        "kernel": OWN_KERNEL,
+        "threads": torch.get_num_threads(),
+    }
+
+
 def uniform(count: int, generator: np.random.Generator, vocabulary: int = VOCABULARY) -> NDArray[np.int64]:
     """Ids of 0 to ``vocabulary - 1``, all alike."""
     return generator.integers(0, vocabulary, count)

@@ -235,11 +235,17 @@ def _sort_chunk(plan, batch, chunk, start, stop, first, last, rows_T, hits):  # 
             slot += _U1
 
 
+@compiled(forceinline=True)
+def _claim_chunk(batch, hits, counter):  # type: ignore[no-untyped-def]
+    """The next chunk and its batch rows, from ``start`` to before ``stop``; ``start`` is not less when none is left."""
+    chunk = claim(counter)
+    return chunk, chunk * hits.chunk_rows, min((chunk + 1) * hits.chunk_rows, batch.rows)
+
+
 @compiled(nogil=True)
 def _find(_, plan, index, batch, rows_T, hits, counter):  # type: ignore[no-untyped-def]
     while True:
-        chunk = claim(counter)
-        start, stop = chunk * hits.chunk_rows, min((chunk + 1) * hits.chunk_rows, batch.rows)
+        chunk, start, stop = _claim_chunk(batch, hits, counter)
         if start >= stop:
             return
         first, last = first_hit(plan, batch, start), first_hit(plan, batch, stop)
@@ -251,8 +257,7 @@ def _find(_, plan, index, batch, rows_T, hits, counter):  # type: ignore[no-unty
 def _pool(dim, plan, index, batch, table, ahead, rows_T, known, hits, sort, out, counter):  # type: ignore[no-untyped-def]
     memory = of_dim(table, dim)
     while True:
-        chunk = claim(counter)
-        start, stop = chunk * hits.chunk_rows, min((chunk + 1) * hits.chunk_rows, batch.rows)
+        chunk, start, stop = _claim_chunk(batch, hits, counter)
         if start >= stop:
             return
         first, last = first_hit(plan, batch, start), first_hit(plan, batch, stop)

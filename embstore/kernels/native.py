@@ -1,7 +1,7 @@
 """What compiled kernels are made of: prefetching, atomic claims, narrow floats, huge pages.
 
-Narrow floats travel as their 16 bits in uint16 arrays, since numba has no such types on CPU; ``half`` says which of the
-two they are, float16 or bfloat16.
+Narrow floats are handled as their 16 bits, since numba has no such types on CPU; ``half`` says which of the two they
+are, float16 or bfloat16.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ LINE = 64  # bytes of a cache line
 HUGE = 1 << 21  # bytes of a huge page
 _MADV_HUGEPAGE = 14
 
-_U16, _U31, _U32 = np.uint32(16), np.uint32(31), np.uint64(32)
-_ONE = np.uint32(1)
+_ONE, _U16, _U31 = np.uint32(1), np.uint32(16), np.uint32(31)
 
 
 @intrinsic
