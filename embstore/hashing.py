@@ -8,7 +8,7 @@ A row depends on the feature's name, the lookup, the seed and the value; never o
 schema. It is monotone in the mixed token, so a table grown k-fold is an exact copy: ``rows(t, s, k * n) // k ==
 rows(t, s, n)``. All integers are uint64 and wrap. Suffix: N tokens.
 
-Other numba kernels call ``splitmix64_scalar``, ``mulhi64_scalar``, ``row_scalar`` and ``xxh64_scalar`` in their loops.
+Other numba kernels call ``splitmix64_scalar``, ``row_scalar``, ``fill_rows`` and ``xxh64_scalar``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ PRUNED_TOKEN = 0x5B934E4AC3D43C89  # xxh64(b"embstore\0pruned")
 # Python integers for torch; numba needs typed ones, because uint64 with a literal (int64) becomes float64.
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 _U_GOLDEN, _U_MIX1, _U_MIX2 = np.uint64(_GOLDEN), np.uint64(_MIX1), np.uint64(_MIX2)
+
+_LOW32 = np.uint64(0xFFFFFFFF)
 
 # xxh64 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md, "XXH64 Algorithm Description").
 _P1, _P2 = np.uint64(0x9E3779B185EBCA87), np.uint64(0xC2B2AE3D27D4EB4F)
@@ -237,9 +239,17 @@ def _splitmix64_array(x_N, out_N):  # type: ignore[no-untyped-def]
 
 
 @compiled(nogil=True)
-def _rows_array(token_N, salt, num_rows, out_N):  # type: ignore[no-untyped-def]
+def fill_rows(token_N, salt, num_rows, base, out_N):  # type: ignore[no-untyped-def]
+    """``base`` plus the row of each token, into ``out_N``, int64. For kernels."""
+    if num_rows > _LOW32:
+        for i in range(len(token_N)):
+            out_N[i] = base + np.int64(row_scalar(token_N[i], salt, num_rows))
+        return
+    # For fewer rows than 2^32 two products of 32 bits are enough, and vectors have those (see torch_rows).
     for i in range(len(token_N)):
-        out_N[i] = np.int64(row_scalar(token_N[i], salt, num_rows))
+        z = splitmix64_scalar(np.uint64(token_N[i]) ^ salt)
+        row = ((z >> _U32) * num_rows + (((z & _LOW32) * num_rows) >> _U32)) >> _U32
+        out_N[i] = base + np.int64(row)
 
 
 def xxh64(data: bytes, seed: int = 0) -> int:
@@ -283,7 +293,7 @@ def rows(tokens: NDArray[np.uint64], salt: int, num_rows: int) -> NDArray[np.int
     _check(num_rows)
     flat = np.ascontiguousarray(tokens, dtype=np.uint64).reshape(-1)
     out = np.empty(flat.shape, dtype=np.int64)
-    _rows_array(flat, np.uint64(salt), np.uint64(num_rows), out)
+    fill_rows(flat, np.uint64(salt), np.uint64(num_rows), 0, out)
     return out.reshape(np.shape(tokens))
 
 

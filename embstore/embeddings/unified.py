@@ -21,6 +21,7 @@ from copy import deepcopy
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor, nn
@@ -128,7 +129,8 @@ class UnifiedEmbedding(nn.Module):
         paid = torch.zeros(self.plan.num_rows, dtype=torch.float64, device=device) if self.optimizer.l2 else None
         self.register_buffer("paid", paid)
         self.learning_rate = self.optimizer.learning_rate
-        self._progress = torch.zeros(2, dtype=torch.float64)
+        self._progress = np.zeros(2)
+        self._table: Table | None = None
         self._kernel_wanted = kernel
         self.kernel: Kernel
         self.kernel_reason: str
@@ -226,17 +228,22 @@ class UnifiedEmbedding(nn.Module):
         return Request(tokens.select(self.plan.names), self.plan)
 
     def table(self) -> Table:
-        """The tensors and the place in training, as kernels take them."""
-        return Table(
-            weight_ND=self.weight,
-            state=self._moments(),
-            optimizer=self.optimizer,
-            learning_rate=self.learning_rate,
-            progress=self._progress,
-            paid_N=self.paid,
-            rounding_seed=self.seed,
-            trigger=self._trigger,
-        )
+        """The tensors and the place in training, as kernels take them: the same object while they are."""
+        buffers, table = self._buffers, self._table
+        known = table is not None and table.weight_ND is buffers["weight"] and table.paid_N is buffers["paid"]
+        if table is None or not known or any(buffers[b] is not table.state[name] for name, b in self._state_buffers):
+            table = self._table = Table(
+                weight_ND=self.weight,
+                state={name: getattr(self, buffer) for name, buffer in self._state_buffers},
+                optimizer=self.optimizer,
+                learning_rate=self.learning_rate,
+                progress=self._progress,
+                paid_N=self.paid,
+                rounding_seed=self.seed,
+                trigger=self._trigger,
+            )
+        table.learning_rate = self.learning_rate
+        return table
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -343,11 +350,11 @@ class UnifiedEmbedding(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Steps done and learning rates summed: float64 ``[2]``."""
-        return self._progress.clone()
+        return torch.from_numpy(self._progress.copy())
 
     def set_extra_state(self, state: Tensor) -> None:
         """What ``get_extra_state`` gave."""
-        self._progress.copy_(state)
+        self._progress[:] = state.cpu().numpy()
 
     def extra_repr(self) -> str:
         """Shown by ``print(table)``."""
@@ -373,9 +380,6 @@ class UnifiedEmbedding(nn.Module):
         self.kernel, self.kernel_reason = choose(
             self._kernel_wanted, optimizer=self.optimizer, dtype=self.dtype, device=self.weight.device, dim=self.dim
         )
-
-    def _moments(self) -> dict[str, Tensor]:
-        return {name: getattr(self, buffer) for name, buffer in self._state_buffers}
 
 
 def _array(values: Iterable[Any], feature: str) -> pa.Array:

@@ -29,9 +29,9 @@ from embstore.kernels.native import mixed_seed
 from embstore.kernels.outputs import Outputs
 from embstore.kernels.plan import Request
 
-CHUNK_HITS = 4096  # of a thread's claim
-AHEAD_BYTES = 1 << 12  # of table rows on their way to the cache while one is read
-PART_HITS = 1024  # of a part on average: its rows and gradients fit the second-level cache
+CHUNK_HITS = 2048  # of a thread's claim
+AHEAD_BYTES = 1 << 11  # of table rows on their way to the cache while one is read
+PART_HITS = 512  # of a part on average: its rows and gradients fit the second-level cache
 MAX_PARTS = 1 << 14
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 FIXED_DIMS = (8, 16, 32, 64, 128)  # of float32 rows: passes are compiled for each of these, and one for all others
@@ -82,7 +82,7 @@ class CpuKernel(TwoPassKernel):
             unbias2=np.float32(1 - optimizer.beta2**step),
             seed=mixed_seed(table.rounding_seed + 2 * step),
         )
-        grad_BW = grad_BW.float().contiguous()
+        grad_BW = grad_BW.float().contiguous()  # itself, where it is so already
         memory, grad = _memory(table), np.uint64(grad_BW.data_ptr())
         update = cpu_update.update_of(_KINDS[optimizer.name], _fixed_dim(memory))
         _run(update, len(hits.entries_T), hits, memory, settings, grad)
@@ -103,14 +103,14 @@ class _Pass:
         # Larger chunks for larger batches, whose hits have more parts: each chunk has bounds for each part.
         chunk_hits = max(CHUNK_HITS, self.total // PART_HITS)
         self.hits = Hits(_NO_ENTRIES, _NO_SCALES, _NO_BOUNDS, 0, max(int(chunk_hits / per_row), 1))
-        self.rows_T = np.empty(self.total, dtype=np.int64)
-        self.found = False
+        self.rows_T, self.found = _NO_ROWS, False
 
     def pay(self) -> None:
         """Let the rows that will be read pay what they owe."""
         table = self.table
         assert table.paid_N is not None
         self._make_room()
+        self.rows_T = np.empty(self.total, dtype=np.int64)
         _run(cpu_lookup.find, self.total, self.plan, self.index, self.batch, self.rows_T, self.hits)
         self.found = True
         penalty = Penalty(
@@ -130,7 +130,7 @@ class _Pass:
         memory, sort = _memory(self.table), sort and not self.found
         out_BW = self.outputs.take(self.batch.rows, len(self.plan.salt_L) * memory.dim)
         pool = cpu_lookup.pool_of(_fixed_dim(memory))
-        where = self.plan, self.index, self.batch, memory, self.ahead, self.rows_T, self.found
+        where = self.plan, self.index, self.batch, memory, self.ahead, self.found, self.rows_T
         _run(pool, self.total, *where, self.hits, sort, np.uint64(out_BW.data_ptr()))
         return out_BW
 
@@ -173,11 +173,23 @@ def _starts(starts: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int6
 
 
 def _memory(table: Table) -> Memory:
-    """Where the table's tensors lie, checked: compiled code believes what it is told.
+    """Where the table's tensors lie.
 
     Raises:
         KernelError: a tensor is elsewhere, of another type or size, or strided.
     """
+    tensors = [table.weight_ND, *table.state.values()]
+    if table.paid_N is not None:
+        tensors.append(table.paid_N)
+    places = [tensor.data_ptr() for tensor in tensors]
+    if table.places is None or table.places[0] != places:
+        table.places = places, _checked_memory(table)
+    memory: Memory = table.places[1]
+    return memory
+
+
+def _checked_memory(table: Table) -> Memory:
+    """As ``_memory``, checked: compiled code believes what it is told."""
     weight_ND = table.weight_ND
     _check("weight", weight_ND, len(weight_ND), DTYPES)
     for name, tensor in table.state.items():

@@ -19,12 +19,12 @@ from embstore.kernels import rows
 from embstore.kernels.cpu_lookup import of_dim
 from embstore.kernels.native import claim, keep_alive, narrow, prefetch_row, run_in_team, widen
 
-AHEAD = 16  # entries by which gradients and rows are prefetched
+AHEAD = 16  # entries by which gradients are prefetched, and rows
 
 ROWWISE_ADAGRAD, ADAGRAD, ADAM, SGD = 0, 1, 2, 3
 KINDS = 4
 
-_U32, _LOW = np.uint64(32), np.uint64(0xFFFFFFFF)
+_U1, _U32, _LOW = np.uint64(1), np.uint64(32), np.uint64(0xFFFFFFFF)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -154,11 +154,11 @@ def _update(variant, hits, memory, step, grad, counter):  # type: ignore[no-unty
     bits = 1
     while (1 << bits) < 2 * distinct:
         bits += 1
-    down, mask, scaled = np.uint64(64 - bits), (1 << bits) - 1, len(hits.scale_T) > 0
+    down, mask, scaled = np.uint64(64 - bits), np.uint64((1 << bits) - 1), len(hits.scale_T) > 0
     places = np.full(1 << bits, -1, dtype=np.int32)
     entries_E = np.empty(largest, dtype=np.uint64)
     scale_E = np.empty(largest if scaled else 0, dtype=np.float32)
-    used_R, rows_R = np.empty(distinct, dtype=np.int64), np.empty(distinct, dtype=np.int64)
+    used_R, rows_R = np.empty(distinct, dtype=np.uint64), np.empty(distinct, dtype=np.uint64)
     sums_RD, scratch_D = np.empty(distinct * dim, dtype=np.float32), np.empty(dim, dtype=np.float32)
     sums, scratch = np.uint64(sums_RD.ctypes.data), np.uint64(scratch_D.ctypes.data)
     while True:
@@ -166,31 +166,31 @@ def _update(variant, hits, memory, step, grad, counter):  # type: ignore[no-unty
         if part >= parts:
             return
         entries, count, base = _gather_part(hits, part, entries_E, scale_E), 0, part << hits.shift
-        for e in range(-AHEAD, entries):
+        for e in range(min(AHEAD, entries)):
+            prefetch_row(grad, entries_E[e] & _LOW, row_bytes)
+        for e in range(entries):
             if e + AHEAD < entries:
-                coming = entries_E[e + AHEAD]
-                prefetch_row(grad, coming & _LOW, row_bytes)
-                _prefetch(table, base + np.int64(coming >> _U32))
-            if e < 0:
-                continue
+                prefetch_row(grad, entries_E[e + AHEAD] & _LOW, row_bytes)
             local, from_ = entries_E[e] >> _U32, _at(grad, entries_E[e] & _LOW, row_bytes)
-            place = np.int64((local * _MULTIPLIER) >> down)
-            while True:
-                number = places[place]
-                if number < 0 or rows_R[number] == np.int64(local):
-                    break
-                place = (place + 1) & mask
+            place = (local * _MULTIPLIER) >> down
+            while places[place] >= 0 and rows_R[np.uint64(places[place])] != local:
+                place = (place + _U1) & mask
+            number = places[place]
             scale = scale_E[e] if scaled else np.float32(1)
             if number < 0:
                 places[place] = count
-                used_R[count], rows_R[count] = place, np.int64(local)
+                used_R[count], rows_R[count] = place, local
                 rows.copy_scaled(_at(sums, count, row_bytes), from_, scale, dim)
                 count += 1
             else:
                 rows.add_scaled(_at(sums, number, row_bytes), from_, scale, dim)
+        for r in range(min(AHEAD, count)):
+            _prefetch(table, base + np.int64(rows_R[r]))
         for r in range(count):
+            if r + AHEAD < count:
+                _prefetch(table, base + np.int64(rows_R[r + AHEAD]))
             places[used_R[r]] = -1
-            _update_row(table, kind, step, base + rows_R[r], _at(sums, r, row_bytes), scratch)
+            _update_row(table, kind, step, base + np.int64(rows_R[r]), _at(sums, r, row_bytes), scratch)
         keep_alive(sums_RD, scratch_D)
 
 

@@ -12,7 +12,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from embstore.kernels import penalty
@@ -22,28 +24,30 @@ from embstore.kernels.plan import Request
 
 @dataclass
 class Table:
-    """The tensors of a table and where its training stands.
+    """The tensors of a table and where its training stands. A table whose tensors are exchanged is a new one.
 
     Args:
         weight_ND: float32, float16 or bfloat16, rows of hashed sub-tables first, then exact blocks.
         state: the optimizer's tensors by name.
         optimizer: its settings.
         learning_rate: of the next step.
-        progress: float64 ``[2]`` on the host, updated in place: updates done; the sum of their learning rates (what the
-            penalty is owed).
+        progress: float64 ``[2]``, updated in place: updates done; the sum of their learning rates (what the penalty is
+            owed).
         paid_N: float64, the sum each row has decayed for; ``None`` without a penalty.
         rounding_seed: of the stochastic rounding.
+        places: where the CPU kernel has found the tensors, for its next call.
     """
 
     weight_ND: Tensor
     state: dict[str, Tensor]
     optimizer: TableOptimizer
     learning_rate: float
-    progress: Tensor
+    progress: NDArray[np.float64]
     paid_N: Tensor | None = None
     rounding_seed: int = 0
     # Autograd runs a backward only toward something that asks for a gradient.
     trigger: Tensor = field(default_factory=lambda: torch.zeros(0, requires_grad=True))
+    places: Any = None
 
     @property
     def step(self) -> int:
@@ -72,7 +76,7 @@ class Table:
     def _pay(self, rows_R: Tensor) -> None:
         assert self.paid_N is not None
         # Rows that owe nothing aren't written: a mapped table stays where it lies.
-        rows_R = rows_R[self.paid_N[rows_R] < self.progress[1].item()]
+        rows_R = rows_R[self.paid_N[rows_R] < float(self.progress[1])]
         if not len(rows_R):
             return
         penalty.catch_up(

@@ -51,8 +51,8 @@ def _fill(known_K, known_start_F, index):  # type: ignore[no-untyped-def]
 
 
 @compiled(nogil=True)
-def rank_tokens(token_N, index, feature, unknown, row_N):  # type: ignore[no-untyped-def]
-    """The rank of each token among a feature's known ones, or ``unknown``; into ``row_N``, uint64. For kernels."""
+def rank_tokens(token_N, index, feature, unknown, base, row_N):  # type: ignore[no-untyped-def]
+    """``base`` plus the rank of each token among a feature's known ones, or ``unknown``, into ``row_N``. For kernels."""
     token_K, rank_K = index.token_K, index.rank_K
     start, mask = index.start_F[feature], index.mask_F[feature]
     for n in range(len(token_N)):
@@ -60,4 +60,4 @@ def rank_tokens(token_N, index, feature, unknown, row_N):  # type: ignore[no-unt
         while rank_K[start + place] >= 0 and token_K[start + place] != token_N[n]:
             place = (place + 1) & mask
         rank = rank_K[start + place]
-        row_N[n] = np.uint64(rank if rank >= 0 else unknown)
+        row_N[n] = base + (rank if rank >= 0 else unknown)

@@ -37,13 +37,17 @@ class Outputs:
         with self._lock:
             for array in self._arrays:
                 # A tensor made of an array refers to it for as long as its storage lives.
-                if count + LINE <= len(array) <= 2 * count and sys.getrefcount(array) == _UNUSED:
-                    return _tensor(array, rows, width)
-            self._arrays.append(np.empty(count + count // 8 + LINE, dtype=np.float32))
+                fits = array.shape[1] == width and rows <= len(array) <= 2 * rows
+                if fits and sys.getrefcount(array) == _UNUSED:
+                    tensor = torch.from_numpy(array)
+                    return tensor if len(array) == rows else tensor[:rows]
+            self._arrays.append(_aligned(rows, width))
             del self._arrays[:-HELD]
-            return _tensor(self._arrays[-1], rows, width)
+            return torch.from_numpy(self._arrays[-1])
 
 
-def _tensor(array: NDArray[np.float32], rows: int, width: int) -> Tensor:
-    start = -array.ctypes.data // 4 % LINE  # rows of 16 numbers are to lie in one cache line each
-    return torch.from_numpy(array[start : start + rows * width].reshape(rows, width))
+def _aligned(rows: int, width: int) -> NDArray[np.float32]:
+    """Uninitialised, and rows of 16 numbers lie in one cache line each."""
+    memory = np.empty(rows * width + LINE, dtype=np.float32)
+    start = -memory.ctypes.data // 4 % LINE
+    return memory[start : start + rows * width].reshape(rows, width)  # refers to ``memory``
