@@ -139,12 +139,13 @@ def _peers(table: UnifiedEmbedding, cases: list[Case]) -> dict[str, Callable[[Ca
 
 
 def _limits(table: UnifiedEmbedding, case: Case) -> dict[str, Callable[[Case], object]]:
-    out_TD = torch.empty(len(case.rows_T), table.dim)
     found = {}
     for name, run in gather.contenders(table.dim).items():
-        run(table.weight, case.bag_rows_T, out_TD.zero_())
+        # Each writes to memory of its own, as each contender does: that of a gather just before would be in the cache.
+        out_TD = torch.zeros(len(case.rows_T), table.dim)
+        run(table.weight, case.bag_rows_T, out_TD)
         torch.testing.assert_close(out_TD, table.weight[case.bag_rows_T])
-        found[name] = lambda case, run=run: run(table.weight, case.bag_rows_T, out_TD)
+        found[name] = lambda case, run=run, out_TD=out_TD: run(table.weight, case.bag_rows_T, out_TD)
     return found
 
 

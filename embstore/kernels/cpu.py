@@ -30,7 +30,7 @@ from embstore.kernels.outputs import Outputs
 from embstore.kernels.plan import Request
 
 CHUNK_HITS = 2048  # of a thread's claim
-AHEAD_BYTES = 1 << 11  # of table rows on their way to the cache while one is read
+AHEAD_BYTES = 1 << 13  # of table rows on their way to the cache while one is read
 PART_HITS = 512  # of a part on average: its rows and gradients fit the second-level cache
 MAX_PARTS = 1 << 14
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -136,14 +136,13 @@ class _Pass:
 
     def _make_room(self) -> None:
         """Arrays for the sorted hits."""
-        table_rows = len(self.table.weight_ND)
+        table_rows = self.table.weight_ND.shape[0]
         parts = min(max(self.total // PART_HITS, 1), MAX_PARTS)
         # The lower bits of a row share 64 bits with its slot.
-        shift = min(max(int(table_rows - 1).bit_length() - int(parts).bit_length() + 1, 0), 32)
+        shift = min(max((table_rows - 1).bit_length() - parts.bit_length() + 1, 0), 32)
         parts = ((table_rows - 1) >> shift) + 1 if table_rows else 1
         chunks = -(-self.batch.rows // self.hits.chunk_rows)
-        listed_L = self.batch.offsets_at_F[self.plan.feature_L] >= 0
-        scaled = bool((self.plan.mean_L & listed_L).any())
+        scaled = len(self.batch.offsets) > 0 and bool(self.plan.mean_L.any())
         self.hits = self.hits._replace(
             entries_T=np.empty(self.total, dtype=np.uint64),
             scale_T=np.empty(self.total, dtype=np.float32) if scaled else _NO_SCALES,

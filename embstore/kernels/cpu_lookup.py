@@ -290,8 +290,8 @@ def pool_of(dim: int) -> Any:
     """The pass that writes the output, compiled for float32 tables of one dim, or for all (0); called as ``find``.
 
     Its args: plan, index, batch; table, the ``Memory``; by how many hits a row is prefetched before it is read; whether
-    the rows are known already, and then all of them, rows_T int64; hits, and whether to sort them for the update; address
-    of the output, float32 ``[B, W]``; the counter the threads share.
+    the rows are known already, and then all of them, rows_T int64; hits, and whether to sort them for the update;
+    address of the output, float32 ``[B, W]``; the counter the threads share.
     """
 
     @compiled(nogil=True)

@@ -17,9 +17,9 @@ import numpy as np
 from embstore.hashing import compiled
 from embstore.kernels import rows
 from embstore.kernels.cpu_lookup import of_dim
-from embstore.kernels.native import claim, keep_alive, narrow, prefetch_row, run_in_team, widen
+from embstore.kernels.native import claim, keep_alive, narrow, prefetch_row, prefetch_row_to_write, run_in_team, widen
 
-AHEAD = 16  # entries by which gradients are prefetched, and rows
+AHEAD_BYTES = 1 << 12  # on their way to the cache: of gradients while one is added, of rows while one is updated
 
 ROWWISE_ADAGRAD, ADAGRAD, ADAM, SGD = 0, 1, 2, 3
 KINDS = 4
@@ -73,8 +73,8 @@ def _at(address, row, bytes_a_row):  # type: ignore[no-untyped-def]
 
 @compiled(forceinline=True)
 def _prefetch(table, row):  # type: ignore[no-untyped-def]
-    """A row and its state."""
-    prefetch_row(table.weight, row, table.row_bytes)
+    """A row and its state, which lies densely: a part's rows share its lines."""
+    prefetch_row_to_write(table.weight, row, table.row_bytes)
     if table.one_width:
         prefetch_row(table.one, row, 4 * table.one_width)
     if table.two_width:
@@ -149,7 +149,7 @@ def _gather_part(hits, part, entries_E, scale_E):  # type: ignore[no-untyped-def
 def _update(variant, hits, memory, step, grad, counter):  # type: ignore[no-untyped-def]
     kind, table = variant % KINDS, of_dim(memory, variant // KINDS)
     parts, dim, row_bytes = hits.bounds_CP.shape[1] - 1, table.dim, 4 * table.dim
-    largest = _largest_part(hits.bounds_CP)
+    largest, ahead = _largest_part(hits.bounds_CP), max(AHEAD_BYTES // row_bytes, 8)
     distinct = min(largest, np.int64(1) << hits.shift)
     bits = 1
     while (1 << bits) < 2 * distinct:
@@ -166,11 +166,11 @@ def _update(variant, hits, memory, step, grad, counter):  # type: ignore[no-unty
         if part >= parts:
             return
         entries, count, base = _gather_part(hits, part, entries_E, scale_E), 0, part << hits.shift
-        for e in range(min(AHEAD, entries)):
+        for e in range(min(ahead, entries)):
             prefetch_row(grad, entries_E[e] & _LOW, row_bytes)
         for e in range(entries):
-            if e + AHEAD < entries:
-                prefetch_row(grad, entries_E[e + AHEAD] & _LOW, row_bytes)
+            if e + ahead < entries:
+                prefetch_row(grad, entries_E[e + ahead] & _LOW, row_bytes)
             local, from_ = entries_E[e] >> _U32, _at(grad, entries_E[e] & _LOW, row_bytes)
             place = (local * _MULTIPLIER) >> down
             while places[place] >= 0 and rows_R[np.uint64(places[place])] != local:
@@ -184,11 +184,11 @@ def _update(variant, hits, memory, step, grad, counter):  # type: ignore[no-unty
                 count += 1
             else:
                 rows.add_scaled(_at(sums, number, row_bytes), from_, scale, dim)
-        for r in range(min(AHEAD, count)):
+        for r in range(min(ahead, count)):
             _prefetch(table, base + np.int64(rows_R[r]))
         for r in range(count):
-            if r + AHEAD < count:
-                _prefetch(table, base + np.int64(rows_R[r + AHEAD]))
+            if r + ahead < count:
+                _prefetch(table, base + np.int64(rows_R[r + ahead]))
             places[used_R[r]] = -1
             _update_row(table, kind, step, base + np.int64(rows_R[r]), _at(sums, r, row_bytes), scratch)
         keep_alive(sums_RD, scratch_D)

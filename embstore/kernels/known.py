@@ -52,7 +52,7 @@ def _fill(known_K, known_start_F, index):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True)
 def rank_tokens(token_N, index, feature, unknown, base, row_N):  # type: ignore[no-untyped-def]
-    """``base`` plus the rank of each token among a feature's known ones, or ``unknown``, into ``row_N``. For kernels."""
+    """``base`` plus each token's rank among a feature's known ones, or ``unknown``; into ``row_N``. For kernels."""
     token_K, rank_K = index.token_K, index.rank_K
     start, mask = index.start_F[feature], index.mask_F[feature]
     for n in range(len(token_N)):

@@ -28,18 +28,26 @@ _MADV_HUGEPAGE = 14
 _ONE, _U16, _U31 = np.uint32(1), np.uint32(16), np.uint32(31)
 
 
-@intrinsic
-def prefetch(typingctx, address):  # type: ignore[no-untyped-def]
-    """Ask for the cache line at an address (uint64) without waiting for it; any address is safe."""
+def _prefetch(*, to_write: bool) -> Any:
+    @intrinsic
+    def ask(typingctx, address):  # type: ignore[no-untyped-def]
+        def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+            pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+            function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+            how = number(1 if to_write else 0), number(2), number(1)
+            builder.call(function, [builder.inttoptr(args[0], pointer), *how])
+            return context.get_dummy_value()
 
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        builder.call(function, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
-        return context.get_dummy_value()
+        return types.void(types.uint64), codegen
 
-    return types.void(types.uint64), codegen
+    return ask
+
+
+# Both ask for the cache line at an address (uint64) without waiting for it; any address is safe. To be read, it comes
+# to the second-level cache, which can wait for more lines at a time than the first. To be written, it is taken from
+# other cores at once: between cores without a common cache, asking a second time takes longer.
+prefetch, prefetch_to_write = _prefetch(to_write=False), _prefetch(to_write=True)
 
 
 @intrinsic
@@ -137,6 +145,16 @@ def prefetch_row(base, row, width):  # type: ignore[no-untyped-def]
         prefetch(address + np.uint64(start))
     if width & (LINE - 1):  # such rows may reach into one line more
         prefetch(address + np.uint64(width - 1))
+
+
+@compiled(forceinline=True)
+def prefetch_row_to_write(base, row, width):  # type: ignore[no-untyped-def]
+    """The same for a row that will be written."""
+    address = base + np.uint64(row) * np.uint64(width)
+    for start in range(0, width, LINE):
+        prefetch_to_write(address + np.uint64(start))
+    if width & (LINE - 1):
+        prefetch_to_write(address + np.uint64(width - 1))
 
 
 @compiled(forceinline=True)
