@@ -35,7 +35,7 @@ from embstore.kernels.cpu import CpuKernel
 from embstore.kernels.native import advise_huge_pages
 from embstore.kernels.reference import ReferenceKernel
 from embstore.schema import Feature
-from embstore.store.format import TableSource
+from embstore.store.bundle import OptimizerState, TableSource
 
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor
@@ -76,6 +76,7 @@ class UnifiedEmbedding(nn.Module):
 
     weight: Tensor
     paid: Tensor | None
+    touched: Tensor | None
 
     def __init__(
         self,
@@ -128,6 +129,7 @@ class UnifiedEmbedding(nn.Module):
         self._trigger = torch.zeros(0, requires_grad=True)
         paid = torch.zeros(self.plan.num_rows, dtype=torch.float64, device=device) if self.optimizer.l2 else None
         self.register_buffer("paid", paid)
+        self.register_buffer("touched", None)
         self.learning_rate = self.optimizer.learning_rate
         self._progress = np.zeros(2)
         self._table: Table | None = None
@@ -229,9 +231,8 @@ class UnifiedEmbedding(nn.Module):
 
     def table(self) -> Table:
         """The tensors and the place in training, as kernels take them: the same object while they are."""
-        buffers, table = self._buffers, self._table
-        known = table is not None and table.weight_ND is buffers["weight"] and table.paid_N is buffers["paid"]
-        if table is None or not known or any(buffers[b] is not table.state[name] for name, b in self._state_buffers):
+        table = self._table
+        if table is None or not self._holds(table):
             table = self._table = Table(
                 weight_ND=self.weight,
                 state={name: getattr(self, buffer) for name, buffer in self._state_buffers},
@@ -240,10 +241,18 @@ class UnifiedEmbedding(nn.Module):
                 progress=self._progress,
                 paid_N=self.paid,
                 rounding_seed=self.seed,
+                touched_N=self.touched,
                 trigger=self._trigger,
             )
         table.learning_rate = self.learning_rate
         return table
+
+    def _holds(self, table: Table) -> bool:
+        """Whether these are still the tensors."""
+        buffers = self._buffers
+        own = table.weight_ND is buffers["weight"] and table.paid_N is buffers["paid"]
+        own = own and table.touched_N is buffers["touched"]
+        return own and all(table.state[name] is buffers[buffer] for name, buffer in self._state_buffers)
 
     @torch.no_grad()
     def settle(self) -> None:
@@ -343,6 +352,56 @@ class UnifiedEmbedding(nn.Module):
         with torch.no_grad():
             self.table().settle(start, stop)
         return self.weight[start:stop].cpu()
+
+    def track_changes(self) -> None:
+        """From now on, remember which rows training changes: a byte a row, in ``touched`` and so in ``state_dict``."""
+        if self.touched is None:
+            self.touched = torch.zeros(self.num_rows, dtype=torch.uint8, device=self.weight.device)
+
+    def changed_rows(self) -> Tensor | None:
+        """int64, ascending: rows that may have changed since ``track_changes`` or ``forget_changes``.
+
+        ``None`` when it isn't known: changes are not tracked, or a penalty changes all rows.
+        """
+        if self.touched is None or self.optimizer.l2:
+            return None
+        return self.touched.nonzero().flatten().cpu()
+
+    def forget_changes(self) -> None:
+        """The present rows are what later changes are counted from."""
+        if self.touched is not None:
+            self.touched.zero_()
+
+    def optimizer_state(self, dense: Mapping[str, Tensor] | None = None) -> OptimizerState:
+        """What training goes on from, its tensors as they lie; ``dense``: of the network's optimizer."""
+        table = {name: getattr(self, buffer) for name, buffer in self._state_buffers}
+        if self.paid is not None:
+            table["paid"] = self.paid
+        steps, rates = self._progress
+        return OptimizerState(
+            name=self.optimizer.name, steps=int(steps), rates=float(rates), table=table, dense=dense or {}
+        )
+
+    @torch.no_grad()
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Go on from what a version holds (``Version.optimizer_state``).
+
+        Raises:
+            ConfigError: it is of another optimizer, or of a table of another shape.
+        """
+        own = self.optimizer_state()
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.table.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in state.table.items()}
+        if state.name != own.name or found != shapes:
+            raise ConfigError(
+                "optimizer state",
+                expected=f"of {own.name}: {shapes}",
+                found=f"of {state.name}: {found}",
+                do="take the optimizer the version was trained with, or start its state afresh",
+            )
+        for name, tensor in own.table.items():
+            tensor.copy_(state.table[name])
+        self._progress[:] = state.steps, state.rates
 
     def exact_tokens(self) -> dict[str, Tensor]:
         """Sorted int64 tokens of each exact feature."""

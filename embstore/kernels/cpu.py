@@ -178,8 +178,7 @@ def _memory(table: Table) -> Memory:
         KernelError: a tensor is elsewhere, of another type or size, or strided.
     """
     tensors = [table.weight_ND, *table.state.values()]
-    if table.paid_N is not None:
-        tensors.append(table.paid_N)
+    tensors += [tensor for tensor in (table.paid_N, table.touched_N) if tensor is not None]
     places = [tensor.data_ptr() for tensor in tensors]
     if table.places is None or table.places[0] != places:
         table.places = places, _checked_memory(table)
@@ -195,6 +194,8 @@ def _checked_memory(table: Table) -> Memory:
         _check(f"state {name!r}", tensor, len(weight_ND), (torch.float32,))
     if table.paid_N is not None:
         _check("paid", table.paid_N, len(weight_ND), (torch.float64,))
+    if table.touched_N is not None:
+        _check("touched", table.touched_N, len(weight_ND), (torch.uint8,))
     state = [
         (np.uint64(tensor.data_ptr()), tensor.shape[1] if tensor.dim() > 1 else 1) for tensor in table.state.values()
     ]
@@ -209,6 +210,7 @@ def _checked_memory(table: Table) -> Memory:
         one_width=one_width,
         two=two,
         two_width=two_width,
+        touched=np.uint64(0 if table.touched_N is None else table.touched_N.data_ptr()),
     )
 
 

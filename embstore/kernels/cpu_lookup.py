@@ -77,6 +77,7 @@ class Memory(NamedTuple):
         narrow: 16 bits a number: float16 where ``half``, else bfloat16.
         one, two: addresses of the optimizer's tensors, float32.
         one_width, two_width: their numbers a row; 0 where it has none.
+        touched: address of a byte a row, set to 1 when it is updated; 0 for none.
     """
 
     weight: np.uint64
@@ -88,6 +89,7 @@ class Memory(NamedTuple):
     one_width: int
     two: np.uint64
     two_width: int
+    touched: np.uint64
 
 
 @compiled(forceinline=True)
@@ -271,7 +273,8 @@ def of_dim(table, dim):  # type: ignore[no-untyped-def]
     """A float32 table with its dim spelled out, unless 0: where that is a constant, loops over rows are unrolled."""
     if dim == 0:
         return table
-    return Memory(table.weight, dim, 4 * dim, False, False, table.one, table.one_width, table.two, table.two_width)
+    state = table.one, table.one_width, table.two, table.two_width
+    return Memory(table.weight, dim, 4 * dim, False, False, *state, table.touched)
 
 
 @compiled(nogil=True)

@@ -120,6 +120,8 @@ def _update_row(table, kind, step, row, grad, scratch):  # type: ignore[no-untyp
     else:
         rows.add_scaled(weight, grad, -step.learning_rate, dim)
     _close_row(table, row, scratch, step.seed)
+    if table.touched:
+        rows.put_byte(table.touched, row, 1)
 
 
 @compiled(nogil=True)

@@ -109,6 +109,7 @@ class FbgemmKernel(Kernel):
     def train(self, request: Request, table: Table) -> Tensor:
         with torch.no_grad():
             table.pay(request)
+            table.touch(request)
         return self._output(request, table)
 
     def _output(self, request: Request, table: Table) -> Tensor:

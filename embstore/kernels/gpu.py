@@ -119,6 +119,7 @@ class GpuKernel(TwoPassKernel):
         return _forward(request, table, place), place
 
     def update(self, request: Request, table: Table, grad_BW: Tensor, saved: Any) -> None:
+        table.touch(request)
         place: _Place = saved
         if not place.lookups.hits:
             return

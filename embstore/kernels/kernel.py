@@ -35,6 +35,7 @@ class Table:
             owed).
         paid_N: float64, the sum each row has decayed for; ``None`` without a penalty.
         rounding_seed: of the stochastic rounding.
+        touched_N: uint8, set to 1 for every row that an update has changed; ``None`` when nobody asks.
         places: where the CPU kernel has found the tensors, for its next call.
     """
 
@@ -45,6 +46,7 @@ class Table:
     progress: NDArray[np.float64]
     paid_N: Tensor | None = None
     rounding_seed: int = 0
+    touched_N: Tensor | None = None
     # Autograd runs a backward only toward something that asks for a gradient.
     trigger: Tensor = field(default_factory=lambda: torch.zeros(0, requires_grad=True))
     places: Any = None
@@ -67,6 +69,11 @@ class Table:
         for first in range(start, stop, penalty.SETTLE_ROWS):
             last = min(first + penalty.SETTLE_ROWS, stop)
             self._pay(torch.arange(first, last, device=self.weight_ND.device))
+
+    def touch(self, request: Request) -> None:
+        """Mark the rows of a request as changed."""
+        if self.touched_N is not None:
+            self.touched_N[request.rows_T] = 1
 
     def end_step(self) -> None:
         """Count an update, whose learning rate every row owes from now on."""

@@ -25,6 +25,7 @@ class ReferenceKernel(TwoPassKernel):
         return pooled(request, table.weight_ND.__getitem__)
 
     def update(self, request: Request, table: Table, grad_BW: Tensor, saved: Any) -> None:
+        table.touch(request)
         dim = request.plan.dim
         grads = []
         for i, (lookup, rows, offsets) in enumerate(request.parts):

@@ -269,3 +269,4 @@ def _element(kind: Any, type_: Any, size: int) -> tuple[Any, Any]:
 get, put = _element(_F32, types.float32, 4)
 get_wide, put_wide = _element(_F64, types.float64, 8)
 _, put_bits = _element(ir.IntType(16), types.uint16, 2)
+_, put_byte = _element(ir.IntType(8), types.uint8, 1)

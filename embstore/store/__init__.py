@@ -1,14 +1,18 @@
 """Immutable versions of a trained bundle {table, schema, dense model}: publish, promote, roll back, open, verify."""
 
+from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource
 from embstore.store.files import FileDigest, fsync_folder, make_folder, sha256_file
-from embstore.store.format import Bundle, Progress, TableSource, schema_sha256
+from embstore.store.format import schema_sha256
 from embstore.store.registry import Store, VersionInfo, new_space
+from embstore.store.table import VersionTable
 from embstore.store.tensors import SafetensorsWriter, open_tensors, write_tensors
-from embstore.store.version import Version, VersionTable
+from embstore.store.version import Version
 
 __all__ = [
     "Bundle",
+    "Change",
     "FileDigest",
+    "OptimizerState",
     "Progress",
     "SafetensorsWriter",
     "Store",

@@ -79,6 +79,14 @@ class Fields:
 
         return self._take(key, fits, f"an integer from {low} to {high}")
 
+    def number(self, key: str) -> float:
+        """A number of 0 or more."""
+
+        def fits(value: Any) -> bool:
+            return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e300
+
+        return float(self._take(key, fits, "a number of 0 or more"))
+
     def text(self, key: str, pattern: re.Pattern[str]) -> str:
         """Text that matches a pattern from end to end."""
 

@@ -17,11 +17,10 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,20 +28,33 @@ from torch import Tensor
 from embstore.errors import CorruptVersionError, StoreError, nearest
 from embstore.metrics import finite
 from embstore.schema import Schema
+from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource
+from embstore.store.delta import write_delta
 from embstore.store.documents import canonical_json, write_json
 from embstore.store.files import FileDigest, fsync_folder, sha256_file, write_small
 from embstore.store.manifest import (
     COMPAT,
+    DELTA,
     DENSE,
+    DENSE_OPTIMIZER,
     FORMAT,
     LINEAGE,
     MANIFEST,
     SCHEMA,
-    TABLE_DTYPES,
     TOKENS,
     Layout,
     bucket_name,
     check_body,
+)
+from embstore.store.quantization import (
+    ENCODINGS,
+    Loss,
+    check_dim,
+    decode,
+    encode,
+    encoding_of,
+    stored_dtype,
+    stored_width,
 )
 from embstore.store.tensors import SafetensorsWriter, write_tensors
 
@@ -50,60 +62,6 @@ BUCKET_BYTES = 64 << 20
 # Bucket data starts on a page of every common machine (4 KiB; 16 KiB on Apple's), so it can be mapped where it belongs.
 BUCKET_ALIGNMENT = 16 << 10
 _CHUNK_BYTES = 8 << 20
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done (``"write"``, ``"verify"``), bytes done, bytes in all."""
-
-
-class TableSource(Protocol):
-    """A table that can be published: ``UnifiedEmbedding``, or the table of another version."""
-
-    @property
-    def dim(self) -> int:
-        """Numbers per row."""
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the whole table, exact blocks included."""
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the rows."""
-
-    def describe(self) -> dict[str, Any]:
-        """Plain values: hash_spec, seed, hashed_rows, num_tables, and features, each a schema entry with its ``rows``:
-        ``{"base", "size"}`` of the range that each lookup falls in."""
-
-    def read_rows(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` on the host, ``[stop - start, dim]``."""
-
-    def exact_tokens(self) -> Mapping[str, Tensor]:
-        """Sorted int64 tokens of each exact feature."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bundle:
-    """What is published, promoted and rolled back as one.
-
-    Args:
-        table: the rows.
-        schema: of the logs it was trained on; its features are the table's.
-        dense_state: the ``state_dict`` of all but the table: names from ``"normalizer."`` and ``"network."``.
-        model: ``{"name", "settings", "dense_width", "widths"}``: what builds the network again.
-        metrics: numbers by name, nested if need be; one that is not finite is stored as null.
-        lineage: where it came from, under ``logs``, ``vocabulary``, ``selection``, ``node2vec``, ``config``; and
-            ``space``, the id that versions share whose vectors can be compared (training continued from one another);
-            a new one when absent.
-        columns: Arrow type, as text, of the log's column of each feature; a feature whose type is not known is absent.
-    """
-
-    table: TableSource
-    schema: Schema
-    dense_state: Mapping[str, Tensor]
-    model: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    lineage: Mapping[str, Any]
-    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 def write(
@@ -114,9 +72,15 @@ def write(
     created: str,
     space: str,
     parent: str | None,
+    encoding: str | None = None,
+    change: Change | None = None,
     progress: Progress | None = None,
 ) -> bytes:
     """Write a version into an empty folder, fsync it, read it back and compare.
+
+    Args:
+        encoding: how the rows are stored: ``int8``, ``int4`` or a dtype; the table's own dtype when not given.
+        change: write only what changed.
 
     Returns:
         The bytes of its manifest.
@@ -125,14 +89,22 @@ def write(
         StoreError: a bundle whose parts don't fit together.
         CorruptVersionError: what was read back is not what was written.
     """
-    body = _body(bundle, version=version, created=created, space=space, parent=parent)
+    if change is not None:
+        encoding = change.base.table.encoding  # of the rows that stay
+    body = _body(bundle, encoding, version=version, created=created, space=space, parent=parent)
     layout = _checked(bundle, body)
     files: dict[str, FileDigest] = {}
-    for folder_name in ("table", "exact", "model"):
+    for folder_name in ("table", "exact", "model", "delta", "optimizer"):
         (folder / folder_name).mkdir()
-    for number in range(layout.buckets):
-        name = bucket_name(number)
-        files[name] = _write_bucket(folder / name, bundle.table, layout, number, progress)
+    if change is None:
+        files |= _write_table(folder, bundle.table, layout, body, progress)
+        if bundle.optimizer is not None:
+            files |= _write_optimizer(folder, bundle.optimizer, layout)
+    else:
+        files[DELTA] = write_delta(folder / DELTA, bundle, layout, change, body, progress)
+    if bundle.optimizer is not None:
+        body["optimizer"] = _said_of(bundle.optimizer)
+        files[DENSE_OPTIMIZER] = write_tensors(folder / DENSE_OPTIMIZER, bundle.optimizer.dense)
     files[TOKENS] = write_tensors(folder / TOKENS, bundle.table.exact_tokens())
     files[DENSE] = write_tensors(folder / DENSE, bundle.dense_state)
     files[SCHEMA] = write_small(folder / SCHEMA, bundle.schema.to_yaml().encode())
@@ -140,8 +112,12 @@ def write(
     body["files"] = {name: digest._asdict() for name, digest in sorted(files.items())}
     manifest = write_json(body)
     write_small(folder / MANIFEST, manifest)
-    for path in (folder / "table", folder / "exact", folder / "model", folder):
-        fsync_folder(path)
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+        elif path.is_dir():
+            fsync_folder(path)
+    fsync_folder(folder)
     verify(folder, files, progress=progress)
     return manifest
 
@@ -213,11 +189,11 @@ def bucket_rows(rows: int, row_bytes: int) -> int:
     return min(fit, 1 << (rows - 1).bit_length())
 
 
-def compat(schema: Schema, layout: Layout) -> dict[str, Any]:
-    """What a reader must know to use a version: the contents of ``compat.json``."""
+def compat(schema: Schema, layout: Layout, number: int = FORMAT) -> dict[str, Any]:
+    """What a reader must know to use a version of a format: the contents of ``compat.json``."""
     return {
-        "format": FORMAT,
-        "minimal_reader": FORMAT,
+        "format": number,
+        "minimal_reader": number,
         "hash_spec": layout.hash_spec,
         "features": [feature.name for feature in schema.features],
         "dense": [column.name for column in schema.dense],
@@ -230,11 +206,14 @@ def schema_sha256(schema: Schema) -> str:
     return hashlib.sha256(canonical_json(schema.to_dict())).hexdigest()
 
 
-def _body(bundle: Bundle, *, version: str, created: str, space: str, parent: str | None) -> dict[str, Any]:
+def _body(
+    bundle: Bundle, encoding: str | None, *, version: str, created: str, space: str, parent: str | None
+) -> dict[str, Any]:
     table, described = bundle.table, bundle.table.describe()
-    dtypes = {dtype: name for name, dtype in TABLE_DTYPES.items()}
-    if table.dtype not in dtypes:
-        raise StoreError("table dtype", expected=", ".join(TABLE_DTYPES), found=str(table.dtype))
+    encoding = encoding or encoding_of(table.dtype)
+    if encoding not in ENCODINGS:
+        raise StoreError("table encoding", expected=", ".join(ENCODINGS), found=repr(encoding))
+    check_dim(encoding, table.dim)
     if table.num_rows < 1 or table.dim < 1:
         raise StoreError("table", expected="a row or more", found=f"{table.num_rows} rows x {table.dim}")
     for name in bundle.lineage:
@@ -248,19 +227,23 @@ def _body(bundle: Bundle, *, version: str, created: str, space: str, parent: str
         "parent": parent,
         "table": {
             "dim": table.dim,
-            "dtype": dtypes[table.dtype],
+            "dtype": encoding,
             "rows": table.num_rows,
             "hashed_rows": described.get("hashed_rows"),
             "num_tables": described.get("num_tables"),
             "hash_spec": described.get("hash_spec"),
             "seed": described.get("seed"),
-            "bucket_rows": bucket_rows(table.num_rows, table.dim * table.dtype.itemsize),
+            "bucket_rows": bucket_rows(
+                table.num_rows, stored_width(encoding, table.dim) * stored_dtype(encoding).itemsize
+            ),
         },
         "features": described.get("features"),
         "columns": dict(bundle.columns),
         "model": dict(bundle.model),
         "lineage": {name: bundle.lineage.get(name) for name in LINEAGE},
         "metrics": finite(bundle.metrics),
+        "delta": None,
+        "optimizer": None,
     }
 
 
@@ -307,17 +290,48 @@ def check_dense(state: Mapping[str, Tensor], where: str) -> None:
             raise CorruptVersionError(where, expected="names from 'normalizer.' or 'network.'", found=repr(name))
 
 
-def _write_bucket(path: Path, table: TableSource, layout: Layout, number: int, progress: Progress | None) -> FileDigest:
-    first, last = layout.bucket(number)
-    step = max(1, _CHUNK_BYTES // layout.row_bytes)
-    spec = {"rows": (layout.dtype, (last - first, layout.dim))}
-    with SafetensorsWriter(path, spec, alignment=BUCKET_ALIGNMENT) as writer:
-        for start in range(first, last, step):
-            stop = min(start + step, last)
-            writer.write("rows", table.read_rows(start, stop))
-            if progress:
-                progress("write", stop * layout.row_bytes, layout.rows * layout.row_bytes)
-        return writer.close()
+def _write_table(
+    folder: Path, table: TableSource, layout: Layout, body: dict[str, Any], progress: Progress | None
+) -> dict[str, FileDigest]:
+    """The buckets; what storing the rows so has cost is written into ``body``."""
+    loss = None if layout.encoding == encoding_of(table.dtype) else Loss()
+    files, step = {}, max(1, _CHUNK_BYTES // (layout.dim * table.dtype.itemsize))
+    dtype, width = layout.stored
+    for number in range(layout.buckets):
+        first, last = layout.bucket(number)
+        name = bucket_name(number)
+        spec = {"rows": (dtype, (last - first, width))}
+        with SafetensorsWriter(folder / name, spec, alignment=BUCKET_ALIGNMENT) as writer:
+            for start in range(first, last, step):
+                stop = min(start + step, last)
+                rows_ND = table.read_rows(start, stop)
+                stored_NS = encode(rows_ND, layout.encoding)
+                if loss is not None:
+                    loss.add(rows_ND, decode(stored_NS, layout.encoding, layout.dim))
+                writer.write("rows", stored_NS)
+                if progress:
+                    progress("write", stop * layout.row_bytes, layout.rows * layout.row_bytes)
+            files[name] = writer.close()
+    if loss is not None:
+        body["table"]["loss"] = loss.report()
+    return files
+
+
+def _write_optimizer(folder: Path, optimizer: OptimizerState, layout: Layout) -> dict[str, FileDigest]:
+    files = {}
+    for number in range(layout.buckets):
+        first, last = layout.bucket(number)
+        name = bucket_name(number, "optimizer")
+        files[name] = write_tensors(folder / name, {key: of[first:last] for key, of in optimizer.table.items()})
+    return files
+
+
+def _said_of(optimizer: OptimizerState) -> dict[str, Any]:
+    tensors = {
+        name: {"dtype": encoding_of(tensor.dtype), "width": tensor.shape[1] if tensor.dim() > 1 else 0}
+        for name, tensor in optimizer.table.items()
+    }
+    return {"name": optimizer.name, "steps": optimizer.steps, "rates": optimizer.rates, "tensors": tensors}
 
 
 def _said(digest: FileDigest) -> str:

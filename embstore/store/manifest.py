@@ -13,18 +13,14 @@ from embstore.hashing import HASH_SPEC
 from embstore.schema import POOLINGS, Schema
 from embstore.store.documents import Fields, shown
 from embstore.store.files import FileDigest
+from embstore.store.quantization import DTYPES, ENCODINGS, read_dtype, stored_dtype, stored_width
 
-FORMAT = 1
+FORMAT = 2  # 1 had no quantised rows, no deltas and no optimizer's state
 
 MANIFEST, COMPAT, SCHEMA = "manifest.json", "compat.json", "schema.yaml"
 TOKENS, DENSE = "exact/tokens.safetensors", "model/dense.safetensors"
+DELTA, DENSE_OPTIMIZER = "delta/rows.safetensors", "optimizer/dense.safetensors"
 LINEAGE = ("logs", "vocabulary", "selection", "node2vec", "config")
-TABLE_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float64": torch.float64,
-}
 MAX_MANIFEST_BYTES = 100_000_000
 MAX_SMALL_BYTES = 16 << 20  # of compat.json and schema.yaml
 
@@ -36,7 +32,46 @@ _NAME = re.compile(r"[^\0]+")
 # Lower case only, so that two names never meet on a file system that ignores case; no part is "." or "..".
 _PART = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
 _FILE = re.compile(rf"(?=.{{1,200}}$){_PART}(/{_PART}){{0,3}}")
+_TENSOR = re.compile(r"[a-z][a-z0-9_]{0,63}")
+MAX_DEPTH = 1000  # deltas on top of one another
 _MAX_ROWS, _MAX_DIM, _MAX_TABLE_BYTES = 2**48, 2**16, 2**62
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeltaInfo:
+    """What a delta holds.
+
+    Args:
+        base: version it is a change of.
+        base_digest: sha256 of that one's manifest.
+        rows: changed ones in it.
+        encoding: of the changed rows.
+        significance: rows that changed by less (L2) than this are not in it; 0 when all are.
+        depth: deltas from here to a whole version, this one included.
+    """
+
+    base: str
+    base_digest: str
+    rows: int
+    encoding: str
+    significance: float
+    depth: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerInfo:
+    """What of the optimizers' state a version holds.
+
+    Args:
+        name: of the table's optimizer.
+        steps, rates: its updates done, and the sum of their learning rates.
+        tensors: dtype and numbers a row of each of its tensors; 0 for ``[N]``.
+    """
+
+    name: str
+    steps: int
+    rates: float
+    tensors: dict[str, tuple[torch.dtype, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,13 +80,14 @@ class Layout:
 
     Args:
         dim: numbers per row.
+        encoding: how rows lie in files (``embstore.store.quantization``).
         rows: of the whole table; the first ``hashed_rows`` are shared, exact blocks follow.
         num_tables: equal parts of the hashed rows.
         bucket_rows: rows per file, a power of two; the last file holds what is left.
     """
 
     dim: int
-    dtype: torch.dtype
+    encoding: str
     rows: int
     hashed_rows: int
     num_tables: int
@@ -60,9 +96,20 @@ class Layout:
     bucket_rows: int
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What rows are read as."""
+        return read_dtype(self.encoding)
+
+    @property
+    def stored(self) -> tuple[torch.dtype, int]:
+        """Dtype and width of a row in a file."""
+        return stored_dtype(self.encoding), stored_width(self.encoding, self.dim)
+
+    @property
     def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return self.dim * self.dtype.itemsize
+        """Bytes of one row in a file."""
+        dtype, width = self.stored
+        return width * dtype.itemsize
 
     @property
     def buckets(self) -> int:
@@ -74,9 +121,9 @@ class Layout:
         return number * self.bucket_rows, min((number + 1) * self.bucket_rows, self.rows)
 
 
-def bucket_name(number: int) -> str:
+def bucket_name(number: int, folder: str = "table") -> str:
     """File of a bucket, relative to the version's folder."""
-    return f"table/bucket-{number:05d}.safetensors"
+    return f"{folder}/bucket-{number:05d}.safetensors"
 
 
 def check_format(body: dict[str, Any], where: str) -> None:
@@ -164,6 +211,48 @@ def check_body(body: dict[str, Any], schema: Schema, where: str) -> Layout:
     return layout
 
 
+def read_delta(body: dict[str, Any], where: str) -> DeltaInfo | None:
+    """What a delta says of itself; ``None`` for a whole version.
+
+    Raises:
+        CorruptVersionError: naming the key.
+    """
+    if body.get("delta") is None:
+        return None
+    fields = Fields(body["delta"], f"{where}: delta")
+    return DeltaInfo(
+        base=fields.text("base", VERSION_ID),
+        base_digest=fields.text("base_digest", SHA256),
+        rows=fields.whole("rows", 0, _MAX_ROWS),
+        encoding=fields.choice("encoding", ENCODINGS),
+        significance=fields.number("significance"),
+        depth=fields.whole("depth", 1, MAX_DEPTH),
+    )
+
+
+def read_optimizer(body: dict[str, Any], where: str) -> OptimizerInfo | None:
+    """What of the optimizers' state is there; ``None`` for nothing.
+
+    Raises:
+        CorruptVersionError: naming the key.
+    """
+    if body.get("optimizer") is None:
+        return None
+    fields = Fields(body["optimizer"], f"{where}: optimizer")
+    tensors = {}
+    for name, entry in fields.mapping("tensors").items():
+        at = Fields(entry, f"{where}: optimizer {shown(name)}")
+        if not _TENSOR.fullmatch(name):
+            raise fields.wrong("tensors", f"names like {_TENSOR.pattern}", shown(name))
+        tensors[name] = DTYPES[at.choice("dtype", DTYPES)], at.whole("width", 0, _MAX_DIM)
+    return OptimizerInfo(
+        name=fields.text("name", _NAME),
+        steps=fields.whole("steps", 0, 2**53),
+        rates=fields.number("rates"),
+        tensors=tensors,
+    )
+
+
 def read_files(body: dict[str, Any], where: str) -> dict[str, FileDigest]:
     """The files of a manifest, each under a name that stays inside the version's folder.
 
@@ -182,19 +271,19 @@ def read_files(body: dict[str, Any], where: str) -> dict[str, FileDigest]:
     return files
 
 
-def check_buckets(files: dict[str, FileDigest], layout: Layout, where: str) -> None:
-    """The files of ``table/`` are the table's buckets.
+def check_buckets(files: dict[str, FileDigest], layout: Layout, where: str, *, folder: str = "table") -> None:
+    """The files of ``table/``, or of another folder, are the table's buckets.
 
     Raises:
         CorruptVersionError: one is missing, or another is there.
     """
-    found = {name for name in files if name.startswith("table/")}
+    found = {name for name in files if name.startswith(f"{folder}/bucket-")}
     # Compared by number first: a huge declared table must not become a huge list of names.
-    if len(found) != layout.buckets or found != {bucket_name(number) for number in range(layout.buckets)}:
-        names = f"{layout.buckets:,} buckets from {bucket_name(0)}"
+    if len(found) != layout.buckets or found != {bucket_name(number, folder) for number in range(layout.buckets)}:
+        names = f"{layout.buckets:,} buckets from {bucket_name(0, folder)}"
         raise CorruptVersionError(f"{where}: files", expected=names, found=f"{len(found):,}: {shown(sorted(found))}")
     held, table = sum(files[name].bytes for name in found), layout.rows * layout.row_bytes
-    if held < table:
+    if folder == "table" and held < table:
         raise CorruptVersionError(
             f"{where}: table", expected=f"at most the {held:,} bytes of its files", found=f"{table:,}"
         )
@@ -204,7 +293,7 @@ def _layout(fields: Fields) -> Layout:
     rows = fields.whole("rows", 1, _MAX_ROWS)
     layout = Layout(
         dim=fields.whole("dim", 1, _MAX_DIM),
-        dtype=TABLE_DTYPES[fields.choice("dtype", TABLE_DTYPES)],
+        encoding=fields.choice("dtype", ENCODINGS),
         rows=rows,
         hashed_rows=fields.whole("hashed_rows", 0, rows),
         num_tables=fields.whole("num_tables", 1, max(rows, 1)),

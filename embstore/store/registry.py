@@ -21,9 +21,10 @@ from urllib.parse import unquote, urlsplit
 
 from embstore.errors import StoreError, VersionNotFoundError, nearest
 from embstore.store import format
+from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.files import fsync_folder, make_folder
-from embstore.store.format import Bundle, Progress
 from embstore.store.log import ALIAS, Log, State
+from embstore.store.manifest import DeltaInfo
 from embstore.store.version import Version
 
 LATEST, PREVIOUS, PRODUCTION = "latest", "previous", "production"
@@ -67,21 +68,36 @@ class Store:
         self.root = _local(path)
         self._log = Log(self.root)
 
-    def publish(self, bundle: Bundle, *, progress: Progress | None = None, parent: str | None = None) -> Version:
+    def publish(
+        self,
+        bundle: Bundle,
+        *,
+        parent: str | None = None,
+        encoding: str | None = None,
+        change: Change | None = None,
+        progress: Progress | None = None,
+    ) -> Version:
         """Make a version of ``bundle``: all of it or, after an error or crash, nothing.
 
         Args:
+            parent: ref of the version it was trained on from; a delta's base when not given.
+            encoding: how rows are stored: ``int8``, ``int4`` (quantised row by row) or a dtype; the table's own dtype
+                when not given. What it costs is in the manifest, ``table.loss``.
+            change: publish a delta: only the rows that changed since a version of this store.
             progress: called as bytes are written and read back.
-            parent: ref of the version it was trained on from.
 
         Raises:
             StoreError: parts that don't fit together, or a disk that can't be written.
             VersionNotFoundError: no such parent.
         """
+        if change is not None:
+            parent = parent or change.base.id
+            if self._log.state().published[self.resolve(change.base.id)].manifest_sha256 != change.base.digest:
+                raise StoreError(f"delta of {change.base.id}", expected="a version of this store", found="another's")
         above = None if parent is None else self.resolve(parent)
         now = datetime.now(UTC)
         version, created = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}", _stamp(now)
-        space = bundle.lineage.get("space") or new_space()
+        space = bundle.lineage.get("space") or (change.base.space if change is not None else new_space())
         folder = self.root / "versions" / f".tmp-{version}"
         try:
             make_folder(folder.parent)
@@ -94,7 +110,15 @@ class Store:
             try:
                 folder.mkdir()
                 manifest = format.write(
-                    folder, bundle, version=version, created=created, space=space, parent=above, progress=progress
+                    folder,
+                    bundle,
+                    version=version,
+                    created=created,
+                    space=space,
+                    parent=above,
+                    encoding=encoding,
+                    change=change,
+                    progress=progress,
                 )
                 os.rename(folder, self._folder(version))
             except BaseException:
@@ -114,7 +138,7 @@ class Store:
                 pass
         except OSError as error:
             raise StoreError(f"publish {version}", found=str(error), do="see whether `versions` has it") from error
-        return Version.open(self._folder(version), version=version, digest=digest)
+        return self._open(version)
 
     def versions(self) -> list[VersionInfo]:
         """Every version, in the order published.
@@ -162,9 +186,14 @@ class Store:
             VersionNotFoundError: no such version.
             CorruptVersionError: it is not what the log and its manifest say; ``verify`` also compares every byte.
         """
-        version = self.resolve(ref)
+        return self._open(self.resolve(ref))
+
+    def _open(self, version: str) -> Version:
         digest = self._log.state().published[version].manifest_sha256
-        return Version.open(self._folder(version), version=version, digest=digest)
+        return Version.open(self._folder(version), version=version, digest=digest, open_base=self._open_base)
+
+    def _open_base(self, delta: DeltaInfo) -> Version:
+        return self._open(self.resolve(delta.base))
 
     def verify(self, ref: str = LATEST, *, progress: Progress | None = None) -> None:
         """Read every file of a version and compare it with the manifest, and the manifest with the log.

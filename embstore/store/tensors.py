@@ -177,25 +177,32 @@ class TensorSpan:
     nbytes: int
 
 
-def open_tensors(path: Path) -> dict[str, Tensor]:
+def open_tensors(path: Path, *, sha256: str | None = None) -> dict[str, Tensor]:
     """The tensors of a safetensors file, mapped: nothing is read before it is looked at.
 
     Writing to one changes this process's view only, never the file.
 
+    Args:
+        sha256: what the file's must be; then all of it is read at once.
+
     Raises:
-        CorruptVersionError: the file is not what its header says.
+        CorruptVersionError: the file is not what its header or ``sha256`` says.
     """
     with open_regular(path) as file:
-        spans = read_spans(file, path)
+        _, spans = read_header(file, path)
         size = os.fstat(file.fileno()).st_size
         region = Region(size)
         region.place(0, file.fileno(), 0, size)
     data = region.bytes()
+    if sha256 is not None:
+        found = hashlib.sha256(data.numpy().data).hexdigest()
+        if found != sha256:
+            raise CorruptVersionError(str(path), expected=f"sha256 {sha256}", found=found)
     return {name: _tensor(data, span) for name, span in spans.items()}
 
 
-def read_spans(file: BinaryIO, path: Path) -> dict[str, TensorSpan]:
-    """Check a safetensors header in full and say where its tensors lie.
+def read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, TensorSpan]]:
+    """Check a safetensors header in full: its bytes, length included, and where the tensors lie.
 
     Raises:
         CorruptVersionError: a header longer than the file or the limit, not JSON, a key twice, an unknown dtype, a
@@ -207,7 +214,8 @@ def read_spans(file: BinaryIO, path: Path) -> dict[str, TensorSpan]:
     if len(first) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
         limit = f"a header of at most {min(MAX_HEADER_BYTES, max(size - 8, 0)):,} bytes"
         raise CorruptVersionError(str(path), expected=limit, found=f"{length:,} in a file of {size:,}")
-    header = read_json(file.read(length), f"{path} header")
+    text = file.read(length)
+    header = read_json(text, f"{path} header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise CorruptVersionError(f"{path} header: __metadata__", expected="texts by name", found=shown(metadata))
@@ -222,7 +230,7 @@ def read_spans(file: BinaryIO, path: Path) -> dict[str, TensorSpan]:
         end += span.nbytes
     if end != size:
         raise CorruptVersionError(str(path), expected=f"{end:,} bytes, as its tensors take", found=f"{size:,}")
-    return spans
+    return first + text, spans
 
 
 def _span(fields: Fields, start: int, size: int) -> TensorSpan:

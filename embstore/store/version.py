@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,102 +14,35 @@ from torch import Tensor
 from embstore.errors import ConfigError, CorruptVersionError, StoreError
 from embstore.schema import Schema
 from embstore.store import format
+from embstore.store.bundle import OptimizerState, Progress
+from embstore.store.delta import read_delta_rows, with_changes
 from embstore.store.documents import read_json
-from embstore.store.files import FileDigest, open_regular, read_small
+from embstore.store.files import FileDigest, read_small
 from embstore.store.manifest import (
     COMPAT,
+    DELTA,
     DENSE,
+    DENSE_OPTIMIZER,
     MANIFEST,
     MAX_MANIFEST_BYTES,
     MAX_SMALL_BYTES,
     SCHEMA,
     TOKENS,
+    DeltaInfo,
     Layout,
+    OptimizerInfo,
     bucket_name,
     check_body,
     check_buckets,
     check_compat,
     check_format,
     check_reader,
+    read_delta,
     read_files,
+    read_optimizer,
 )
-from embstore.store.mapping import Region
-from embstore.store.tensors import open_tensors, read_spans
-
-
-@dataclass(frozen=True, eq=False)
-class VersionTable:
-    """The table of a version, mapped: rows are read when they are looked at. It can be published again.
-
-    Args:
-        layout: its shape.
-        rows: ``[N, D]``, one tensor over all buckets. Writing to it changes this process's view only.
-        features: the manifest's.
-        tokens: the sorted int64 tokens of each exact feature.
-    """
-
-    layout: Layout
-    rows: Tensor
-    features: list[dict[str, Any]]
-    tokens: dict[str, Tensor]
-
-    @property
-    def dim(self) -> int:
-        """D: numbers per row."""
-        return self.layout.dim
-
-    @property
-    def num_rows(self) -> int:
-        """N: rows, exact blocks included."""
-        return self.layout.rows
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the rows."""
-        return self.layout.dtype
-
-    def read_rows(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop``, ``[stop - start, dim]``, a view.
-
-        Raises:
-            StoreError: a range that is not within the table.
-        """
-        if not 0 <= start <= stop <= self.num_rows:
-            raise StoreError("rows", expected=f"a range within 0 to {self.num_rows}", found=f"{start} to {stop}")
-        return self.rows[start:stop]
-
-    def gather(self, rows: Tensor) -> Tensor:
-        """The rows of these numbers.
-
-        Args:
-            rows: int64 ``[N]``; may repeat.
-
-        Returns:
-            ``[N, dim]`` in the table's dtype, a copy.
-
-        Raises:
-            StoreError: not int64 ``[N]``, or a number outside the table.
-        """
-        if rows.dtype != torch.int64 or rows.dim() != 1:
-            raise StoreError("rows to gather", expected="int64 [N]", found=f"{rows.dtype} {list(rows.shape)}")
-        try:
-            return self.rows.index_select(0, rows)
-        except (IndexError, RuntimeError) as error:
-            raise StoreError("rows to gather", expected=f"0 to {self.num_rows - 1}", found=str(error)) from error
-
-    def describe(self) -> dict[str, Any]:
-        """As the table that was published said."""
-        return {
-            "hash_spec": self.layout.hash_spec,
-            "seed": self.layout.seed,
-            "hashed_rows": self.layout.hashed_rows,
-            "num_tables": self.layout.num_tables,
-            "features": self.features,
-        }
-
-    def exact_tokens(self) -> dict[str, Tensor]:
-        """Sorted int64 tokens of each exact feature."""
-        return dict(self.tokens)
+from embstore.store.table import Buckets, VersionTable
+from embstore.store.tensors import open_tensors
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -126,6 +60,9 @@ class Version:
         folder: where it lies.
         files: length and sha256 of each file but the manifest.
         dense: the dense model's tensors, mapped; ``dense_state`` copies them.
+        delta: what it is a change of, and by how much; ``None`` for a whole version.
+        optimizer: what of the optimizers' state it holds; ``optimizer_state`` reads it.
+        base: of a delta, opened.
     """
 
     id: str
@@ -136,10 +73,18 @@ class Version:
     folder: Path
     files: dict[str, FileDigest]
     dense: dict[str, Tensor]
+    delta: DeltaInfo | None = None
+    optimizer: OptimizerInfo | None = None
+    base: Version | None = None
 
     @classmethod
-    def open(cls, folder: Path, *, version: str, digest: str) -> Version:
-        """Open the version in ``folder``, checking all but the bytes of tensors (``verify`` does those).
+    def open(
+        cls, folder: Path, *, version: str, digest: str, open_base: Callable[[DeltaInfo], Version] | None = None
+    ) -> Version:
+        """Open the version in ``folder``, checking all but the table's rows, which are when they are read.
+
+        Args:
+            open_base: opens what a delta is a change of.
 
         Raises:
             CorruptVersionError: naming the file, what was expected and what was found.
@@ -161,12 +106,22 @@ class Version:
         check_reader(compat, str(folder / COMPAT))
         schema = _parse_schema(_read_whole(folder, SCHEMA, files), folder / SCHEMA)
         layout = check_body(manifest, schema, str(path))
-        check_buckets(files, layout, str(path))
-        check_compat(compat, format.compat(schema, layout), str(folder / COMPAT))
-        tokens, dense = open_tensors(folder / TOKENS), open_tensors(folder / DENSE)
+        delta, optimizer = read_delta(manifest, str(path)), read_optimizer(manifest, str(path))
+        _check_names(files, layout, delta, optimizer, str(path))
+        check_compat(compat, format.compat(schema, layout, manifest["format"]), str(folder / COMPAT))
+        tokens = open_tensors(folder / TOKENS, sha256=files[TOKENS].sha256)
+        dense = open_tensors(folder / DENSE, sha256=files[DENSE].sha256)
         format.check_tokens(tokens, manifest["features"], str(folder / TOKENS))
         format.check_dense(dense, str(folder / DENSE))
-        table = VersionTable(layout, _map_rows(folder, layout), manifest["features"], tokens)
+        base = None
+        if delta is None:
+            table = VersionTable(layout, manifest["features"], tokens, Buckets(folder, layout, files))
+        else:
+            base = _opened(delta, open_base, str(path))
+            _check_base(base, layout, manifest, tokens, str(path))
+            changes, _ = read_delta_rows(folder / DELTA, files[DELTA].sha256, delta, layout, optimizer)
+            under = base.table
+            table = VersionTable(layout, manifest["features"], tokens, under.buckets, changes.over(under.overlay))
         return cls(
             id=version,
             digest=digest,
@@ -176,6 +131,9 @@ class Version:
             folder=folder,
             files=files,
             dense=dense,
+            delta=delta,
+            optimizer=optimizer,
+            base=base,
         )
 
     @property
@@ -192,7 +150,44 @@ class Version:
         """The dense model and normalizer, names from ``"normalizer."`` and ``"network."``; a copy to train on."""
         return {name: tensor.clone() for name, tensor in self.dense.items()}
 
-    def verify(self, *, progress: format.Progress | None = None) -> None:
+    def optimizer_state(self) -> OptimizerState:
+        """What training goes on from, read and checked whole.
+
+        Raises:
+            StoreError: it was published without.
+            CorruptVersionError: its files are not what was published.
+        """
+        if self.optimizer is None:
+            do = "publish with optimizer=..., or train afresh on its rows"
+            raise StoreError(f"version {self.id}", expected="an optimizer's state", found="none", do=do)
+        own = OptimizerState(
+            name=self.optimizer.name,
+            steps=self.optimizer.steps,
+            rates=self.optimizer.rates,
+            table={},
+            dense=open_tensors(self.folder / DENSE_OPTIMIZER, sha256=self.files[DENSE_OPTIMIZER].sha256),
+        )
+        if self.delta is not None and self.base is not None:
+            layout, digest = self.table.layout, self.files[DELTA].sha256
+            changes, rows = read_delta_rows(self.folder / DELTA, digest, self.delta, layout, self.optimizer)
+            return with_changes(self.base.optimizer_state(), changes.index_R, rows, own)
+        parts: dict[str, list[Tensor]] = {name: [] for name in self.optimizer.tensors}
+        for number in range(self.table.layout.buckets):
+            first, last = self.table.layout.bucket(number)
+            path = self.folder / bucket_name(number, "optimizer")
+            tensors = open_tensors(path, sha256=self.files[bucket_name(number, "optimizer")].sha256)
+            expected = {
+                name: (dtype, (last - first, width) if width else (last - first,))
+                for name, (dtype, width) in self.optimizer.tensors.items()
+            }
+            found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+            if found != expected:
+                raise CorruptVersionError(str(path), expected=f"tensors {expected}", found=f"{found}")
+            for name, tensor in tensors.items():
+                parts[name].append(tensor)
+        return replace(own, table={name: torch.cat(part) for name, part in parts.items()})
+
+    def verify(self, *, progress: Progress | None = None) -> None:
         """Read every file again and compare its length and sha256.
 
         Raises:
@@ -202,6 +197,8 @@ class Version:
         if found != self.digest:
             raise CorruptVersionError(str(self.folder / MANIFEST), expected=f"sha256 {self.digest}", found=found)
         format.verify(self.folder, self.files, progress=progress)
+        if self.base is not None:
+            self.base.verify(progress=progress)
 
 
 def _read_whole(folder: Path, name: str, files: dict[str, FileDigest]) -> bytes:
@@ -219,16 +216,34 @@ def _parse_schema(data: bytes, path: Path) -> Schema:
         raise CorruptVersionError(str(path), expected="a schema", found=str(error)) from error
 
 
-def _map_rows(folder: Path, layout: Layout) -> Tensor:
-    region = Region(layout.rows * layout.row_bytes)
-    for number in range(layout.buckets):
-        first, last = layout.bucket(number)
-        path = folder / bucket_name(number)
-        with open_regular(path) as file:
-            spans = read_spans(file, path)
-            expected = {"rows": (layout.dtype, (last - first, layout.dim))}
-            found = {name: (span.dtype, span.shape) for name, span in spans.items()}
-            if found != expected:
-                raise CorruptVersionError(str(path), expected=f"tensors {expected}", found=f"{found}")
-            region.place(first * layout.row_bytes, file.fileno(), spans["rows"].offset, spans["rows"].nbytes)
-    return region.bytes().view(layout.dtype).view(layout.rows, layout.dim)
+def _check_names(
+    files: dict[str, FileDigest], layout: Layout, delta: DeltaInfo | None, optimizer: OptimizerInfo | None, where: str
+) -> None:
+    """The files that hold tensors are those that the manifest's other keys call for."""
+    if delta is None:
+        check_buckets(files, layout, where)
+        if optimizer is not None:
+            check_buckets(files, layout, where, folder="optimizer")
+    wanted = {DELTA: delta is not None, DENSE_OPTIMIZER: optimizer is not None}
+    for name, needed in wanted.items():
+        if (name in files) != needed:
+            expected, found = ("one", "none") if needed else ("none", "one")
+            raise CorruptVersionError(f"{where}: {name}", expected=expected, found=found)
+
+
+def _opened(delta: DeltaInfo, open_base: Callable[[DeltaInfo], Version] | None, where: str) -> Version:
+    if open_base is None:
+        raise StoreError(f"{where} is a delta", expected="its base", found="none", do="open it from its store")
+    base = open_base(delta)
+    if base.digest != delta.base_digest:
+        raise CorruptVersionError(f"{where}: base {delta.base}", expected=delta.base_digest, found=base.digest)
+    if delta.depth != 1 + (base.delta.depth if base.delta is not None else 0):
+        raise CorruptVersionError(f"{where}: depth", expected="one more than its base's", found=str(delta.depth))
+    return base
+
+
+def _check_base(base: Version, layout: Layout, manifest: dict[str, Any], tokens: dict[str, Tensor], where: str) -> None:
+    ours, theirs = (layout, manifest["features"]), (base.table.layout, base.table.features)
+    same = tokens.keys() == base.table.tokens.keys()
+    if ours != theirs or not (same and all(torch.equal(of, base.table.tokens[name]) for name, of in tokens.items())):
+        raise CorruptVersionError(where, expected=f"the table of its base {base.id}", found="another")

@@ -321,12 +321,12 @@ def test_a_huge_manifest_is_not_read(store: Store) -> None:
 
 def test_versions_of_the_future(store: Store) -> None:
     version = _version(store)
-    _sign(store, json.dumps({"format": 2}).encode())
+    _sign(store, json.dumps({"format": 3}).encode())
     with pytest.raises(StoreError, match="upgrade embstore"):
         _version(store)
     compat = json.loads((version.folder / "compat.json").read_bytes())
     for key in ("minimal_reader", "hash_spec"):
-        _resign(store, version, "compat.json", json.dumps({**compat, key: 2}).encode())
+        _resign(store, version, "compat.json", json.dumps({**compat, key: compat[key] + 1}).encode())
         with pytest.raises(StoreError, match=f"{key}.*upgrade embstore"):
             _version(store)
     (entry,) = (store.root / "log").iterdir()

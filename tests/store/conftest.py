@@ -63,14 +63,21 @@ class MemoryTable:
 
 @pytest.fixture
 def make_bundle() -> Callable[..., Bundle]:
-    """``make_bundle(rows=40, dim=3, dtype=torch.float32, seed=0, **fields_of_the_bundle)``."""
+    """``make_bundle(rows=40, dim=3, dtype=torch.float32, seed=0, rows_ND=None, **fields_of_the_bundle)``."""
 
     def make(
-        *, rows: int = 40, dim: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any
+        *,
+        rows: int = 40,
+        dim: int = 3,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        rows_ND: Tensor | None = None,
+        **fields: Any,
     ) -> Bundle:
         random = torch.Generator().manual_seed(seed)
+        drawn_ND = torch.randn(rows, dim, generator=random).to(dtype)
         whole: dict[str, Any] = {
-            "table": MemoryTable(torch.randn(rows, dim, generator=random).to(dtype)),
+            "table": MemoryTable(drawn_ND if rows_ND is None else rows_ND),
             "schema": SCHEMA,
             "dense_state": {
                 "normalizer.count": torch.tensor(5, dtype=torch.int64),

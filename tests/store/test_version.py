@@ -69,9 +69,9 @@ def test_the_manifest_says_what_the_page_says(make_bundle: MakeBundle, tmp_path:
     data = (version.folder / "manifest.json").read_bytes()
     assert hashlib.sha256(data).hexdigest() == version.digest
     manifest = json.loads(data)
-    keys = "format version created space parent table features columns model lineage metrics files"
+    keys = "format version created space parent table features columns model lineage metrics delta optimizer files"
     assert list(manifest) == keys.split()
-    assert (manifest["format"], manifest["version"], manifest["parent"]) == (1, version.id, None)
+    assert (manifest["format"], manifest["version"], manifest["parent"]) == (2, version.id, None)
     assert manifest["table"] == {
         "dim": 3,
         "dtype": "float32",
@@ -90,8 +90,8 @@ def test_the_manifest_says_what_the_page_says(make_bundle: MakeBundle, tmp_path:
         assert entry == {"bytes": len(found), "sha256": hashlib.sha256(found).hexdigest()}
     assert {path.suffix for path in on_disk.values()} == {".json", ".yaml", ".safetensors"}  # nothing that runs
     assert json.loads((version.folder / "compat.json").read_bytes()) == {
-        "format": 1,
-        "minimal_reader": 1,
+        "format": 2,
+        "minimal_reader": 2,
         "hash_spec": 1,
         "features": ["user", "Straße/..", "day"],
         "dense": ["price"],

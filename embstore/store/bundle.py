@@ -1,0 +1,108 @@
+"""What is published as one: table, schema, dense model, and what training goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from embstore.schema import Schema
+
+if TYPE_CHECKING:
+    from embstore.store.version import Version
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done (``"write"``, ``"verify"``), bytes done, bytes in all."""
+
+
+class TableSource(Protocol):
+    """A table that can be published: ``UnifiedEmbedding``, or the table of another version."""
+
+    @property
+    def dim(self) -> int:
+        """Numbers per row."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole table, exact blocks included."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values: hash_spec, seed, hashed_rows, num_tables, and features, each a schema entry with its ``rows``:
+        ``{"base", "size"}`` of the range that each lookup falls in."""
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop`` on the host, ``[stop - start, dim]``."""
+
+    def exact_tokens(self) -> Mapping[str, Tensor]:
+        """Sorted int64 tokens of each exact feature."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerState:
+    """What an optimizer remembers, so that training can go on where it stopped.
+
+    Args:
+        name: of the table's optimizer, e.g. ``"rowwise_adagrad"``.
+        steps: updates of the table done.
+        rates: the sum of their learning rates.
+        table: its tensors by name, ``[N]`` or ``[N, width]``.
+        dense: those of the network's optimizer.
+    """
+
+    name: str
+    steps: int
+    rates: float
+    table: Mapping[str, Tensor]
+    dense: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A version published as what changed since another one.
+
+    Args:
+        base: that version; its table has the same layout and exact tokens.
+        touched: int64, ascending: the only rows that may have changed; all are compared when not given.
+        significance: rows that changed by no more than this (L2) are left out; they keep the base's values for readers
+            until they have changed by more.
+        encoding: of the changed rows: a table's dtype, ``int8`` or ``int4``; the table's own dtype when not given.
+    """
+
+    base: Version
+    touched: Tensor | None = None
+    significance: float = 0.0
+    encoding: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """What is published, promoted and rolled back as one.
+
+    Args:
+        table: the rows.
+        schema: of the logs it was trained on; its features are the table's.
+        dense_state: the ``state_dict`` of all but the table: names from ``"normalizer."`` and ``"network."``.
+        model: ``{"name", "settings", "dense_width", "widths"}``: what builds the network again.
+        metrics: numbers by name, nested if need be; one that is not finite is stored as null.
+        lineage: where it came from, under ``logs``, ``vocabulary``, ``selection``, ``node2vec``, ``config``; and
+            ``space``, the id that versions share whose vectors can be compared (training continued from one another);
+            a new one when absent.
+        columns: Arrow type, as text, of the log's column of each feature; a feature whose type is not known is absent.
+        optimizer: what training goes on from; not needed to read.
+    """
+
+    table: TableSource
+    schema: Schema
+    dense_state: Mapping[str, Tensor]
+    model: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    lineage: Mapping[str, Any]
+    columns: Mapping[str, str] = field(default_factory=dict)
+    optimizer: OptimizerState | None = None

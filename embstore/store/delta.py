@@ -1,0 +1,188 @@
+"""Deltas: a version published as the rows that changed since another one.
+
+    delta/rows.safetensors
+        index            int64 [R], ascending: which rows of the table
+        rows             [R, width]: their new values, as the manifest's delta.encoding says
+        optimizer.NAME   the same rows of the optimizer's tensors, when the version has its state
+
+The dense model is small and always whole. A delta names its base and the sha256 of the base's manifest, so it can't be
+applied to anything else; readers lay deltas over the whole version at the end of the chain, oldest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embstore.errors import CorruptVersionError, StoreError
+from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource
+from embstore.store.files import FileDigest
+from embstore.store.manifest import MAX_DEPTH, DeltaInfo, Layout, OptimizerInfo
+from embstore.store.quantization import (
+    ENCODINGS,
+    Loss,
+    check_dim,
+    decode,
+    encode,
+    encoding_of,
+    stored_dtype,
+    stored_width,
+)
+from embstore.store.table import Overlay, VersionTable
+from embstore.store.tensors import open_tensors, write_tensors
+
+CHUNK_ROWS = 1 << 17  # compared at a time
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def write_delta(
+    path: Path, bundle: Bundle, layout: Layout, change: Change, body: dict[str, Any], progress: Progress | None
+) -> FileDigest:
+    """Write the rows of ``bundle`` that differ from the base's; what the delta is, is written into ``body``.
+
+    Raises:
+        StoreError: the base has another layout, or a setting can't be.
+    """
+    base = change.base
+    _check(bundle, layout, change)
+    index_R = _changed(bundle, change, progress)
+    encoding = change.encoding or encoding_of(bundle.table.dtype)
+    rows_RD = _gather(bundle.table, index_R)
+    stored_RS = encode(rows_RD, encoding)
+    body["delta"] = {
+        "base": base.id,
+        "base_digest": base.digest,
+        "rows": len(index_R),
+        "encoding": encoding,
+        "significance": float(change.significance),
+        "depth": 1 + (base.delta.depth if base.delta is not None else 0),
+    }
+    if encoding != encoding_of(bundle.table.dtype):
+        loss = Loss()
+        loss.add(rows_RD, decode(stored_RS, encoding, layout.dim))
+        body["delta"]["loss"] = loss.report()
+    tensors = {"index": index_R, "rows": stored_RS}
+    if bundle.optimizer is not None:
+        tensors |= {f"optimizer.{name}": of.cpu()[index_R] for name, of in bundle.optimizer.table.items()}
+    return write_tensors(path, tensors)
+
+
+def read_delta_rows(
+    path: Path, sha256: str, delta: DeltaInfo, layout: Layout, optimizer: OptimizerInfo | None
+) -> tuple[Overlay, dict[str, Tensor]]:
+    """The changed rows, and those of the optimizer's tensors.
+
+    Raises:
+        CorruptVersionError: the file is not what the manifest says.
+    """
+    tensors = open_tensors(path, sha256=sha256)
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
+        "index": (torch.int64, (delta.rows,)),
+        "rows": (stored_dtype(delta.encoding), (delta.rows, stored_width(delta.encoding, layout.dim))),
+    }
+    for name, (dtype, width) in ({} if optimizer is None else optimizer.tensors).items():
+        expected[f"optimizer.{name}"] = dtype, (delta.rows, width) if width else (delta.rows,)
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    if found != expected:
+        raise CorruptVersionError(str(path), expected=f"tensors {expected}", found=f"{found}")
+    index_R = tensors["index"]
+    ascending = bool((index_R[1:] > index_R[:-1]).all())
+    if len(index_R) and not (ascending and int(index_R[0]) >= 0 and int(index_R[-1]) < layout.rows):
+        raise CorruptVersionError(f"{path}: index", expected=f"ascending rows of {layout.rows:,}", found="others")
+    rows_RD = decode(tensors["rows"], delta.encoding, layout.dim).to(layout.dtype)
+    state = {name: tensors[f"optimizer.{name}"] for name in ({} if optimizer is None else optimizer.tensors)}
+    return Overlay(index_R, rows_RD), state
+
+
+def _check(bundle: Bundle, layout: Layout, change: Change) -> None:
+    base, table = change.base, bundle.table
+    encoding = change.encoding or encoding_of(table.dtype)
+    if encoding not in ENCODINGS:
+        raise StoreError("delta encoding", expected=", ".join(ENCODINGS), found=repr(encoding))
+    check_dim(encoding, table.dim)
+    if not 0 <= change.significance < float("inf"):
+        raise StoreError("delta significance", expected="0 or more", found=str(change.significance))
+    do = "publish it whole"
+    if layout != base.table.layout or table.dtype != base.table.dtype:
+        found = f"{layout}, rows of {table.dtype}"
+        raise StoreError(f"a delta of {base.id}", expected=f"its layout {base.table.layout}", found=found, do=do)
+    if table.describe()["features"] != base.table.describe()["features"]:
+        raise StoreError(f"a delta of {base.id}", expected="its features", found="others", do=do)
+    tokens = table.exact_tokens()
+    if any(not torch.equal(known, tokens[name]) for name, known in base.table.exact_tokens().items()):
+        raise StoreError(f"a delta of {base.id}", expected="its exact tokens", found="others", do=do)
+    if base.delta is not None and base.delta.depth >= MAX_DEPTH:
+        raise StoreError(f"a delta of {base.id}", expected=f"at most {MAX_DEPTH} in a chain", found="more", do=do)
+    optimizer = bundle.optimizer
+    if optimizer and (base.optimizer is None or base.optimizer.tensors.keys() != optimizer.table.keys()):
+        found = "none, or another's"
+        raise StoreError(f"a delta of {base.id}", expected="a base with the optimizer's state", found=found, do=do)
+
+
+def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tensor:
+    """int64, ascending: rows that differ from the base's by more than ``significance``, or in their optimizer state."""
+    base, table = change.base, bundle.table
+    before = base.optimizer_state() if bundle.optimizer is not None else None
+    found = []
+    for index_R in _candidates(change, table.num_rows):
+        ours_RD, theirs_RD = _gather(table, index_R), base.table.gather(index_R)
+        if change.significance:
+            changed_R = (ours_RD.double() - theirs_RD.double()).norm(dim=1) > change.significance
+        else:
+            changed_R = _differ(ours_RD, theirs_RD)
+        if bundle.optimizer is not None and before is not None:
+            for name, tensor in bundle.optimizer.table.items():
+                changed_R |= _differ(tensor.cpu()[index_R], before.table[name][index_R])
+        found.append(index_R[changed_R])
+        if progress:
+            progress("compare", int(index_R[-1]) + 1, table.num_rows)
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+
+def _candidates(change: Change, rows: int) -> Iterator[Tensor]:
+    if change.touched is None:
+        for start in range(0, rows, CHUNK_ROWS):
+            yield torch.arange(start, min(start + CHUNK_ROWS, rows))
+        return
+    touched_R = change.touched.cpu()
+    ascending = bool((touched_R[1:] > touched_R[:-1]).all())
+    inside = not len(touched_R) or (int(touched_R[0]) >= 0 and int(touched_R[-1]) < rows)
+    if touched_R.dtype != torch.int64 or touched_R.dim() != 1 or not (ascending and inside):
+        raise StoreError("touched rows", expected=f"int64, ascending, of {rows:,}", found=f"{touched_R.dtype}")
+    yield from (part for part in touched_R.split(CHUNK_ROWS) if len(part))
+
+
+def _gather(table: TableSource, index_R: Tensor) -> Tensor:
+    """Rows by number, ascending, of a table that gives ranges."""
+    if isinstance(table, VersionTable):
+        return table.gather(index_R)
+    out_RD = torch.empty(len(index_R), table.dim, dtype=table.dtype)
+    done = 0
+    while done < len(index_R):
+        start = int(index_R[done])
+        end = int(torch.searchsorted(index_R, torch.tensor(start + CHUNK_ROWS)))
+        rows_ND = table.read_rows(start, min(int(index_R[end - 1]) + 1, table.num_rows))
+        out_RD[done:end] = rows_ND[index_R[done:end] - start]
+        done = end
+    return out_RD
+
+
+def _differ(one: Tensor, other: Tensor) -> Tensor:
+    """Which rows differ in a bit (as numbers, -0 and 0 or two NaNs would not do)."""
+    kind = _BITS[one.dtype.itemsize]
+    different = one.contiguous().view(kind) != other.contiguous().view(kind)
+    return different.reshape(len(one), -1).any(dim=1)
+
+
+def with_changes(
+    under: OptimizerState, index_R: Tensor, rows: dict[str, Tensor], over: OptimizerState
+) -> OptimizerState:
+    """The state of a delta's optimizer: its base's with the changed rows in their place."""
+    table = {name: tensor.clone() for name, tensor in under.table.items()}
+    for name, tensor in rows.items():
+        table[name][index_R] = tensor
+    return OptimizerState(name=over.name, steps=over.steps, rates=over.rates, table=table, dense=over.dense)

@@ -1,0 +1,214 @@
+"""The table of a version: mapped, checked where it is first read, with the changes of deltas laid over it.
+
+    stored    bucket 0 | bucket 1 | ...       files as they lie, mapped side by side
+    overlay   rows 3, 17, 4711                changed since by deltas, in memory
+
+A bucket's bytes are compared with their sha256 when a row of it is first asked for: opening a version takes no longer
+for a large table, and yet nothing that is not what was published is ever given.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from embstore.errors import CorruptVersionError, StoreError
+from embstore.store.files import FileDigest, open_regular
+from embstore.store.manifest import Layout, bucket_name
+from embstore.store.mapping import Region
+from embstore.store.quantization import decode
+from embstore.store.tensors import read_header
+from embstore.threads import usable_cores
+
+
+class Buckets:
+    """The stored rows of a version: ``[N, S]`` over all its files, mapped.
+
+    Args:
+        folder: of the version.
+        layout: of its table.
+        files: its manifest's.
+
+    Raises:
+        CorruptVersionError: a file is not what its header and the layout say.
+    """
+
+    def __init__(self, folder: Path, layout: Layout, files: dict[str, FileDigest]) -> None:
+        dtype, width = layout.stored
+        self._layout, self._begun = layout, []
+        region = Region(layout.rows * layout.row_bytes)
+        for number in range(layout.buckets):
+            first, last = layout.bucket(number)
+            path = folder / bucket_name(number)
+            with open_regular(path) as file:
+                header, spans = read_header(file, path)
+                expected = {"rows": (dtype, (last - first, width))}
+                found = {name: (span.dtype, span.shape) for name, span in spans.items()}
+                if found != expected:
+                    raise CorruptVersionError(str(path), expected=f"tensors {expected}", found=f"{found}")
+                region.place(first * layout.row_bytes, file.fileno(), spans["rows"].offset, spans["rows"].nbytes)
+            self._begun.append((path, files[bucket_name(number)].sha256, hashlib.sha256(header)))
+        self.bytes = region.bytes()
+        self.rows = self.bytes.view(dtype).view(layout.rows, width)
+        self._checked = [False] * layout.buckets
+        self._lock = threading.Lock()
+
+    def check(self, numbers: Sequence[int], *, progress: Callable[[int], object] | None = None) -> None:
+        """Compare these buckets with their sha256, those that were not before.
+
+        Raises:
+            CorruptVersionError: one differs.
+        """
+        if all(self._checked[number] for number in numbers):
+            return
+        with self._lock:
+            left = [number for number in numbers if not self._checked[number]]
+            with ThreadPoolExecutor(min(len(left), usable_cores()) or 1) as pool:
+                for number in pool.map(self._check, left):
+                    self._checked[number] = True
+                    if progress:
+                        progress(number)
+
+    def _check(self, number: int) -> int:
+        first, last = self._layout.bucket(number)
+        path, expected, begun = self._begun[number]
+        digest = begun.copy()
+        digest.update(self.bytes[first * self._layout.row_bytes : last * self._layout.row_bytes].numpy().data)
+        if digest.hexdigest() != expected:
+            raise CorruptVersionError(str(path), expected=f"sha256 {expected}", found=digest.hexdigest())
+        return number
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """Rows that deltas have changed, in memory.
+
+    Args:
+        index_R: int64, ascending.
+        rows_RD: in the table's dtype.
+    """
+
+    index_R: Tensor
+    rows_RD: Tensor
+
+    def over(self, under: Overlay | None) -> Overlay:
+        """Both; where both have a row, this one's."""
+        if under is None:
+            return self
+        kept_R = ~torch.isin(under.index_R, self.index_R, assume_unique=True)
+        index_R = torch.cat([under.index_R[kept_R], self.index_R])
+        order_R = index_R.argsort()
+        return Overlay(index_R[order_R], torch.cat([under.rows_RD[kept_R], self.rows_RD])[order_R])
+
+    def put(self, rows_N: Tensor, into_ND: Tensor) -> Tensor:
+        """``into_ND`` with the rows it has of those numbered ``rows_N`` in their place."""
+        if not len(self.index_R) or not len(rows_N):
+            return into_ND
+        place_N = torch.searchsorted(self.index_R, rows_N).clamp_(max=len(self.index_R) - 1)
+        hit_N = self.index_R[place_N] == rows_N
+        into_ND[hit_N] = self.rows_RD[place_N[hit_N]]
+        return into_ND
+
+
+@dataclass(frozen=True, eq=False)
+class VersionTable:
+    """The table of a version: rows are read, and checked, when they are asked for. It can be published again.
+
+    Args:
+        layout: its shape.
+        features: the manifest's.
+        tokens: the sorted int64 tokens of each exact feature.
+        buckets: the stored rows.
+        overlay: rows changed since, by deltas.
+
+    Every method that reads rows raises ``CorruptVersionError`` when they are not what was published.
+    """
+
+    layout: Layout
+    features: list[dict[str, Any]]
+    tokens: dict[str, Tensor]
+    buckets: Buckets
+    overlay: Overlay | None = None
+
+    @property
+    def dim(self) -> int:
+        """D: numbers per row."""
+        return self.layout.dim
+
+    @property
+    def num_rows(self) -> int:
+        """N: rows, exact blocks included."""
+        return self.layout.rows
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the rows as they are read."""
+        return self.layout.dtype
+
+    @property
+    def encoding(self) -> str:
+        """How they are stored: the dtype's name, or ``int8`` or ``int4``."""
+        return self.layout.encoding
+
+    def read_rows(self, start: int, stop: int) -> Tensor:
+        """Rows ``start`` to ``stop``, ``[stop - start, dim]``: a view of the file if it holds them as they are read.
+
+        Writing to it changes this process's view only.
+
+        Raises:
+            StoreError: a range that is not within the table.
+        """
+        if not 0 <= start <= stop <= self.num_rows:
+            raise StoreError("rows", expected=f"a range within 0 to {self.num_rows}", found=f"{start} to {stop}")
+        size = self.layout.bucket_rows
+        self.buckets.check(range(start // size, -(-stop // size) if stop > start else start // size))
+        rows_ND = decode(self.buckets.rows[start:stop], self.encoding, self.dim)
+        if self.overlay is None:
+            return rows_ND
+        low, high = torch.searchsorted(self.overlay.index_R, torch.tensor([start, stop])).tolist()
+        rows_ND = rows_ND.clone()
+        rows_ND[self.overlay.index_R[low:high] - start] = self.overlay.rows_RD[low:high]
+        return rows_ND
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of these numbers.
+
+        Args:
+            rows: int64 ``[N]``; may repeat.
+
+        Returns:
+            ``[N, dim]`` in the table's dtype, a copy.
+
+        Raises:
+            StoreError: not int64 ``[N]``, or a number outside the table.
+        """
+        if rows.dtype != torch.int64 or rows.dim() != 1:
+            raise StoreError("rows to gather", expected="int64 [N]", found=f"{rows.dtype} {list(rows.shape)}")
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.num_rows:
+            found = f"{int(rows.min())} to {int(rows.max())}"
+            raise StoreError("rows to gather", expected=f"0 to {self.num_rows - 1}", found=found)
+        self.buckets.check((rows // self.layout.bucket_rows).unique().tolist())
+        rows_ND = decode(self.buckets.rows.index_select(0, rows), self.encoding, self.dim)
+        return rows_ND if self.overlay is None else self.overlay.put(rows, rows_ND)
+
+    def describe(self) -> dict[str, Any]:
+        """As the table that was published said."""
+        return {
+            "hash_spec": self.layout.hash_spec,
+            "seed": self.layout.seed,
+            "hashed_rows": self.layout.hashed_rows,
+            "num_tables": self.layout.num_tables,
+            "features": self.features,
+        }
+
+    def exact_tokens(self) -> dict[str, Tensor]:
+        """Sorted int64 tokens of each exact feature."""
+        return dict(self.tokens)

@@ -1,0 +1,206 @@
+"""Deltas: base and changes are, bit for bit, the trainer's table at that step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from embstore.batch import FeatureTokens
+from embstore.embeddings.unified import UnifiedEmbedding
+from embstore.errors import CorruptVersionError, StoreError
+from embstore.kernels import TableOptimizer
+from embstore.schema import Feature, Schema
+from embstore.store import Bundle, Change, Store, Version
+
+MakeBundle = Callable[..., Bundle]
+
+FEATURES = (Feature(name="user", lookups=2), Feature(name="tags", pooling="mean"), Feature(name="day", exact=True))
+OPTIMIZERS = [
+    TableOptimizer(learning_rate=0.1),
+    TableOptimizer(name="adam", learning_rate=0.1),
+    TableOptimizer(name="sgd", learning_rate=0.1),
+    TableOptimizer(name="adagrad", learning_rate=0.1, l2=0.01),
+]
+
+
+def _table(optimizer: TableOptimizer, **settings: Any) -> UnifiedEmbedding:
+    days = {"day": torch.arange(5)}
+    return UnifiedEmbedding(FEATURES, 3000, 4, optimizer=optimizer, exact_tokens=days, **settings)
+
+
+def _bundle(table: UnifiedEmbedding, make_bundle: MakeBundle, *, optimizer: bool = True) -> Bundle:
+    state = table.optimizer_state({"0.step": torch.tensor(3.0)}) if optimizer else None
+    model = {"name": "dnn", "settings": {}, "dense_width": 0, "widths": list(table.widths)}
+    schema = Schema(features=FEATURES, label="click")
+    return replace(make_bundle(), table=table, schema=schema, model=model, columns={}, optimizer=state)
+
+
+def _train(table: UnifiedEmbedding, generator: torch.Generator, steps: int = 3) -> None:
+    table.train()
+    for _ in range(steps):
+        lengths = torch.randint(0, 4, (8,), generator=generator)
+        offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        columns: dict[str, tuple[Tensor, Tensor | None]] = {
+            "user": (torch.randint(0, 500, (8,), generator=generator), None),
+            "tags": (torch.randint(0, 500, (int(offsets[-1]),), generator=generator), offsets),
+            "day": (torch.randint(0, 7, (8,), generator=generator), None),
+        }
+        out_BW = table(FeatureTokens.concatenate(columns, 8))
+        out_BW.backward(torch.randn(out_BW.shape, generator=generator))
+
+
+def _same(version: Version, table: UnifiedEmbedding) -> None:
+    rows = table.num_rows
+    assert torch.equal(version.table.read_rows(0, rows), table.read_rows(0, rows))
+    some = torch.randperm(rows)[:100]
+    assert torch.equal(version.table.gather(some), table.read_rows(0, rows)[some])
+    assert torch.equal(version.table.read_rows(900, 1500), table.read_rows(900, 1500))
+    state = version.optimizer_state()
+    ours = table.optimizer_state()
+    assert (state.name, state.steps, state.rates) == (ours.name, ours.steps, ours.rates)
+    assert state.table.keys() == ours.table.keys()
+    assert all(torch.equal(state.table[name], tensor) for name, tensor in ours.table.items())
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "reference", "fbgemm"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: optimizer.name)
+@pytest.mark.parametrize("tracked", [False, True])
+def test_base_and_deltas_are_the_trainer_s_table(
+    kernel: str, optimizer: TableOptimizer, tracked: bool, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    if kernel == "fbgemm":
+        pytest.importorskip("fbgemm_gpu")
+        if optimizer.name == "adam":
+            pytest.skip("FBGEMM has no Adam on CPU")
+    table, generator = _table(optimizer, kernel=kernel), torch.Generator().manual_seed(1)
+    store = Store(tmp_path)
+    if tracked:
+        table.track_changes()
+    version = store.publish(_bundle(table, make_bundle))
+    for _ in range(3):
+        table.forget_changes()
+        _train(table, generator)
+        touched = table.changed_rows()
+        assert (touched is None) == (not tracked or optimizer.l2 > 0)
+        version = store.publish(_bundle(table, make_bundle), change=Change(base=version, touched=touched))
+        assert version.delta is not None
+        if optimizer.l2 == 0:
+            assert 0 < version.delta.rows < 300
+        _same(version, table)
+        _same(Store(tmp_path).open(version.id), table)
+    assert version.delta.depth == 3
+    store.verify()
+
+    going_on = UnifiedEmbedding.restore(store.open().table, optimizer=optimizer, kernel=kernel)
+    going_on.load_optimizer_state(store.open().optimizer_state())
+    for each in (table, going_on):
+        _train(each, torch.Generator().manual_seed(2))
+    assert torch.equal(going_on.read_rows(0, going_on.num_rows), table.read_rows(0, table.num_rows))
+
+
+def test_all_kernels_track_the_rows_they_change(make_bundle: MakeBundle) -> None:
+    changed = {}
+    for kernel in ("cpu", "reference"):
+        table = _table(OPTIMIZERS[0], kernel=kernel)
+        before = table.read_rows(0, table.num_rows).clone()
+        table.track_changes()
+        _train(table, torch.Generator().manual_seed(3))
+        rows = table.changed_rows()
+        assert rows is not None
+        differ = (table.read_rows(0, table.num_rows) != before).any(dim=1).nonzero().flatten()
+        assert torch.equal(rows, differ)
+        changed[kernel] = rows
+    assert torch.equal(changed["cpu"], changed["reference"])
+
+
+def test_insignificant_changes_wait(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    rows_ND = torch.zeros(40, 3)
+    store = Store(tmp_path)
+    version = store.publish(make_bundle(rows_ND=rows_ND.clone()))
+    for step in range(1, 5):
+        rows_ND[7, 0], rows_ND[9] = 0.1 * step, 0.01 * step
+        change = Change(base=version, significance=0.25)
+        version = store.publish(make_bundle(rows_ND=rows_ND.clone()), change=change)
+        assert version.delta is not None
+        assert version.delta.rows == (step == 3)  # counted from what readers have, not from the last step
+    expected = torch.zeros(40, 3)
+    expected[7, 0] = 0.1 * 3
+    assert torch.equal(version.table.read_rows(0, 40), expected)
+
+
+@pytest.mark.parametrize("encoding", ["int8", "float16"])
+def test_changes_in_fewer_bits(encoding: str, make_bundle: MakeBundle, tmp_path: Path) -> None:
+    store, bundle = Store(tmp_path), make_bundle(rows=400, dim=8)
+    base = store.publish(bundle)
+    rows_ND = bundle.table.read_rows(0, 400).clone()
+    rows_ND[50:60] += 1
+    change = Change(base=base, encoding=encoding)
+    version = store.publish(make_bundle(rows_ND=rows_ND), change=change)
+    found_ND = version.table.read_rows(0, 400)
+    assert torch.equal(found_ND[:50], rows_ND[:50])
+    torch.testing.assert_close(found_ND[50:60], rows_ND[50:60], rtol=0, atol=0.02)
+    loss = float((found_ND - rows_ND).abs().max())
+    assert version.manifest["delta"]["loss"]["largest"] == pytest.approx(loss)
+
+
+def test_a_delta_of_another_table_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    store = Store(tmp_path / "one")
+    base = store.publish(make_bundle())
+    for other, what in (
+        (make_bundle(rows=41), "layout"),
+        (make_bundle(dtype=torch.float16), "layout"),
+        (replace(make_bundle(), optimizer=_table(OPTIMIZERS[0]).optimizer_state()), "optimizer's state"),
+    ):
+        with pytest.raises(StoreError, match=what):
+            store.publish(other, change=Change(base=base))
+    elsewhere = Store(tmp_path / "two")
+    elsewhere.publish(make_bundle())
+    with pytest.raises(StoreError):
+        elsewhere.publish(make_bundle(), change=Change(base=base))
+    for touched in (torch.tensor([3, 3]), torch.tensor([40]), torch.tensor([-1]), torch.tensor([1.0])):
+        with pytest.raises(StoreError, match="ascending"):
+            store.publish(make_bundle(), change=Change(base=base, touched=touched))
+    assert len(store.versions()) == 1
+
+
+def test_a_damaged_delta_or_base_is_found(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    base = store.publish(make_bundle())
+    version = store.publish(make_bundle(seed=1), change=Change(base=base))
+    for path in (version.folder / "delta/rows.safetensors", base.folder / "table/bucket-00000.safetensors"):
+        data = bytearray(path.read_bytes())
+        data[-3] ^= 1
+        path.write_bytes(data)
+        with pytest.raises(CorruptVersionError, match="sha256"):
+            Store(tmp_path).open(version.id).table.read_rows(0, 40)
+        with pytest.raises(CorruptVersionError):
+            Store(tmp_path).verify(version.id)
+        data[-3] ^= 1
+        path.write_bytes(data)
+    Store(tmp_path).verify(version.id)
+
+
+def test_the_manifest_names_the_base(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    base = store.publish(make_bundle())
+    version = store.publish(make_bundle(), change=Change(base=base))
+    manifest = json.loads((version.folder / "manifest.json").read_bytes())
+    assert manifest["delta"] == {
+        "base": base.id,
+        "base_digest": base.digest,
+        "rows": 0,
+        "encoding": "float32",
+        "significance": 0.0,
+        "depth": 1,
+    }
+    assert version.parent == base.id
+    assert version.space == base.space
+    assert version.base is not None
+    assert version.base.id == base.id
