@@ -96,6 +96,7 @@ class Bundle:
             a new one when absent.
         columns: Arrow type, as text, of the log's column of each feature; a feature whose type is not known is absent.
         optimizer: what training goes on from; not needed to read.
+        compacts: id of the delta whose rows these are; for ``Store.compact``.
     """
 
     table: TableSource
@@ -106,3 +107,4 @@ class Bundle:
     lineage: Mapping[str, Any]
     columns: Mapping[str, str] = field(default_factory=dict)
     optimizer: OptimizerState | None = None
+    compacts: str | None = None

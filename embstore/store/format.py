@@ -242,6 +242,7 @@ def _body(
         "model": dict(bundle.model),
         "lineage": {name: bundle.lineage.get(name) for name in LINEAGE},
         "metrics": finite(bundle.metrics),
+        "compacts": bundle.compacts,
         "delta": None,
         "optimizer": None,
     }

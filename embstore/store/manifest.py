@@ -175,6 +175,8 @@ def check_body(body: dict[str, Any], schema: Schema, where: str) -> Layout:
     fields.text("created", TIME)
     fields.text("space", SPACE)
     fields.text_or_null("parent", VERSION_ID)
+    if body.get("compacts") is not None:
+        fields.text("compacts", VERSION_ID)
     layout = _layout(Fields(fields.mapping("table"), f"{where}: table"))
     features = fields.entries("features")
     if [entry.get("name") if isinstance(entry, dict) else None for entry in features] != [

@@ -14,7 +14,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -139,6 +139,18 @@ class Store:
         except OSError as error:
             raise StoreError(f"publish {version}", found=str(error), do="see whether `versions` has it") from error
         return self._open(version)
+
+    def compact(self, ref: str = LATEST, *, progress: Progress | None = None) -> Version:
+        """Publish a delta's rows as a whole version, so that readers need no chain; a whole version is left as it is.
+
+        Raises:
+            VersionNotFoundError: no such version.
+            CorruptVersionError: it is not what was published.
+        """
+        version = self.open(ref)
+        if version.delta is None:
+            return version
+        return self.publish(replace(version.bundle(), compacts=version.id), parent=version.id, progress=progress)
 
     def versions(self) -> list[VersionInfo]:
         """Every version, in the order published.

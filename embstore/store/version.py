@@ -14,7 +14,7 @@ from torch import Tensor
 from embstore.errors import ConfigError, CorruptVersionError, StoreError
 from embstore.schema import Schema
 from embstore.store import format
-from embstore.store.bundle import OptimizerState, Progress
+from embstore.store.bundle import Bundle, OptimizerState, Progress
 from embstore.store.delta import read_delta_rows, with_changes
 from embstore.store.documents import read_json
 from embstore.store.files import FileDigest, read_small
@@ -41,7 +41,7 @@ from embstore.store.manifest import (
     read_files,
     read_optimizer,
 )
-from embstore.store.table import Buckets, VersionTable
+from embstore.store.table import Buckets, Overlay, VersionTable
 from embstore.store.tensors import open_tensors
 
 
@@ -145,6 +145,36 @@ class Version:
     def parent(self) -> str | None:
         """The version it was trained on from."""
         return self.manifest["parent"]
+
+    @property
+    def compacts(self) -> str | None:
+        """The delta whose rows these are, published whole."""
+        return self.manifest.get("compacts")
+
+    def changes(self) -> Overlay:
+        """A delta's own rows.
+
+        Raises:
+            StoreError: it is a whole version.
+            CorruptVersionError: its file is not what was published.
+        """
+        if self.delta is None:
+            raise StoreError(f"version {self.id}", expected="a delta", found="a whole version")
+        layout, digest = self.table.layout, self.files[DELTA].sha256
+        return read_delta_rows(self.folder / DELTA, digest, self.delta, layout, self.optimizer)[0]
+
+    def bundle(self) -> Bundle:
+        """What it holds, to publish again: whole where it is a delta."""
+        return Bundle(
+            table=self.table,
+            schema=self.schema,
+            dense_state=self.dense,
+            model=self.manifest["model"],
+            metrics=self.manifest["metrics"],
+            lineage={**self.manifest["lineage"], "space": self.space},
+            columns=self.manifest["columns"],
+            optimizer=None if self.optimizer is None else self.optimizer_state(),
+        )
 
     def dense_state(self) -> dict[str, Tensor]:
         """The dense model and normalizer, names from ``"normalizer."`` and ``"network."``; a copy to train on."""
