@@ -29,8 +29,9 @@ import yaml
 from torch import Tensor
 
 from embstore import training
-from embstore.checkpoints import Checkpoints
+from embstore.checkpoints import Checkpoints, adam_tensors
 from embstore.config import load_yaml, parse
+from embstore.continuous import Publisher, PublishSettings, StartSettings, load_version
 from embstore.ctr import BuildNetwork, CtrModel, NetworkDescription, build_network
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CheckpointError, ConfigError, nearest
@@ -40,7 +41,7 @@ from embstore.metrics import finite
 from embstore.normalization import StreamingNormalizer
 from embstore.progress import Progress, no_progress
 from embstore.schema import Schema
-from embstore.store import Bundle
+from embstore.store import Bundle, Store, Version
 from embstore.store.tensors import open_tensors, write_tensors
 from embstore.training import Trainer, TrainingSettings
 from embstore.vocabulary import exact_tokens
@@ -91,6 +92,8 @@ class RunConfig:
         table: the unified table.
         model: ``name`` of a model in ``embstore.models`` (``dcn`` when not given) and its settings.
         training: how to train.
+        start: a published version to go on from; its schema, table and model are the run's.
+        publish: where to publish on the way and at the end.
         output: folder of the run.
     """
 
@@ -100,13 +103,15 @@ class RunConfig:
     table: TableSettings = field(default_factory=TableSettings)
     model: dict[str, Any] = field(default_factory=dict)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    start: StartSettings | None = None
+    publish: PublishSettings | None = None
     output: str = "runs/default"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", {"name": "dcn", **self.model})
         if not isinstance(self.model["name"], str):
             raise ConfigError("config.model.name", expected="the name of a model", found=repr(self.model["name"]))
-        if self.schema is None and self.label is None:
+        if self.schema is None and self.label is None and self.start is None:
             raise ConfigError("config", expected="a schema, or the label to infer one for", found="neither")
 
     @classmethod
@@ -127,10 +132,45 @@ class RunConfig:
     def read_schema(self, warn: Callable[[str], object] | None = None) -> Schema:
         """The schema, from where it is declared, or inferred from the training log; ``warn`` as for ``infer``."""
         if self.schema is None:
-            assert self.label is not None
+            if self.label is None:  # with_start brings a schema
+                raise ConfigError("config", expected="a schema, or the label to infer one for", found="neither")
             return Schema.infer(self.logs.train, label=self.label, warn=warn)
         schema = Schema.from_yaml(Path(self.schema)) if isinstance(self.schema, str) else Schema.from_dict(self.schema)
         return schema if self.label is None else replace(schema, label=self.label)
+
+    def with_start(self, version: Version) -> RunConfig:
+        """The same run on the schema, table and model of a version; its optimizer's settings where the run has none.
+
+        Raises:
+            ConfigError: the run asks for another table or model than the version's.
+        """
+        assert self.start is not None
+        layout, lineage = version.table.layout, version.manifest["lineage"]["config"] or {}
+        table = parse(TableSettings, lineage.get("table") or {}, where=f"version {version.id}: table")
+        plain, asked = TableSettings(), self.table
+        optimizer = table.optimizer if asked.optimizer == plain.optimizer else asked.optimizer
+        table = replace(
+            plain,
+            rows=layout.hashed_rows,
+            dim=layout.dim,
+            num_tables=layout.num_tables,
+            seed=layout.seed,
+            dtype=str(layout.dtype).removeprefix("torch."),
+            kernel=asked.kernel,
+            optimizer=optimizer,
+        )
+        model = {"name": version.manifest["model"]["name"], **version.manifest["model"]["settings"]}
+        for name, wanted, found in (
+            *((f"table.{key}", getattr(asked, key), getattr(table, key)) for key in ("rows", "dim", "num_tables")),
+            ("model", self.model, model),
+        ):
+            default = {"name": "dcn"} if name == "model" else getattr(plain, name.removeprefix("table."))
+            if wanted not in (default, found):
+                do = "leave it out: it is the version's"
+                raise ConfigError(f"config.{name}", expected=f"{found} as in {version.id}", found=str(wanted), do=do)
+        schema = version.schema if self.label is None else replace(version.schema, label=self.label)
+        start = replace(self.start, version=version.id)
+        return replace(self.with_schema(schema), table=table, model=model, start=start)
 
     def with_schema(self, schema: Schema) -> RunConfig:
         """The same run with this schema, written out."""
@@ -150,9 +190,12 @@ class Run:
     """
 
     def __init__(self, config: RunConfig, build_network: BuildNetwork, *, progress: Progress = no_progress) -> None:
+        self.folder = Path(config.output)
+        self.start = None if config.start is None else self._open_start(config.start)
+        if self.start is not None:
+            config = config.with_start(self.start)
         self.schema = config.read_schema()
         self.config, self.build_network, self.progress = config.with_schema(self.schema), build_network, progress
-        self.folder = Path(config.output)
         if self.schema.label is None:
             raise ConfigError(
                 "schema", expected="a label to train on", found="none", do="add label: <column> to the schema"
@@ -171,14 +214,17 @@ class Run:
         config = replace(RunConfig.from_yaml(path), output=str(folder))
         return cls(config, build_network, progress=progress)
 
-    def clear(self) -> None:
-        """Remove what an earlier run left in the folder (only files a run makes)."""
-        if not self.folder.is_dir():
+    @staticmethod
+    def clear(folder: str | Path) -> None:
+        """Remove what an earlier run left in a folder (only files a run makes)."""
+        folder = Path(folder)
+        if not folder.is_dir():
             return
         for name in ("checkpoints", "tensorboard"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-        for name in ("config.yaml", "schema.yaml", "logs.json", "exact.safetensors", "metrics.jsonl", "result.json"):
-            (self.folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / name, ignore_errors=True)
+        names = "config.yaml schema.yaml logs.json exact.safetensors metrics.jsonl published.json result.json"
+        for name in names.split():
+            (folder / name).unlink(missing_ok=True)
 
     def train(self) -> dict[str, Any]:
         """Train (or go on), evaluate on valid and test, and return what ``result.json`` holds.
@@ -193,7 +239,23 @@ class Run:
         }
         self._begin(logs)
         model = self.build(self._exact(logs["train"]))
-        trainer = Trainer(model, self.config.training, self.folder, identity=self._identity(), progress=self.progress)
+        publisher: Publisher | None = None
+
+        def after_step(rows: int) -> None:
+            if publisher is not None and (version := publisher.step(rows)) is not None:
+                self.progress.say(f"published {version.id}")
+
+        trainer = Trainer(
+            model,
+            self.config.training,
+            self.folder,
+            identity=self._identity(),
+            progress=self.progress,
+            begin=lambda: self._start(trainer),
+            after_step=after_step,
+        )
+        if self.config.publish is not None:
+            publisher = self._publisher(self.config.publish, trainer)
         result: dict[str, Any] = {"valid": trainer.fit(logs["train"], logs.get("valid"))}
         if "test" in logs:
             result["test"] = trainer.evaluate(logs["test"], label="test")
@@ -205,7 +267,32 @@ class Run:
         }
         result = finite({**result, "notes": _notes(result, trainer)})
         self._write("result.json", json.dumps(result, indent=1))
+        if publisher is not None:
+            version = publisher.publish(restored=True)
+            result["version"] = version.id
+            self._write("result.json", json.dumps(result, indent=1))
+            self.progress.say(f"published {version.id}")
         return result
+
+    def _open_start(self, start: StartSettings) -> Version:
+        """The version to go on from. An alias means what it meant when the folder's run began."""
+        config, ref = self.folder / "config.yaml", start.version
+        if not ref[:1].isdigit() and config.exists():
+            begun = RunConfig.from_yaml(config).start
+            if begun is not None and begun.store == start.store:
+                ref = begun.version
+        return Store(start.store).open(ref)
+
+    def _start(self, trainer: Trainer) -> None:
+        if self.start is not None and not load_version(trainer.model, trainer.optimizer, self.start):
+            self.progress.say(f"{self.start.id} has no optimizer's state: it starts afresh")
+
+    def _publisher(self, settings: PublishSettings, trainer: Trainer) -> Publisher:
+        start = self.start
+        same = start is not None and Path(self.config.start.store).resolve() == Path(settings.store).resolve()  # type: ignore[union-attr]
+        return Publisher(
+            settings, trainer.model, lambda: self._bundle(trainer), self.folder, start=start if same else None
+        )
 
     def build(self, exact: Mapping[str, Tensor]) -> CtrModel:
         """The run's model before training."""
@@ -233,10 +320,13 @@ class Run:
         Raises:
             CheckpointError: it has no checkpoint yet.
         """
+        return self._restored().model
+
+    def _restored(self) -> Trainer:
         model = self.build(self._saved_exact())
         trainer = Trainer(model, self.config.training, self.folder, identity=self._identity())
         trainer.restore()
-        return model
+        return trainer
 
     def evaluate(self, source: str) -> dict[str, float]:
         """Metrics of the trained model on another labelled log.
@@ -262,8 +352,17 @@ class Run:
                 found="one without result.json",
                 do="train it to its end first",
             )
-        model = self.trained()
-        result = json.loads(self._read("result.json", "{}"))
+        trainer = self._restored()
+        return self._bundle(trainer)
+
+    def _bundle(self, trainer: Trainer) -> Bundle:
+        model, result = trainer.model, json.loads(self._read("result.json", "{}"))
+        lineage: dict[str, Any] = {
+            "logs": result.get("logs", {}),
+            "config": yaml.safe_load(self._read("config.yaml", "{}")),
+        }
+        if self.start is not None:
+            lineage["space"] = self.start.space
         return Bundle(
             table=model.table,
             schema=self.schema,
@@ -271,7 +370,8 @@ class Run:
             dense_state=model.dense_state(),
             model=self._description(model.table),
             metrics={name: result[name] for name in ("valid", "test") if name in result},
-            lineage={"logs": result.get("logs", {}), "config": yaml.safe_load(self._read("config.yaml", "{}"))},
+            lineage=lineage,
+            optimizer=model.table.optimizer_state(adam_tensors(trainer.optimizer)),
         )
 
     @staticmethod
@@ -292,7 +392,9 @@ class Run:
     def _identity(self) -> str:
         config = asdict(replace(self.config, output=""))
         del config["label"]  # it is in the schema
-        config["logs"] = config["training"] = None  # the log has its fingerprint, the trainer its settings
+        # The log has its fingerprint, the trainer its settings; where versions lie and go decides nothing.
+        config["logs"] = config["training"] = config["publish"] = None
+        config["start"] = None if self.start is None else self.start.digest
         return json.dumps(config, sort_keys=True)
 
     def _begin(self, logs: Mapping[str, ParquetLog]) -> None:
@@ -313,7 +415,7 @@ class Run:
                     do="name another folder with --output, or start afresh with --fresh",
                 )
             if changed:
-                self.clear()
+                self.clear(self.folder)
         make_output(self.folder)
         settings = asdict(self.config)
         del settings["label"]
@@ -330,13 +432,15 @@ class Run:
         theirs, ours = (_flat(asdict(c.with_schema(c.read_schema()))) for c in (other, self.config))
         differing = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}
         differing -= {"training.checkpoint_every", "training.checkpoint_minutes"}
-        return sorted(key for key in differing if key.split(".")[0] not in ("logs", "output"))
+        return sorted(key for key in differing if key.split(".")[0] not in ("logs", "output", "publish"))
 
     def _exact(self, log: ParquetLog) -> dict[str, Tensor]:
         path = self.folder / "exact.safetensors"
         if not path.exists():
-            with self.progress("exact", log.rows) as bar:
-                tokens = exact_tokens(log, progress=bar.advance)
+            tokens = None if self.start is None else self.start.table.exact_tokens()
+            if tokens is None:
+                with self.progress("exact", log.rows) as bar:
+                    tokens = exact_tokens(log, progress=bar.advance)
             partial = self.folder / ".exact.safetensors"
             write_tensors(partial, tokens)
             os.replace(partial, path)

@@ -17,7 +17,7 @@ import json
 import math
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -124,6 +124,8 @@ class Trainer:
         identity: digest of everything else that decides the result (schema, table, model); a checkpoint of another
             identity is refused.
         progress: how progress is shown; nothing by default.
+        begin: called when a run starts, not when it goes on from a checkpoint.
+        after_step: called after each step with the number of its rows.
 
     Raises:
         CheckpointError: the folder holds another run.
@@ -137,8 +139,11 @@ class Trainer:
         *,
         identity: str = "",
         progress: Progress = no_progress,
+        begin: Callable[[], object] = lambda: None,
+        after_step: Callable[[int], object] = lambda rows: None,
     ) -> None:
         self.model, self.settings, self.folder, self.show = model, settings, Path(folder), progress
+        self._begin, self._after_step = begin, after_step
         self.device = model.table.weight.device
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.optimizer = torch.optim.Adam(
@@ -208,6 +213,7 @@ class Trainer:
                 for batch in () if at.finished else batches:
                     logits_B = self._step(batch, total)
                     bar.step(batch, logits_B, at.loss_sum / max(at.loss_rows, 1))
+                    self._after_step(len(batch))
                     last = at.step == total
                     if at.step % every == 0 or last:
                         at.finished = last
@@ -336,6 +342,8 @@ class Trainer:
         """Go on from the last checkpoint, if any; lines written after it are cut off the metrics."""
         if self.checkpoints.names():
             self._load_last()
+        else:
+            self._begin()
         metrics = self.folder / "metrics.jsonl"
         if metrics.exists():
             with open(metrics, "ab") as out:
@@ -352,7 +360,6 @@ class Trainer:
                 do="name another folder, or start it afresh",
             )
         self._load(tensors, name)
-        load_adam(self.optimizer, tensors["adam"])
         self.at = _Progress.from_dict(state["at"])
 
     def _restore_best(self) -> None:
@@ -363,6 +370,7 @@ class Trainer:
     def _load(self, tensors: dict[str, Any], name: str) -> None:
         both = {f"table.{key}": tensor for key, tensor in tensors["table"].items()} | dict(tensors["dense"])
         load_into(self.model, both, origin=f"checkpoint {name}")
+        load_adam(self.optimizer, tensors["adam"])
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -55,8 +55,8 @@ def demo(folder: Path, rows: int) -> None:
 
     schema = log.schema()
     config = {"logs": logs, "schema": schema.to_dict(), "output": str(folder / "run"), **SETTINGS}
+    Run.clear(folder / "run")
     run = Run(parse(RunConfig, config), build, progress=progress)
-    run.clear()
     result = run.train()
     parameters, best = result["parameters"]["total"], log.bayes_auc(logs["test"])
     out.print(

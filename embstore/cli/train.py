@@ -21,6 +21,8 @@ Examples:
   embstore train --train logs/train --valid logs/valid --label click --output runs/first
   embstore train config.yaml --set table.dim=32 --set training.epochs=3 --output runs/wide
   embstore train config.yaml --seeds 5
+  embstore train --from production --store store --train logs/tomorrow --output runs/next
+  embstore train config.yaml --publish store --publish-every 10
 The least a config.yaml says, as the flags do (a table of 262,144 rows of 16 numbers, one epoch of DCN-V2):
   logs: {train: logs/train, valid: logs/valid}
   label: click                     # or schema: schema.yaml
@@ -41,6 +43,10 @@ The least a config.yaml says, as the flags do (a table of 262,144 rows of 16 num
 @click.option(
     "--seeds", type=click.IntRange(min=1), help="Train this many times, seeds 0, 1, ...; print mean and deviation."
 )
+@click.option("--from", "start", help="Go on from a version: an id, a unique prefix of one, or an alias.")
+@click.option("--store", help="The store of --from.  [default: store]")
+@click.option("--publish", "publish_to", help="Publish to this store at the end, and on the way with:")
+@click.option("--publish-every", type=float, metavar="MINUTES", help="A version every so many minutes, as a delta.")
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds instead of going on from its checkpoint.")
 def train(
     config: Path | None,
@@ -53,6 +59,10 @@ def train(
     output: str | None,
     seed: int | None,
     seeds: int | None,
+    start: str | None,
+    store: str | None,
+    publish_to: str | None,
+    publish_every: float | None,
     fresh: bool,
 ) -> None:
     """Train a CTR model over one unified table, as CONFIG (YAML) says.
@@ -62,6 +72,10 @@ def train(
     same command is given again, and ends as if it had never stopped. A checkpoint is taken at each evaluation (once an
     epoch, or every training.evaluate_every steps), on Ctrl-C, and every 5 minutes (training.checkpoint_minutes, or
     training.checkpoint_every in steps); the last and the best are kept.
+
+    With --from a run goes on from a published version: its schema, table, network and the state of both optimizers are
+    the run's. With --publish it publishes its model when it is finished and, every so often, the rows that have changed
+    since (publish.every_minutes, publish.every_rows; publish.whole_every deltas apart, the whole table).
     """
     from embstore.cli.console import metrics_table, out, progress, show_notes
     from embstore.config import load_yaml, parse
@@ -81,15 +95,19 @@ def train(
         data["label"] = label
     if output is not None:
         data["output"] = output
-    if config is None and not ("logs" in data and data.keys() & {"schema", "label"}):
+    if start is not None or store is not None:
+        data["start"] = {"store": "store", **(data.get("start") or {}), **_given(version=start, store=store)}
+    if publish_to is not None or publish_every is not None:
+        data["publish"] = {**(data.get("publish") or {}), **_given(store=publish_to, every_minutes=publish_every)}
+    if config is None and not ("logs" in data and data.keys() & {"schema", "label", "start"}):
         raise ConfigError(
             "train",
-            expected="a CONFIG file, or --train with --schema or --label",
+            expected="a CONFIG file, or --train with --schema, --label or --from",
             found="neither",
             do="see embstore train --help",
         )
     run_config = parse(RunConfig, data)
-    if run_config.schema is None:
+    if run_config.schema is None and run_config.start is None:
         run_config = _infer(run_config)
     if seed is not None:
         run_config = run_config.with_seed(seed, run_config.output)
@@ -98,9 +116,9 @@ def train(
         runs = [run_config.with_seed(number, f"{run_config.output}/seed-{number}") for number in range(seeds)]
     results = []
     for each in runs:
-        run = Run(each, build, progress=progress)
         if fresh:
-            run.clear()
+            Run.clear(each.output)
+        run = Run(each, build, progress=progress)
         result = run.train()
         results.append(result)
         shown = {name: result[name] for name in ("valid", "test") if result.get(name)}
@@ -115,6 +133,10 @@ def train(
         show_notes(result)
     if seeds is not None:
         _summarise(run_config.output, results)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _summarise(folder: str, results: list[dict[str, Any]]) -> None:

@@ -129,7 +129,7 @@ class UnifiedEmbedding(nn.Module):
         self._trigger = torch.zeros(0, requires_grad=True)
         paid = torch.zeros(self.plan.num_rows, dtype=torch.float64, device=device) if self.optimizer.l2 else None
         self.register_buffer("paid", paid)
-        self.register_buffer("touched", None)
+        self.register_buffer("touched", None, persistent=False)
         self.learning_rate = self.optimizer.learning_rate
         self._progress = np.zeros(2)
         self._table: Table | None = None
@@ -354,7 +354,7 @@ class UnifiedEmbedding(nn.Module):
         return self.weight[start:stop].cpu()
 
     def track_changes(self) -> None:
-        """From now on, remember which rows training changes: a byte a row, in ``touched`` and so in ``state_dict``."""
+        """From now on, remember which rows training changes: a byte a row, which checkpoints don't keep."""
         if self.touched is None:
             self.touched = torch.zeros(self.num_rows, dtype=torch.uint8, device=self.weight.device)
 

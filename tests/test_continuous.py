@@ -1,0 +1,206 @@
+"""Training that goes on from a version, and publishes on its way."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from embstore import models
+from embstore.config import parse
+from embstore.continuous import Publisher, PublishSettings
+from embstore.errors import ConfigError, VersionNotFoundError
+from embstore.logs import ParquetLog
+from embstore.run import Run, RunConfig
+from embstore.store import Store, Version
+from embstore.synthetic import SyntheticLog
+from embstore.training import Trainer
+
+LOG = SyntheticLog(rows=12_000, days=6, users=300, items=100)
+OPTIMIZERS = [{"learning_rate": 0.1}, {"name": "adam", "learning_rate": 0.01}, {"learning_rate": 0.1, "l2": 1e-3}]
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("logs")
+    for name, days in (("first", (0, 3)), ("second", (3, 6))):
+        LOG.write(folder / name, rows=LOG.day_rows(*days))
+    return folder
+
+
+def _run(logs: Path, name: str, folder: Path, **settings: Any) -> Run:
+    config: dict[str, Any] = {
+        "logs": {"train": str(logs / name)},
+        "training": {"batch_size": 500, "checkpoint_every": 3},
+        "output": str(folder / name),
+        **settings,
+    }
+    return Run(parse(RunConfig, config), models.build)
+
+
+def _first(logs: Path, folder: Path, optimizer: dict[str, Any], **settings: Any) -> Run:
+    schema = {"label": "click", "features": ["user_id", {"name": "category", "exact": True}], "dense": ["price"]}
+    table = {"rows": 2000, "dim": 4, "seed": 3, "optimizer": optimizer}
+    model = {"name": "dnn", "hidden": [8]}
+    return _run(logs, "first", folder, schema=schema, table=table, model=model, **settings)
+
+
+def _same_rows(version: Version, run: Run) -> None:
+    table = run.trained().table
+    assert torch.equal(version.table.read_rows(0, table.num_rows), table.read_rows(0, table.num_rows))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["rowwise_adagrad", "adam", "penalty"])
+def test_a_run_goes_on_where_a_version_stopped(logs: Path, tmp_path: Path, optimizer: dict[str, Any]) -> None:
+    store = Store(tmp_path / "store")
+    first = _first(logs, tmp_path, optimizer)
+    first.train()
+    version = store.publish(first.bundle())
+    store.promote(version.id)
+    second = _run(logs, "second", tmp_path, start={"store": str(store.root), "version": "production"})
+    second.train()
+
+    judge = first._restored()  # the same model, never published
+    judge.model.train()
+    log = ParquetLog(str(logs / "second"), first.schema)
+    trainer = Trainer(judge.model, second.config.training, tmp_path / "judge")
+    trainer.optimizer.load_state_dict(judge.optimizer.state_dict())
+    trainer.fit(log)
+    found, expected = second.trained(), judge.model
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor), name
+
+    bundle = second.bundle()
+    assert bundle.lineage["space"] == version.space
+    last = store.publish(bundle, parent=version.id)
+    assert last.space == version.space
+    saved = RunConfig.from_yaml(tmp_path / "second/config.yaml")
+    assert saved.start is not None
+    assert saved.start.version == version.id
+
+
+def test_a_run_publishes_on_its_way(logs: Path, tmp_path: Path) -> None:
+    root = str(tmp_path / "store")
+    publish = {"store": root, "every_rows": 1000, "whole_every": 3, "alias": "canary"}
+    first = _first(logs, tmp_path, OPTIMIZERS[0], publish=publish)
+    result = first.train()
+    store = Store(root)
+    versions = [store.open(info.id) for info in store.versions()]
+    depths = [0 if version.delta is None else version.delta.depth for version in versions]
+    assert depths == [0, 1, 2] * (len(depths) // 3) + list(range(len(depths) % 3))
+    assert len(versions) == 7  # 6,000 rows, and the end
+    assert [version.parent for version in versions] == [None, *(version.id for version in versions[:-1])]
+    steps = [version.manifest["optimizer"]["steps"] for version in versions]
+    assert steps == [2, 4, 6, 8, 10, 12, 12]
+    for version in versions:
+        store.verify(version.id)
+    _same_rows(versions[-1], first)
+    assert result["version"] == versions[-1].id == store.aliases()["canary"]
+
+    second = _run(logs, "second", tmp_path, start={"store": root}, publish={"store": root, "every_rows": 2500})
+    second.train()
+    (after, *_) = [store.open(info.id) for info in store.versions()[7:]]
+    assert after.parent == versions[-1].id
+    assert after.delta is not None
+    assert 0 < after.delta.rows < 1000
+    _same_rows(store.open(), second)
+
+
+@pytest.mark.parametrize("significance", [0.0, 0.05])
+def test_a_run_that_crashed_after_publishing(logs: Path, tmp_path: Path, significance: float) -> None:
+    """The rows trained after its last checkpoint are lost, though they were published."""
+    publish = {"store": str(tmp_path / "store"), "every_rows": 1000, "significance": significance}
+    run = _first(logs, tmp_path, OPTIMIZERS[0], publish=publish)
+    published = 0
+    say = run.progress.say
+
+    class Crash(BaseException):
+        pass
+
+    def crash(line: str) -> None:
+        nonlocal published
+        published += line.startswith("published")
+        if published == 5:
+            raise Crash
+
+    run.progress.say = crash  # type: ignore[method-assign]
+    try:
+        with pytest.raises(Crash):
+            run.train()
+    finally:
+        run.progress.say = say  # type: ignore[method-assign]
+    store = Store(tmp_path / "store")
+    assert len(store.versions()) == 5
+    again = _first(logs, tmp_path, OPTIMIZERS[0], publish=publish)
+    again.train()
+    table, last = again.trained().table, store.open()
+    change_N = (last.table.read_rows(0, table.num_rows) - table.read_rows(0, table.num_rows)).norm(dim=1)
+    assert float(change_N.max()) <= significance
+    assert len(store.versions()) > 6
+
+
+def test_a_publisher_of_another_process_s_version_compares_all_rows(logs: Path, tmp_path: Path) -> None:
+    """What was trained and published after the last checkpoint isn't known to the process that goes on from it."""
+    run = _first(logs, tmp_path, OPTIMIZERS[0])
+    run.train()
+    settings = PublishSettings(store=str(tmp_path / "store"), every_rows=1)
+    trainer = run._restored()
+    table = trainer.model.table
+    Publisher(settings, trainer.model, lambda: run._bundle(trainer), tmp_path).publish()
+    table.weight[5] += 1  # by no training step
+    publisher = Publisher(settings, trainer.model, lambda: run._bundle(trainer), tmp_path)
+    for rows in (1, 0):
+        version = publisher.step(1)
+        assert version is not None
+        assert version.delta is not None
+        assert version.delta.rows == rows
+        assert torch.equal(version.table.read_rows(0, table.num_rows), table.weight)
+    table.weight[6] += 1
+    version = publisher.step(1)
+    assert version is not None
+    assert version.delta is not None
+    assert version.delta.rows == 0  # from its own version on, only rows that training touched are looked at
+
+
+def test_a_run_stopped_after_its_alias_moved_goes_on_from_what_it_meant(logs: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    first = _first(logs, tmp_path, OPTIMIZERS[0])
+    first.train()
+    version = store.publish(first.bundle())
+    start = {"store": str(store.root), "version": "latest"}
+    _run(logs, "second", tmp_path, start=start).train()
+    store.publish(first.bundle())
+    again = _run(logs, "second", tmp_path, start=start)
+    assert again.start is not None
+    assert again.start.id == version.id
+    assert again.train()["steps"] == 12
+    fresh = {**start, "version": "latest"}
+    Run.clear(tmp_path / "second")
+    assert _run(logs, "second", tmp_path, start=fresh).start.id == store.open().id  # type: ignore[union-attr]
+
+
+def test_settings_that_cannot_be(logs: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    start = {"store": str(store.root)}
+    with pytest.raises(VersionNotFoundError):
+        _run(logs, "second", tmp_path, start=start)
+    first = _first(logs, tmp_path, OPTIMIZERS[0])
+    first.train()
+    store.publish(first.bundle())
+    for settings, what in (
+        ({"table": {"dim": 8}}, "config.table.dim"),
+        ({"table": {"rows": 100}}, "config.table.rows"),
+        ({"model": {"name": "dcn", "hidden": [4]}}, "config.model"),
+    ):
+        with pytest.raises(ConfigError, match=what):
+            _run(logs, "second", tmp_path, start=start, **settings)
+    other = _run(logs, "second", tmp_path, start=start, table={"optimizer": {"name": "sgd"}})
+    with pytest.raises(ConfigError, match="optimizer state"):
+        other.train()
+    for wrong in ({"every_rows": 0}, {"every_minutes": -1.0}, {"whole_every": 0}, {"significance": -1.0}):
+        with pytest.raises(ConfigError, match=f"publish.{next(iter(wrong))}"):
+            PublishSettings(store="store", **wrong)  # type: ignore[arg-type]
+    assert json.loads((tmp_path / "first/result.json").read_text()).get("version") is None
