@@ -62,9 +62,7 @@ def write_delta(
         "depth": 1 + (base.delta.depth if base.delta is not None else 0),
     }
     if encoding != encoding_of(bundle.table.dtype):
-        loss = Loss()
-        loss.add(rows_RD, decode(stored_RS, encoding, layout.dim))
-        body["delta"]["loss"] = loss.report()
+        body["delta"]["loss"] = Loss.of_rows(rows_RD, decode(stored_RS, encoding, layout.dim)).report()
     tensors = {"index": index_R, "rows": stored_RS}
     if bundle.optimizer is not None:
         tensors |= {f"optimizer.{name}": of.cpu()[index_R] for name, of in bundle.optimizer.table.items()}

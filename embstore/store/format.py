@@ -17,6 +17,7 @@ import hashlib
 import os
 import re
 import stat
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -57,6 +58,7 @@ from embstore.store.quantization import (
     stored_width,
 )
 from embstore.store.tensors import SafetensorsWriter, write_tensors
+from embstore.threads import usable_cores
 
 BUCKET_BYTES = 64 << 20
 # Bucket data starts on a page of every common machine (4 KiB; 16 KiB on Apple's), so it can be mapped where it belongs.
@@ -294,28 +296,38 @@ def check_dense(state: Mapping[str, Tensor], where: str) -> None:
 def _write_table(
     folder: Path, table: TableSource, layout: Layout, body: dict[str, Any], progress: Progress | None
 ) -> dict[str, FileDigest]:
-    """The buckets; what storing the rows so has cost is written into ``body``."""
+    """The buckets, some at a time; what storing the rows so has cost is written into ``body``."""
     loss = None if layout.encoding == encoding_of(table.dtype) else Loss()
-    files, step = {}, max(1, _CHUNK_BYTES // (layout.dim * table.dtype.itemsize))
+    step = max(1, _CHUNK_BYTES // (layout.dim * table.dtype.itemsize))
     dtype, width = layout.stored
-    for number in range(layout.buckets):
+    one_at_a_time, done = threading.Lock(), 0
+
+    def write_bucket(number: int) -> FileDigest:
+        nonlocal done
         first, last = layout.bucket(number)
-        name = bucket_name(number)
         spec = {"rows": (dtype, (last - first, width))}
-        with SafetensorsWriter(folder / name, spec, alignment=BUCKET_ALIGNMENT) as writer:
+        with SafetensorsWriter(folder / bucket_name(number), spec, alignment=BUCKET_ALIGNMENT) as writer:
             for start in range(first, last, step):
                 stop = min(start + step, last)
-                rows_ND = table.read_rows(start, stop)
+                with one_at_a_time:  # a table may change as it is read
+                    rows_ND = table.read_rows(start, stop)
                 stored_NS = encode(rows_ND, layout.encoding)
-                if loss is not None:
-                    loss.add(rows_ND, decode(stored_NS, layout.encoding, layout.dim))
+                lost = None if loss is None else Loss.of_rows(rows_ND, decode(stored_NS, layout.encoding, layout.dim))
                 writer.write("rows", stored_NS)
-                if progress:
-                    progress("write", stop * layout.row_bytes, layout.rows * layout.row_bytes)
-            files[name] = writer.close()
+                with one_at_a_time:
+                    if loss is not None and lost is not None:
+                        loss.add(lost)
+                    done += (stop - start) * layout.row_bytes
+                    if progress:
+                        progress("write", done, layout.rows * layout.row_bytes)
+            return writer.close()
+
+    # Hashing, writing and fsyncing release the interpreter lock.
+    with ThreadPoolExecutor(min(layout.buckets, usable_cores())) as pool:
+        digests = list(pool.map(write_bucket, range(layout.buckets)))
     if loss is not None:
         body["table"]["loss"] = loss.report()
-    return files
+    return {bucket_name(number): digest for number, digest in enumerate(digests)}
 
 
 def _write_optimizer(folder: Path, optimizer: OptimizerState, layout: Layout) -> dict[str, FileDigest]:

@@ -33,7 +33,7 @@ _NAME = re.compile(r"[^\0]+")
 _PART = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
 _FILE = re.compile(rf"(?=.{{1,200}}$){_PART}(/{_PART}){{0,3}}")
 _TENSOR = re.compile(r"[a-z][a-z0-9_]{0,63}")
-MAX_DEPTH = 1000  # deltas on top of one another
+MAX_DEPTH = 100  # deltas on top of one another
 _MAX_ROWS, _MAX_DIM, _MAX_TABLE_BYTES = 2**48, 2**16, 2**62
 
 

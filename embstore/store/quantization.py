@@ -95,19 +95,25 @@ def decode(stored_NS: Tensor, encoding: str, dim: int) -> Tensor:
 
 @dataclass
 class Loss:
-    """What storing rows has cost, summed over the rows it is shown."""
+    """What storing rows has cost, summed over rows."""
 
     largest: float = 0.0
     squares: float = 0.0
     of: float = 0.0
 
-    def add(self, rows_ND: Tensor, read_ND: Tensor) -> None:
-        """Rows as they were, and as they will be read."""
+    @classmethod
+    def of_rows(cls, rows_ND: Tensor, read_ND: Tensor) -> Loss:
+        """Of rows as they were, and as they will be read."""
         exact_ND = rows_ND.detach().double().cpu()
         change_ND = read_ND.double() - exact_ND
-        self.largest = max(self.largest, float(change_ND.abs().max())) if change_ND.numel() else self.largest
-        self.squares += float(change_ND.square().sum())
-        self.of += float(exact_ND.square().sum())
+        largest = float(change_ND.abs().max()) if change_ND.numel() else 0.0
+        return cls(largest=largest, squares=float(change_ND.square().sum()), of=float(exact_ND.square().sum()))
+
+    def add(self, other: Loss) -> None:
+        """That of other rows."""
+        self.largest = max(self.largest, other.largest)
+        self.squares += other.squares
+        self.of += other.of
 
     def report(self) -> dict[str, float]:
         """``largest``: of any number. ``relative``: root of the squared changes' sum over that of the numbers."""
