@@ -353,6 +353,13 @@ class UnifiedEmbedding(nn.Module):
             self.table().settle(start, stop)
         return self.weight[start:stop].cpu()
 
+    @torch.no_grad()
+    def gather(self, rows: Tensor) -> Tensor:
+        """Rows by number (int64, distinct) on the host, ``[len(rows), dim]``, a copy, up to date with the penalty."""
+        rows = rows.to(self.weight.device)
+        self.table().settle_rows(rows)
+        return self.weight.index_select(0, rows).cpu()
+
     def track_changes(self) -> None:
         """From now on, remember which rows training changes: a byte a row, which checkpoints don't keep."""
         if self.touched is None:

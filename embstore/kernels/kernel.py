@@ -59,7 +59,7 @@ class Table:
     def pay(self, request: Request) -> None:
         """Rows about to be read pay the penalty they owe for the steps done."""
         if self.paid_N is not None:
-            self._pay(request.rows_T.unique())
+            self.settle_rows(request.rows_T.unique())
 
     def settle(self, start: int = 0, stop: int | None = None) -> None:
         """Bring rows ``start`` to ``stop`` (all) up to date with the penalty, as a sweep at every step would have."""
@@ -68,7 +68,7 @@ class Table:
         stop = len(self.weight_ND) if stop is None else stop
         for first in range(start, stop, penalty.SETTLE_ROWS):
             last = min(first + penalty.SETTLE_ROWS, stop)
-            self._pay(torch.arange(first, last, device=self.weight_ND.device))
+            self.settle_rows(torch.arange(first, last, device=self.weight_ND.device))
 
     def touch(self, request: Request) -> None:
         """Mark the rows of a request as changed."""
@@ -80,8 +80,10 @@ class Table:
         self.progress[0] += 1
         self.progress[1] += self.learning_rate
 
-    def _pay(self, rows_R: Tensor) -> None:
-        assert self.paid_N is not None
+    def settle_rows(self, rows_R: Tensor) -> None:
+        """The same for some rows, distinct, int64."""
+        if self.paid_N is None:
+            return
         # Rows that owe nothing aren't written: a mapped table stays where it lies.
         rows_R = rows_R[self.paid_N[rows_R] < float(self.progress[1])]
         if not len(rows_R):

@@ -40,6 +40,9 @@ class TableSource(Protocol):
     def read_rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop`` on the host, ``[stop - start, dim]``."""
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of these numbers (int64, ascending) on the host, ``[len(rows), dim]``, a copy."""
+
     def exact_tokens(self) -> Mapping[str, Tensor]:
         """Sorted int64 tokens of each exact feature."""
 

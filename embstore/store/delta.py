@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from embstore.errors import CorruptVersionError, StoreError
-from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource
+from embstore.store.bundle import Bundle, Change, OptimizerState, Progress
 from embstore.store.files import FileDigest
 from embstore.store.manifest import MAX_DEPTH, DeltaInfo, Layout, OptimizerInfo
 from embstore.store.quantization import (
@@ -32,7 +32,7 @@ from embstore.store.quantization import (
     stored_dtype,
     stored_width,
 )
-from embstore.store.table import Overlay, VersionTable
+from embstore.store.table import Overlay
 from embstore.store.tensors import open_tensors, write_tensors
 
 CHUNK_ROWS = 1 << 17  # compared at a time
@@ -51,7 +51,7 @@ def write_delta(
     _check(bundle, layout, change)
     index_R = _changed(bundle, change, progress)
     encoding = change.encoding or encoding_of(bundle.table.dtype)
-    rows_RD = _gather(bundle.table, index_R)
+    rows_RD = bundle.table.gather(index_R)
     stored_RS = encode(rows_RD, encoding)
     body["delta"] = {
         "base": base.id,
@@ -127,7 +127,7 @@ def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tenso
     before = base.optimizer_state() if bundle.optimizer is not None else None
     found = []
     for index_R in _candidates(change, table.num_rows):
-        ours_RD, theirs_RD = _gather(table, index_R), base.table.gather(index_R)
+        ours_RD, theirs_RD = table.gather(index_R), base.table.gather(index_R)
         if change.significance:
             changed_R = (ours_RD.double() - theirs_RD.double()).norm(dim=1) > change.significance
         else:
@@ -152,21 +152,6 @@ def _candidates(change: Change, rows: int) -> Iterator[Tensor]:
     if touched_R.dtype != torch.int64 or touched_R.dim() != 1 or not (ascending and inside):
         raise StoreError("touched rows", expected=f"int64, ascending, of {rows:,}", found=f"{touched_R.dtype}")
     yield from (part for part in touched_R.split(CHUNK_ROWS) if len(part))
-
-
-def _gather(table: TableSource, index_R: Tensor) -> Tensor:
-    """Rows by number, ascending, of a table that gives ranges."""
-    if isinstance(table, VersionTable):
-        return table.gather(index_R)
-    out_RD = torch.empty(len(index_R), table.dim, dtype=table.dtype)
-    done = 0
-    while done < len(index_R):
-        start = int(index_R[done])
-        end = int(torch.searchsorted(index_R, torch.tensor(start + CHUNK_ROWS)))
-        rows_ND = table.read_rows(start, min(int(index_R[end - 1]) + 1, table.num_rows))
-        out_RD[done:end] = rows_ND[index_R[done:end] - start]
-        done = end
-    return out_RD
 
 
 def _differ(one: Tensor, other: Tensor) -> Tensor:

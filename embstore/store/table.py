@@ -195,7 +195,9 @@ class VersionTable:
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.num_rows:
             found = f"{int(rows.min())} to {int(rows.max())}"
             raise StoreError("rows to gather", expected=f"0 to {self.num_rows - 1}", found=found)
-        self.buckets.check((rows // self.layout.bucket_rows).unique().tolist())
+        asked = torch.zeros(self.layout.buckets, dtype=torch.bool)
+        asked[rows // self.layout.bucket_rows] = True
+        self.buckets.check(asked.nonzero().flatten().tolist())
         rows_ND = decode(self.buckets.rows.index_select(0, rows), self.encoding, self.dim)
         return rows_ND if self.overlay is None else self.overlay.put(rows, rows_ND)
 

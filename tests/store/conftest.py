@@ -57,6 +57,9 @@ class MemoryTable:
         self.largest_read = max(self.largest_read, stop - start)
         return self.rows_ND[start:stop]
 
+    def gather(self, rows: Tensor) -> Tensor:
+        return self.rows_ND[rows]
+
     def exact_tokens(self) -> Mapping[str, Tensor]:
         return {"day": TOKENS}
 
