@@ -1,12 +1,26 @@
 """Immutable versions of a trained bundle {table, schema, dense model}: publish, promote, roll back, open, verify."""
 
+from importlib import import_module
+from typing import Any
+
 from embstore.store.files import FileDigest, fsync_folder, make_folder, sha256_file
 from embstore.store.format import Bundle, Progress, TableSource, schema_sha256
 from embstore.store.registry import Store, VersionInfo, new_space
 from embstore.store.tensors import SafetensorsWriter, open_tensors, write_tensors
 from embstore.store.version import Version, VersionTable
 
+# Only those who export pay for Arrow and what reads logs.
+_EXPORT = {
+    "WarmStart": "embstore.store.warm_start",
+    "export_parquet": "embstore.store.export",
+    "export_safetensors": "embstore.store.export",
+    "import_vectors": "embstore.store.warm_start",
+    "open_values": "embstore.store.values",
+    "vocabulary_of": "embstore.store.values",
+}
+
 __all__ = [
+    *_EXPORT,
     "Bundle",
     "FileDigest",
     "Progress",
@@ -24,3 +38,9 @@ __all__ = [
     "sha256_file",
     "write_tensors",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORT:
+        raise AttributeError(f"module 'embstore.store' has no attribute {name!r}")
+    return getattr(import_module(_EXPORT[name]), name)
