@@ -95,7 +95,7 @@ def _values(version: Version, values: Path | None, log: str | None, features: tu
 
     if values is not None:
         return chosen_values(version, values, features or None)
-    wanted = tuple(version.schema.feature(name) for name in features) or version.schema.features
+    wanted = tuple(version.schema.feature(name) for name in dict.fromkeys(features)) or version.schema.features
     source = ParquetLog(log or "", replace(version.schema, features=wanted, dense=()), labelled=False)
     with progress("count", source.rows) as bar:
         counted = vocabulary_of(source, source.schema, progress=bar.advance)

@@ -54,7 +54,8 @@ def export_parquet(
 
     Each file has ``value`` (of its own type), ``vector`` (fixed_size_list<float32>[lookups * dim], bit for bit what
     ``UnifiedEmbedding.lookup`` gives for the value), ``count`` where the values have one, and ``created``, when the
-    version was. It is written piece by piece: about 50 MiB of memory, whatever the size of table and values. The
+    version was. It is written piece by piece: memory is about 50 MiB and, where
+    values come from Parquet, a row group of those. The
     files' metadata names the version (``docs/export.md``).
 
     Args:

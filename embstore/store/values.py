@@ -10,12 +10,13 @@ A table knows rows, not values. A vocabulary is a table of distinct values for e
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -55,7 +56,7 @@ class ValueColumn:
 
     def rows(self) -> int:
         """How many there are."""
-        with _reading(self.where):
+        with reading(self.where):
             return self.source.count_rows(filter=self.only)
 
     def pieces(self, size: int) -> Iterator[pa.Table]:
@@ -66,13 +67,11 @@ class ValueColumn:
             LogError: a file can't be read.
         """
         columns = {VALUE: ds.field(self.column)} | ({COUNT: ds.field(self.count)} if self.count else {})
-        with _reading(self.where):
-            ahead = {"use_threads": False, "batch_readahead": 1, "fragment_readahead": 1}  # bounded memory, in order
-            scanner = self.source.scanner(columns=columns, filter=self.only, batch_size=size, **ahead)
-            batches = iter(scanner.to_batches())
+        with reading(self.where):
+            batches = scan(self.source, columns, size, only=self.only)
         done = 0
         while True:
-            with _reading(self.where):
+            with reading(self.where):
                 batch = next(batches, None)
                 if batch is None:
                     return
@@ -127,8 +126,8 @@ def open_values(path: str | Path) -> dict[str, ValueColumn]:
             for name in source.schema.names
         }
     names: dict[str, None] = {}
-    with _reading(where):
-        for batch in source.scanner(columns=[FEATURE], use_threads=False).to_batches():
+    with reading(where):
+        for batch in scan(source, {FEATURE: ds.field(FEATURE)}, _MERGE_ROWS):
             names |= dict.fromkeys(batch.column(FEATURE).unique().to_pylist())
     if None in names:
         raise DataError(where, expected="a feature in each row", found="a row without one")
@@ -163,6 +162,20 @@ def vocabulary_of(
         if progress is not None:
             progress(table.num_rows)
     return {name: count.table() for name, count in counts.items()}
+
+
+def open_dataset(path: str | Path) -> ds.Dataset:
+    """A Parquet file or folder, to be read in bounded memory: Arrow would keep every row group it has read."""
+    options = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
+    return ds.dataset(path, format=ds.ParquetFileFormat(default_fragment_scan_options=options))
+
+
+def scan(
+    source: ds.Dataset, columns: Mapping[str, ds.Expression], size: int, *, only: ds.Expression | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Batches of about ``size`` rows, in order and read no further ahead than one."""
+    ahead = {"use_threads": False, "batch_readahead": 1, "fragment_readahead": 1}
+    return iter(source.scanner(columns=dict(columns), filter=only, batch_size=size, **ahead).to_batches())
 
 
 def stored_type(kind: pa.DataType) -> pa.DataType:
@@ -209,9 +222,9 @@ class _Counts:
         self.rows = 0
 
     def add(self, values: pa.Array | pa.ChunkedArray) -> None:
-        counted = pa.table({VALUE: values}).group_by(VALUE).aggregate([(VALUE, "count")])
-        self.waiting.append(counted.rename_columns([VALUE, COUNT]))
-        self.rows += counted.num_rows
+        counted = pc.value_counts(values)
+        self.waiting.append(pa.table({VALUE: counted.field("values"), COUNT: counted.field("counts")}))
+        self.rows += len(counted)
         if self.rows > max(_MERGE_ROWS, 0 if self.merged is None else self.merged.num_rows):
             self._merge()
 
@@ -226,7 +239,10 @@ class _Counts:
         except pa.ArrowInvalid as error:
             found = str(error)
             raise SchemaError(f"values of {self.feature!r}", expected="integers of one type", found=found) from error
-        self.merged = whole.group_by(VALUE).aggregate([(COUNT, "sum")]).rename_columns([VALUE, COUNT])
+        codes = whole.column(VALUE).combine_chunks().dictionary_encode()
+        counts = np.zeros(len(codes.dictionary), dtype=np.int64)
+        np.add.at(counts, codes.indices.to_numpy(), whole.column(COUNT).to_numpy())
+        self.merged = pa.table({VALUE: codes.dictionary, COUNT: counts})
         self.waiting, self.rows = [], 0
         return self.merged
 
@@ -271,14 +287,14 @@ def _long(source: ds.Dataset, where: str) -> ValueColumn:
 
 
 def _open(path: Path) -> ds.Dataset:
-    with _reading(f"values {path}"):
-        source = ds.dataset(path, format="parquet")
+    with reading(f"values {path}"):
+        source = open_dataset(path)
         if not source.files:
             raise LogError(f"values {path}", expected="a Parquet file, or a folder of them", found="none")
         return source
 
 
-class _reading:  # noqa: N801 - reads as a phrase: with _reading(where)
+class reading:  # noqa: N801 - reads as a phrase: with reading(where)
     """Turns what Arrow raises for what can't be read into ``LogError``."""
 
     def __init__(self, where: str) -> None:

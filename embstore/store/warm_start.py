@@ -22,13 +22,14 @@ import pyarrow.dataset as ds
 import torch
 from numpy.typing import NDArray
 
-from embstore.errors import DataError, LogError, SchemaError, nearest
+from embstore.errors import DataError, SchemaError, nearest
+from embstore.store.values import open_dataset, reading, scan
 from embstore.tokens import tokenize
 
 if TYPE_CHECKING:
     from embstore.embeddings.unified import UnifiedEmbedding
 
-_BLOCK_ROWS = 65_536  # rows of the table written at a time
+_BLOCK_ROWS = 16_384  # vectors read, and rows of the table written, at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +63,8 @@ def import_vectors(
 
     A row that several values hash to becomes their weighted mean, taken in float64 and rounded once; the order of the
     file doesn't matter, and a row of one value is that value's numbers exactly (in a float32 table). All other rows
-    and the optimizer's state stay. Nothing is changed when an error is raised. The file is read whole: 4 bytes a
-    number, and about 100 a value.
+    and the optimizer's state stay. Nothing is changed when an error is raised. All vectors are in memory:
+    4 bytes a number, and about 100 for each lookup of a value.
 
     Args:
         feature: whose lookups find the values. For a transformed timestamp the values are what the transform gives.
@@ -79,18 +80,21 @@ def import_vectors(
         LogError: Parquet that can't be read.
     """
     spec = table.feature(feature)
-    columns = [value_column, vector_column] + ([weight_column] if weight_column is not None else [])
-    found = _read(vectors, columns)
+    source = _open(vectors, [value_column, vector_column] + ([weight_column] if weight_column is not None else []))
+    with _reading(vectors):
+        found = source.to_table(columns=[value_column] if weight_column is None else [value_column, weight_column])
     if found.num_rows == 0:
         return WarmStart(values=0, rows=0, shared=0, unknown=0)
-    value, vector = found.column(value_column), found.column(vector_column)
+    value = found.column(value_column)
     if pa.types.is_nested(value.type):
         raise SchemaError(f"column {value_column!r}", expected="single values", found=str(value.type))
     _refuse_nulls(value, value_column)
     tokens_V = tokenize(value, name=value_column).values.view(np.int64)
     _refuse_duplicates(value, tokens_V, value_column)
-    vector_VW = _vectors(vector, vector_column, {table.dim, spec.lookups * table.dim}, table.dtype)
     weight_V = _weights(found, weight_column)
+    with _reading(vectors):
+        widths = (table.dim, spec.lookups * table.dim)
+        vector_VW = _vectors(source, vector_column, found.num_rows, widths, table.dtype)
 
     known_V = np.ones(len(tokens_V), dtype=bool)
     if spec.exact:
@@ -123,33 +127,26 @@ def import_vectors(
     )
 
 
-def _read(vectors: str | Path | pa.Table, columns: list[str]) -> pa.Table:
-    """These columns, whole."""
-    if isinstance(vectors, pa.Table):
-        names, where = vectors.column_names, "vectors"
-    else:
-        where = f"vectors {vectors}"
-        try:
-            source = ds.dataset(vectors, format="parquet")
-        except (OSError, pa.ArrowException) as error:
-            raise LogError(where, expected="a Parquet file or folder", found=str(error)) from error
-        names = source.schema.names
+def _open(vectors: str | Path | pa.Table, columns: list[str]) -> ds.Dataset:
+    """Where they are, with each of these columns once."""
+    with _reading(vectors):
+        source = ds.dataset(vectors) if isinstance(vectors, pa.Table) else open_dataset(vectors)
+    names = source.schema.names
     for name in columns:
         if names.count(name) != 1:
             found = f"{names.count(name) or 'none'} of that name"
-            raise SchemaError(f"{where}: column {name!r}", expected="one", found=found, do=nearest(name, names))
-    if isinstance(vectors, pa.Table):
-        return vectors.select(columns)
-    try:
-        return source.to_table(columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise LogError(where, expected="Parquet that can be read", found=str(error)) from error
+            raise SchemaError(f"vectors: column {name!r}", expected="one", found=found, do=nearest(name, names))
+    return source
 
 
-def _refuse_nulls(column: pa.ChunkedArray, name: str) -> None:
+def _reading(vectors: str | Path | pa.Table) -> reading:
+    return reading("vectors" if isinstance(vectors, pa.Table) else f"vectors {vectors}")
+
+
+def _refuse_nulls(column: pa.Array | pa.ChunkedArray, name: str, first_row: int = 0) -> None:
     if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        raise DataError(f"column {name!r}, row {row:,}", expected="no missing values", found="one")
+        row = pc.index(column.is_null(), True).as_py()
+        raise DataError(f"column {name!r}, row {first_row + row:,}", expected="no missing values", found="one")
 
 
 def _refuse_duplicates(value: pa.ChunkedArray, tokens_V: NDArray[np.int64], name: str) -> None:
@@ -161,34 +158,42 @@ def _refuse_duplicates(value: pa.ChunkedArray, tokens_V: NDArray[np.int64], name
             raise DataError(f"column {name!r}", expected="each value once", found=found, do="merge its vectors")
 
 
-def _vectors(column: pa.ChunkedArray, name: str, widths: set[int], dtype: torch.dtype) -> NDArray[np.float32]:
+def _vectors(
+    source: ds.Dataset, name: str, count: int, widths: tuple[int, int], dtype: torch.dtype
+) -> NDArray[np.float32]:
     """The vectors, float32 ``[V, W]``, checked."""
-    kind = column.type
+    kind = source.schema.field(name).type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not lists or not pa.types.is_floating(kind.value_type):
         raise SchemaError(f"column {name!r}", expected="lists of floats", found=str(kind))
-    _refuse_nulls(column, name)
-    lengths = pc.list_value_length(column).to_numpy()
-    wrong = np.flatnonzero((lengths != lengths[0]) | ~np.isin(lengths, list(widths)))
-    if len(wrong):
-        expected = " or ".join(map(str, sorted(widths))) if lengths[0] not in widths else f"{lengths[0]}, as in row 0"
-        raise DataError(
-            f"column {name!r}, row {wrong[0]:,}", expected=f"a vector of {expected}", found=f"{lengths[wrong[0]]}"
-        )
-    vector_VW = np.empty((len(column), lengths[0]), dtype=np.float32)
-    row = 0
-    for chunk in column.chunks:
-        flat = chunk.flatten()
-        with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused below
-            part = flat.to_numpy(zero_copy_only=False).astype(np.float32).reshape(-1, lengths[0])
-        # A missing number is NaN by now.
-        usable = torch.from_numpy(part).to(dtype).isfinite().all(dim=1).numpy()
-        if not usable.all():
-            bad = int(np.flatnonzero(~usable)[0])
-            expected = f"finite numbers of {str(dtype).removeprefix('torch.')}"
-            raise DataError(f"column {name!r}, row {row + bad:,}", expected=expected, found=str(chunk[bad].as_py()))
-        vector_VW[row : row + len(chunk)] = part
-        row += len(chunk)
+    vector_VW = np.empty((0, 0), dtype=np.float32)
+    row, width = 0, -1
+    for batch in scan(source, {name: ds.field(name)}, _BLOCK_ROWS):
+        for start in range(0, batch.num_rows, _BLOCK_ROWS):
+            part = batch.column(name).slice(start, _BLOCK_ROWS)
+            _refuse_nulls(part, name, row)
+            lengths = pc.list_value_length(part).to_numpy(zero_copy_only=False)
+            if width < 0:
+                width = int(lengths[0])
+                if width in widths:
+                    vector_VW = np.empty((count, width), dtype=np.float32)
+            wrong = np.flatnonzero((lengths != width) | (width not in widths))
+            if len(wrong):
+                expected = f"{width}, as in row 0" if width in widths else " or ".join(map(str, sorted(set(widths))))
+                found = str(lengths[wrong[0]])
+                raise DataError(
+                    f"column {name!r}, row {row + wrong[0]:,}", expected=f"a vector of {expected}", found=found
+                )
+            with np.errstate(over="ignore"):  # what float32 can't hold becomes infinite, and is refused below
+                numbers = part.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+            # A missing number is NaN by now.
+            usable = torch.tensor(numbers).to(dtype).isfinite().view(-1, width).all(dim=1).numpy()
+            if not usable.all():
+                bad = int(np.flatnonzero(~usable)[0])
+                expected = f"finite numbers of {str(dtype).removeprefix('torch.')}"
+                raise DataError(f"column {name!r}, row {row + bad:,}", expected=expected, found=str(part[bad].as_py()))
+            vector_VW[row : row + len(part)] = numbers.reshape(-1, width)
+            row += len(part)
     return vector_VW
 
 

@@ -28,7 +28,16 @@ from embstore.errors import ConfigError, DataError, EmbstoreError, LogError, Sch
 from embstore.kernels import TableOptimizer
 from embstore.logs import ParquetLog
 from embstore.schema import Feature, Schema
-from embstore.store import Bundle, Store, Version, export_parquet, export_safetensors, import_vectors, vocabulary_of
+from embstore.store import (
+    Bundle,
+    Store,
+    Version,
+    export_parquet,
+    export_safetensors,
+    import_vectors,
+    open_values,
+    vocabulary_of,
+)
 from embstore.tokens import token
 
 FEATURES = (
@@ -189,6 +198,21 @@ def test_many_values_are_written_in_pieces(tmp_path: Path) -> None:
     assert got["value"].to_pylist() == values.to_pylist()
     last = UnifiedEmbedding.restore(version.table).lookup("user", values[-3:]).numpy()
     assert bits(got["vector"][-3:].to_pylist()) == bits(last)
+
+
+def test_values_are_read_in_bounded_memory(tmp_path: Path) -> None:
+    """The case: Arrow kept the bytes of every row group it had read until the last was done."""
+    schema = pa.schema({"feature": pa.string(), "value": pa.string()})
+    with pq.ParquetWriter(tmp_path / "values.parquet", schema) as file:
+        for group in range(30):
+            values = [f"{group}-{i}-" + os.urandom(500).hex() for i in range(1000)]
+            file.write_table(pa.table({"feature": ["user"] * 1000, "value": values}))
+    before, held = pa.total_allocated_bytes(), []
+    for piece in open_values(tmp_path / "values.parquet")["user"].pieces(1000):
+        assert piece.num_rows <= 1000
+        held.append(pa.total_allocated_bytes() - before)
+    assert len(held) == 30
+    assert max(held) < 8 << 20  # of 30 MB
 
 
 def test_an_export_names_the_values_of_the_next(version: Version, tmp_path: Path) -> None:
@@ -696,7 +720,7 @@ def test_export_command_takes_values_from_a_log(store: Path) -> None:
     assert got["count"].to_pylist() == [2, 1]
     table = UnifiedEmbedding.restore(version.table)
     assert bits(got["vector"].to_pylist()) == bits(table.lookup("user", ["ann", "bob"]).numpy())
-    shown = invoke(*flags, "--to", store / "some", "--feature", "day", "--feature", "hour")
+    shown = invoke(*flags, "--to", store / "some", *["--feature", "day", "--feature", "hour", "--feature", "day"])
     assert shown.output == f"exported {version.id} to {store / 'some'}: day 2, hour 1\n"
     assert sorted(path.name for path in (store / "some").iterdir()) == ["feature=day", "feature=hour"]
 
