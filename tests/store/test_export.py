@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter, defaultdict
@@ -577,13 +578,26 @@ def test_values_alone_get_their_vectors_exactly() -> None:
     values = [f"v{i}" for i in range(20)]
     assert len({row for value in values for row in rows_of(table, "user", value)}) == 40
     vectors = torch.randn(20, 6, generator=torch.Generator().manual_seed(1)).numpy()
-    vectors[3, 2], vectors[4, 4] = -0.0, 3e38
+    vectors[3, 2], vectors[19, 4] = -0.0, 3e38  # the last times its weight is more than float64 holds
     weight = 10.0 ** np.linspace(-300, 300, 20)
     rows = pa.table({"name": values, "numbers": list(vectors), "w": weight})
     result = import_vectors(table, "user", rows, value_column="name", vector_column="numbers", weight_column="w")
     assert (result.values, result.rows, result.shared, result.unknown) == (20, 40, 0, 0)
     assert bits([table.weight[rows_of(table, "user", v)].reshape(-1).tolist() for v in values]) == bits(vectors)
     assert table.lookup("user", values).tolist() == vectors.tolist()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_sums_do_not_depend_on_the_order_of_the_file(order: tuple[int, ...]) -> None:
+    """In float64, 1e30 + 1 - 1e30 is 0 or 1, as it is added."""
+    rows = pa.table({"value": ["a", "b", "c"], "vector": [[1e30, 1.0, -1e30], [1.0, -1e30, 1e30], [-1e30, 1e30, 1.0]]})
+    weights = []
+    for taken in (rows, rows.take(list(order))):
+        table = make_table(num_rows=1)
+        result = import_vectors(table, "user", taken)
+        assert (result.rows, result.shared) == (1, 3)
+        weights.append(table.weight[0].tolist())
+    assert weights[0] == weights[1]
 
 
 def test_an_export_starts_another_table(tmp_path: Path) -> None:
