@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import subprocess
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +25,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import embstore.store
 from embstore.cli import cli
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import ConfigError, DataError, EmbstoreError, LogError, SchemaError, StoreError
@@ -109,6 +112,13 @@ def read(folder: Path, feature: str) -> pa.Table:
     found = ds.dataset(folder, partitioning=ds.partitioning(pa.schema([("feature", pa.string())]), flavor="hive"))
     (path,) = [fragment.path for fragment in found.get_fragments(filter=ds.field("feature") == feature)]
     return pq.ParquetFile(path).read()
+
+
+def test_only_who_exports_pays_for_arrow() -> None:
+    code = "import sys, embstore.store as s; sys.exit('pyarrow' in sys.modules or not callable(s.export_parquet))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = embstore.store.nothing
 
 
 # Parquet
