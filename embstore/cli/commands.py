@@ -6,6 +6,7 @@ import click
 
 from embstore.cli.data import dataset, schema
 from embstore.cli.demo import demo
+from embstore.cli.export import export
 from embstore.cli.store import lookup, promote, publish, rollback, versions
 from embstore.cli.train import evaluate, train
 from embstore.errors import EmbstoreError, Interrupted
@@ -32,7 +33,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, schema, dataset, train, evaluate, publish, versions, promote, rollback, lookup):
+for command in (demo, schema, dataset, train, evaluate, publish, versions, promote, rollback, lookup, export):
     cli.add_command(command)
 
 

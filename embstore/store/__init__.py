@@ -1,5 +1,8 @@
 """Immutable versions of a trained bundle {table, schema, dense model}: publish, promote, roll back, open, verify."""
 
+from importlib import import_module
+from typing import Any
+
 from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource
 from embstore.store.consumer import Consumer, Update
 from embstore.store.files import FileDigest, fsync_folder, make_folder, sha256_file
@@ -9,7 +12,18 @@ from embstore.store.table import VersionTable
 from embstore.store.tensors import SafetensorsWriter, open_tensors, write_tensors
 from embstore.store.version import Version
 
+# Only those who export pay for Arrow and what reads logs.
+_EXPORT = {
+    "WarmStart": "embstore.store.warm_start",
+    "export_parquet": "embstore.store.export",
+    "export_safetensors": "embstore.store.export",
+    "import_vectors": "embstore.store.warm_start",
+    "open_values": "embstore.store.values",
+    "vocabulary_of": "embstore.store.values",
+}
+
 __all__ = [
+    *_EXPORT,
     "Bundle",
     "Change",
     "Consumer",
@@ -31,3 +45,9 @@ __all__ = [
     "sha256_file",
     "write_tensors",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORT:
+        raise AttributeError(f"module 'embstore.store' has no attribute {name!r}")
+    return getattr(import_module(_EXPORT[name]), name)

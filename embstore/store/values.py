@@ -1,0 +1,308 @@
+"""The values whose vectors are exported: given as arrays, read from Parquet, or counted in a log.
+
+A table knows rows, not values. A vocabulary is a table of distinct values for each feature:
+
+    value   string, int64, ...   one type a feature, no nulls; for a list column, what its lists hold; for a
+                                 transformed timestamp, what the transform gives
+    count   int64                if known
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from embstore import transforms
+from embstore.errors import DataError, LogError, SchemaError
+from embstore.logs import ParquetLog
+from embstore.schema import Feature, Schema
+from embstore.tokens import check_type
+
+VALUE, COUNT, FEATURE = "value", "count", "feature"
+_MERGE_ROWS = 1 << 20  # counted rows that may wait before they are merged
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ValueColumn:
+    """The values of one feature, read piece by piece.
+
+    Args:
+        source: where they are.
+        column: name of the column that holds them.
+        count: name of the column of counts, or ``None``.
+        only: the rows that are this feature's; all when ``None``.
+        where: for messages.
+    """
+
+    source: ds.Dataset
+    column: str = VALUE
+    count: str | None = None
+    only: ds.Expression | None = None
+    where: str
+
+    @property
+    def type(self) -> pa.DataType:
+        """Of the values, as a file holds them: plain text instead of dictionaries, views and 64-bit offsets."""
+        return stored_type(self.source.schema.field(self.column).type)
+
+    def rows(self) -> int:
+        """How many there are."""
+        with reading(self.where):
+            return self.source.count_rows(filter=self.only)
+
+    def pieces(self, size: int) -> Iterator[pa.Table]:
+        """Tables of ``value`` and, where counted, ``count`` (int64), of at most ``size`` rows, in order.
+
+        Raises:
+            DataError: a value or count is missing.
+            LogError: a file can't be read.
+        """
+        columns = {VALUE: ds.field(self.column)} | ({COUNT: ds.field(self.count)} if self.count else {})
+        with reading(self.where):
+            batches = scan(self.source, columns, size, only=self.only)
+        done = 0
+        while True:
+            with reading(self.where):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                arrays = {VALUE: batch.column(VALUE).cast(self.type)}
+                if self.count:
+                    arrays[COUNT] = batch.column(COUNT).cast(pa.int64())
+            for name, array in arrays.items():
+                if array.null_count:
+                    row = done + pc.index(array.is_null(), True).as_py()
+                    raise DataError(f"{self.where}: {name}, row {row:,}", expected="a value", found="a missing one")
+            done += batch.num_rows
+            for start in range(0, batch.num_rows, size):
+                yield pa.table(arrays).slice(start, size)
+
+
+def in_memory(values: Any, feature: str) -> ValueColumn:
+    """The column of an Arrow array, or of a table of ``value`` and perhaps ``count``.
+
+    Raises:
+        SchemaError: something else.
+    """
+    where = f"values of {feature!r}"
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        values = pa.table({VALUE: values})
+    if not isinstance(values, pa.Table) or VALUE not in values.column_names:
+        found = f"columns {', '.join(values.column_names)}" if isinstance(values, pa.Table) else type(values).__name__
+        raise SchemaError(where, expected="an Arrow array, or a table with a column 'value'", found=found)
+    return ValueColumn(source=ds.dataset(values), count=COUNT if COUNT in values.column_names else None, where=where)
+
+
+def open_values(path: str | Path) -> dict[str, ValueColumn]:
+    """The values in a Parquet file or folder, by feature. Nothing but footers and the names of features is read.
+
+    Three layouts are known: folders ``feature=NAME`` with a column ``value`` (what ``export_parquet`` writes), columns
+    ``feature`` and ``value``, or a column for each feature, of which nulls are left out. The first two may have
+    ``count``.
+
+    Raises:
+        LogError: nothing there, or no Parquet.
+        SchemaError: a folder's file has no column ``value``.
+    """
+    path, where = Path(path), f"values {path}"
+    folders = sorted(path.glob(f"{FEATURE}=*/")) if path.is_dir() else []
+    if folders:
+        return {
+            unquote(folder.name.partition("=")[2]): _long(_open(folder), f"{where}/{folder.name}") for folder in folders
+        }
+    source = _open(path)
+    if not {FEATURE, VALUE} <= set(source.schema.names):
+        return {
+            name: ValueColumn(source=source, column=name, only=ds.field(name).is_valid(), where=f"{where}: {name}")
+            for name in source.schema.names
+        }
+    names: dict[str, None] = {}
+    with reading(where):
+        for batch in scan(source, {FEATURE: ds.field(FEATURE)}, _MERGE_ROWS):
+            names |= dict.fromkeys(batch.column(FEATURE).unique().to_pylist())
+    if None in names:
+        raise DataError(where, expected="a feature in each row", found="a row without one")
+    return {name: replace(_long(source, where), only=ds.field(FEATURE) == name) for name in names}
+
+
+def vocabulary_of(
+    log: ParquetLog, schema: Schema, *, progress: Callable[[int], object] | None = None
+) -> dict[str, pa.Table]:
+    """The distinct values of each feature in a log and how often each occurs, exactly, in one pass.
+
+    Missing values are left out; of a list, the values a lookup takes (``max_length``) are counted. Memory is that of
+    the distinct values (Arrow: their bytes and 16 more each) about three times over, and of a million rows of each
+    feature waiting to be merged; it doesn't depend on the log's length.
+
+    Args:
+        log: where to read; its schema is not used.
+        schema: whose features are wanted.
+        progress: called with the number of rows after each chunk read.
+
+    Returns:
+        ``{feature: table of value and count (int64)}``, sorted by value.
+
+    Raises:
+        LogError, SchemaError: as ``ParquetLog``; or files of the log whose integer types have no common one.
+    """
+    only = replace(schema, dense=(), label=None, weight=None, group=None)
+    counts = {feature.name: _Counts(feature.name) for feature in schema.features}
+    for table, _ in ParquetLog(log.source, only, labelled=False).tables_from():
+        for feature in schema.features:
+            counts[feature.name].add(_single_values(table.column(feature.source), feature))
+        if progress is not None:
+            progress(table.num_rows)
+    return {name: count.table() for name, count in counts.items()}
+
+
+def open_dataset(path: str | Path) -> ds.Dataset:
+    """A Parquet file or folder, to be read in bounded memory: Arrow would keep every row group it has read."""
+    options = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
+    return ds.dataset(path, format=ds.ParquetFileFormat(default_fragment_scan_options=options))
+
+
+def scan(
+    source: ds.Dataset, columns: Mapping[str, ds.Expression], size: int, *, only: ds.Expression | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Batches of about ``size`` rows, in order and read no further ahead than one."""
+    ahead = {"use_threads": False, "batch_readahead": 1, "fragment_readahead": 1}
+    return iter(source.scanner(columns=dict(columns), filter=only, batch_size=size, **ahead).to_batches())
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """The plainest type of the same values: what any reader of Parquet knows."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return stored_type(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return stored_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    return kind
+
+
+def check_values(kind: pa.DataType, feature: Feature, trained_on: str | None) -> None:
+    """Raise ``SchemaError`` unless values of this type are what the feature was trained on.
+
+    Args:
+        kind: of the values, one each.
+        trained_on: the log's column type as a manifest has it, or ``None`` where it isn't known.
+    """
+    temporal = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+    if feature.transform is not None and temporal:
+        return
+    check_type(kind, feature.name)
+    if pa.types.is_nested(kind):
+        do = "give the values in the lists, each once"
+        raise SchemaError(f"values of {feature.name!r}", expected="single values", found=str(kind), do=do)
+    expected = "integer" if feature.transform is not None else _family(trained_on or "")
+    if expected not in ("", _family(str(kind))):
+        column = feature.transform or trained_on
+        do = "cast them: other types hash to other rows"
+        raise SchemaError(f"values of {feature.name!r}", expected=f"values like {column}", found=str(kind), do=do)
+
+
+class _Counts:
+    """Distinct values with counts; new ones wait until merging them pays."""
+
+    def __init__(self, feature: str) -> None:
+        self.feature = feature
+        self.merged: pa.Table | None = None
+        self.waiting: list[pa.Table] = []
+        self.rows = 0
+
+    def add(self, values: pa.Array | pa.ChunkedArray) -> None:
+        counted = pc.value_counts(values)
+        self.waiting.append(pa.table({VALUE: counted.field("values"), COUNT: counted.field("counts")}))
+        self.rows += len(counted)
+        if self.rows > max(_MERGE_ROWS, 0 if self.merged is None else self.merged.num_rows):
+            self._merge()
+
+    def table(self) -> pa.Table:
+        return self._merge().sort_by(VALUE)
+
+    def _merge(self) -> pa.Table:
+        parts = ([] if self.merged is None else [self.merged]) + self.waiting
+        kind = _common({part.schema.field(VALUE).type for part in parts})
+        try:
+            whole = pa.concat_tables([part.set_column(0, VALUE, part.column(VALUE).cast(kind)) for part in parts])
+        except pa.ArrowInvalid as error:
+            found = str(error)
+            raise SchemaError(f"values of {self.feature!r}", expected="integers of one type", found=found) from error
+        codes = whole.column(VALUE).combine_chunks().dictionary_encode()
+        counts = np.zeros(len(codes.dictionary), dtype=np.int64)
+        np.add.at(counts, codes.indices.to_numpy(), whole.column(COUNT).to_numpy())
+        self.merged = pa.table({VALUE: codes.dictionary, COUNT: counts})
+        self.waiting, self.rows = [], 0
+        return self.merged
+
+
+def _single_values(column: pa.ChunkedArray, feature: Feature) -> pa.ChunkedArray:
+    """What the feature's lookups see of a column, missing values left out, flat and without dictionaries."""
+    if feature.transform is not None:
+        column = transforms.apply(column, feature.transform, name=feature.name)
+    if isinstance(column.type, pa.BaseExtensionType):
+        column = column.cast(column.type.storage_type)
+    if pa.types.is_nested(column.type):
+        if feature.max_length is not None:
+            column = pc.list_slice(column, 0, feature.max_length, return_fixed_size_list=False)
+        column = pc.list_flatten(column)
+    kind = stored_type(column.type)
+    # Offsets of 32 bits would end at 2 GiB of distinct text.
+    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(kind, kind)
+    return column.cast(wide).drop_null()
+
+
+def _common(kinds: set[pa.DataType]) -> pa.DataType:
+    """One type for what the files of a log hold, which agree on more than the width of integers."""
+    if len(kinds) == 1:
+        return next(iter(kinds))
+    if all(pa.types.is_unsigned_integer(kind) for kind in kinds):
+        return pa.uint64()
+    return pa.int64()
+
+
+def _family(kind: str) -> str:
+    """``integer`` or ``text`` of an Arrow type as text, the lists and dictionaries around it taken off; else empty."""
+    element = re.sub(r"^.*(list<[^:]*: |values=)|[,>\[].*$", "", kind)
+    if re.fullmatch("u?int(8|16|32|64)|bool", element):
+        return "integer"
+    return "text" if element in ("string", "large_string", "string_view") or "binary" in element else ""
+
+
+def _long(source: ds.Dataset, where: str) -> ValueColumn:
+    if VALUE not in source.schema.names:
+        raise SchemaError(where, expected="a column 'value'", found=", ".join(source.schema.names))
+    return ValueColumn(source=source, count=COUNT if COUNT in source.schema.names else None, where=where)
+
+
+def _open(path: Path) -> ds.Dataset:
+    with reading(f"values {path}"):
+        source = open_dataset(path)
+        if not source.files:
+            raise LogError(f"values {path}", expected="a Parquet file, or a folder of them", found="none")
+        return source
+
+
+class reading:  # noqa: N801 - reads as a phrase: with reading(where)
+    """Turns what Arrow raises for what can't be read into ``LogError``."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (OSError, pa.ArrowException)):
+            raise LogError(self.where, expected="Parquet that can be read", found=str(error)) from error
