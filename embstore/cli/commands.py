@@ -8,6 +8,7 @@ from embstore.cli.data import dataset, schema
 from embstore.cli.demo import demo
 from embstore.cli.store import lookup, promote, publish, rollback, versions
 from embstore.cli.train import evaluate, train
+from embstore.cli.upkeep import diff, gc, tag, untag, verify
 from embstore.errors import EmbstoreError, Interrupted
 
 
@@ -32,7 +33,10 @@ def cli() -> None:
     """
 
 
-for command in (demo, schema, dataset, train, evaluate, publish, versions, promote, rollback, lookup):
+for command in (
+    *(demo, schema, dataset, train, evaluate, publish, versions, promote, rollback, lookup),
+    *(verify, diff, tag, untag, gc),
+):
     cli.add_command(command)
 
 
