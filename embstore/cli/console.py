@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
 from embstore.progress import ConsoleProgress
 
@@ -43,11 +44,13 @@ def metrics_table(title: str, columns: Mapping[str, Mapping[str, float | None]])
     return table
 
 
-def plain_table(*columns: str, right: bool = False) -> Table:
-    """A table without lines; ``right``: all columns but the first hold numbers."""
+def plain_table(columns: Sequence[str], rows: Iterable[Iterable[str]], *, numbers: bool = False) -> Table:
+    """A table without lines, its cells as they are, brackets too; ``numbers`` are in all columns but the first."""
     table = Table(box=None, header_style="bold")
     for place, name in enumerate(columns):
-        table.add_column(name, justify="right" if right and place else "left")
+        table.add_column(Text(name), justify="right" if numbers and place else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
     return table
 
 

@@ -68,12 +68,18 @@ def versions(root: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows))
         return
-    table = plain_table("version", "created", "aliases", "tags", "parent", "table", "model", "auc")
-    for row in rows:
-        auc = "" if row["auc"] is None else f"{row['auc']:.5f}"
-        names = (" ".join(row[key]) for key in ("aliases", "tags"))
-        held = "damaged" if row["damaged"] else row["table"]
-        table.add_row(row["version"], row["created"], *names, row["parent"] or "", held, row["model"] or "", auc)
+    shown = [
+        {
+            **row,
+            "aliases": " ".join(row["aliases"]),
+            "tags": " ".join(row["tags"]),
+            "table": "damaged" if row["damaged"] else row["table"],
+            "auc": "" if row["auc"] is None else f"{row['auc']:.5f}",
+        }
+        for row in rows
+    ]
+    columns = ("version", "created", "aliases", "tags", "parent", "table", "model", "auc")
+    table = plain_table(columns, ([row[name] or "" for name in columns] for row in shown))
     out.print(table if rows else f"no versions in {root}")
     for row in rows:
         if row["damaged"]:

@@ -11,7 +11,7 @@ import click
 from embstore.cli.store import as_json_option, store_option
 
 if TYPE_CHECKING:
-    from embstore.store import Difference
+    from embstore.store import Difference, RowChanges
 
 
 @click.command(
@@ -86,14 +86,13 @@ def gc(root: Path, keep: int, grace: float, dry_run: bool, as_json: bool) -> Non
         values = {"retired": found.retired, "removed": found.removed, "bytes": found.bytes, "kept": found.kept}
         click.echo(json.dumps({"dry_run": dry_run, **values}))
         return
-    table = plain_table("version", "", "why")
-    for version in found.retired:
-        table.add_row(version, "would go" if dry_run else "gone", "nothing holds it")
-    for version, reasons in found.kept.items():
-        table.add_row(version, "kept", ", ".join(reasons))
-    for path in found.removed:
-        table.add_row(path, "would go" if dry_run else "gone", "left behind")
-    out.print(table if table.row_count else f"no versions in {root}", markup=False, highlight=False)
+    goes = "would go" if dry_run else "gone"
+    rows = [
+        *((version, goes, "nothing holds it") for version in found.retired),
+        *((version, "kept", ", ".join(reasons)) for version, reasons in found.kept.items()),
+        *((path, goes, "left behind") for path in found.removed),
+    ]
+    out.print(plain_table(("version", "", "why"), rows) if rows else f"no versions in {root}", highlight=False)
     out.print(f"{decimal(found.bytes)} {'would be ' if dry_run else ''}freed", highlight=False)
 
 
@@ -187,10 +186,8 @@ def _show_difference(found: Difference) -> None:
         changes |= {f"{kind} {name}": ("", "removed") for name in removed}
     for title, values in (("changed", changes), ("metrics", found.metrics)):
         if values:
-            table = plain_table(title, "old", "new")
-            for key, change in values.items():
-                table.add_row(key, *("" if value is None else _shown(value) for value in change))
-            out.print(table, markup=False, highlight=False)
+            rows = ((key, *("" if one is None else _shown(one) for one in change)) for key, change in values.items())
+            out.print(plain_table((title, "old", "new"), rows), highlight=False)
     _show_rows(found)
 
 
@@ -200,18 +197,21 @@ def _show_rows(found: Difference) -> None:
 
     rows = {**found.features, **({} if found.rows is None else {"all": found.rows})}
     if rows:
-        moved = ("mean", *(f"p{share * 100:g}" for share in QUANTILES), "max")
-        table = plain_table("rows", "", "changed", *(f"{name} move" for name in moved), "norm", "norm now", right=True)
-        for name, part in rows.items():
-            numbers = (part.mean, *part.quantiles.values(), part.max, part.norm_before, part.norm_after)
-            cells = ("" if number is None else f"{number:.4g}" for number in numbers)
-            table.add_row(name, f"{part.rows:,}", f"{part.changed:,}", *cells)
-        out.print(table, markup=False, highlight=False)
+        moves = [f"{name} move" for name in ("mean", *(f"p{share * 100:g}" for share in QUANTILES), "max")]
+        columns = ("rows", "", "changed", *moves, "norm", "norm now")
+        table = plain_table(columns, (_cells(name, part) for name, part in rows.items()), numbers=True)
+        out.print(table, highlight=False)
     for name, reason in found.incomparable.items():
         out.print(f"rows of {name} can't be compared: {reason}", markup=False, highlight=False)
     for name, part in rows.items():
         if part.not_finite:
             out.print(f"{part.not_finite:,} rows of {name} are not finite", markup=False, highlight=False)
+
+
+def _cells(name: str, part: RowChanges) -> list[str]:
+    numbers = (part.mean, *part.quantiles.values(), part.max, part.norm_before, part.norm_after)
+    cells = ("" if number is None else f"{number:.4g}" for number in numbers)
+    return [name, f"{part.rows:,}", f"{part.changed:,}", *cells]
 
 
 def _shown(value: Any) -> str:

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.schema import Dense, Feature, Schema
-from embstore.store import Bundle, RowChanges, Store, diff
-from embstore.store import diff as diff_function
-from embstore.store.diff import QUANTILES, SHARED
+from embstore.store import Bundle, RowChanges, Store
+from embstore.store.diff import QUANTILES, SHARED, _rows, diff
 
 MakeBundle = Callable[..., Bundle]
 
@@ -72,8 +71,6 @@ def agrees(found: RowChanges, old: torch.Tensor, new: torch.Tensor) -> None:
 
 
 def compared(old: Any, new: Any) -> Any:
-    from embstore.store.diff import _rows
-
     return _rows(old, new, None)
 
 
@@ -107,7 +104,7 @@ def test_rows_are_counted_as_numpy_would(
     assert not incomparable
     assert sum(part.rows for part in parts.values()) == rows
     for table in tables:
-        assert table.largest_read == min(rows, max(1, chunk // (8 * dim)))
+        assert table.largest_read <= max(1, chunk // (8 * dim))
 
 
 def entry(name: str, *spans: tuple[int, int], exact: bool = False) -> dict[str, Any]:
@@ -184,7 +181,7 @@ def test_versions_differ_as_they_were_published(make_bundle: MakeBundle, tmp_pat
     assert found.table == {}
     assert found.model == {"settings.hidden": ([4], [8])}
     assert found.metrics == {"valid.auc": (0.75, 0.8), "valid.gauc": (None, None), "test.auc": (None, 0.7)}
-    assert found.lineage == {"logs.train": ("days/*.parquet", None), "config.seed": (1, None)} or found.lineage
+    assert found.lineage == {"logs.train": ("days/*.parquet", None), "config.seed": (1, None)}
     assert found.rows
     agrees(found.rows, bundle.table.read_rows(0, 40), last.table.read_rows(0, 40))
     assert found.features.keys() == {SHARED, "day"}
@@ -199,7 +196,6 @@ def test_versions_differ_as_they_were_published(make_bundle: MakeBundle, tmp_pat
     assert not any((same.features_changed, same.schema, same.table, same.model, same.lineage))
     assert diff(middle, new).steps == 1
     assert diff(old, new).steps is None  # by their manifests alone, nothing is known of grandparents
-    assert diff_function is diff
 
 
 def test_schemas_that_differ(tmp_path: Path) -> None:
