@@ -100,8 +100,10 @@ def test_versions_and_lookup(trained: Path) -> None:
 def test_an_alias_is_promoted_and_rolled_back(trained: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     for _ in range(2):
-        assert invoke("publish", trained / "run", "--store", store).exit_code == 0
+        said = json.loads(invoke("publish", trained / "run", "--store", store, "--json").output)
     first, second = (info.id for info in Store(store).versions())
+    version = Store(store).open(second)
+    assert said == {"version": second, "parent": None, "digest": version.digest, "folder": str(version.folder)}
     moved = json.loads(invoke("promote", first, "--store", store, "--json").output)
     assert moved == {"alias": "production", "version": first, "aliases": ["production"]}
     assert second in invoke("promote", "latest", "--store", store).output

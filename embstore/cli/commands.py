@@ -9,6 +9,7 @@ from embstore.cli.demo import demo
 from embstore.cli.export import export
 from embstore.cli.store import lookup, promote, publish, rollback, versions
 from embstore.cli.train import evaluate, train
+from embstore.cli.upkeep import diff, gc, tag, untag, verify
 from embstore.errors import EmbstoreError, Interrupted
 
 
@@ -33,7 +34,10 @@ def cli() -> None:
     """
 
 
-for command in (demo, schema, dataset, train, evaluate, publish, versions, promote, rollback, lookup, export):
+for command in (
+    *(demo, schema, dataset, train, evaluate, publish, versions, promote, rollback, lookup),
+    *(export, verify, diff, tag, untag, gc),
+):
     cli.add_command(command)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 from rich.table import Table
+from rich.text import Text
 
 from embstore.progress import ConsoleProgress
 
@@ -39,6 +42,31 @@ def metrics_table(title: str, columns: Mapping[str, Mapping[str, float | None]])
     for key in rows:
         table.add_row(key, *(_number(values[key]) if key in values else "" for values in columns.values()))
     return table
+
+
+def plain_table(columns: Sequence[str], rows: Iterable[Iterable[str]], *, numbers: bool = False) -> Table:
+    """A table without lines, its cells as they are, brackets too; ``numbers`` are in all columns but the first."""
+    table = Table(box=None, header_style="bold")
+    for place, name in enumerate(columns):
+        table.add_column(Text(name), justify="right" if numbers and place else "left")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+@contextmanager
+def bytes_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for bytes on their way; nothing where there is no terminal."""
+    columns = (TextColumn("{task.description:>8}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as display:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = display.add_task(what)
+            display.update(tasks[what], completed=done, total=total)
+
+        yield show
 
 
 def _number(value: Any) -> str:

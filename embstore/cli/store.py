@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from embstore.store.registry import VersionInfo
+    from embstore.store import Store, VersionInfo
 
-_store = click.option(
+store_option = click.option(
     "--store", "root", default="store", show_default=True, type=click.Path(path_type=Path), help="The store."
 )
 _alias = click.option("--alias", default="production", show_default=True, help="The alias that moves.")
-_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.command(
@@ -26,21 +26,28 @@ Example:
 """
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@_store
-@click.option("--parent", help="Version (id, prefix or alias) it was trained on from.")
-def publish(run: Path, root: Path, parent: str | None) -> None:
+@store_option
+@click.option("--parent", help="Version (id, prefix, alias or tag) it was trained on from.")
+@as_json_option
+def publish(run: Path, root: Path, parent: str | None, as_json: bool) -> None:
     """Publish the trained table, schema and model of RUN as an immutable version.
 
     The version appears in the store all at once or, after a crash, not at all. Its manifest holds the sha256 of
     every file and where the version came from.
     """
-    from embstore.cli.console import out
+    from embstore.cli.console import bytes_bar, out
     from embstore.models import build
     from embstore.run import Run
     from embstore.store import Store
 
-    version = Store(root).publish(Run.open(run, build).bundle(), parent=parent)
-    out.print(f"published {version.id} in {version.folder}", highlight=False)
+    bundle = Run.open(run, build).bundle()
+    with bytes_bar() as progress:
+        version = Store(root).publish(bundle, parent=parent, progress=progress)
+    if as_json:
+        values = {"version": version.id, "parent": version.parent, "digest": version.digest}
+        click.echo(json.dumps({**values, "folder": str(version.folder)}))
+    else:
+        out.print(f"published {version.id} in {version.folder}", highlight=False)
 
 
 @click.command(
@@ -49,40 +56,55 @@ Example:
   embstore versions --store store
 """
 )
-@_store
-@_json
+@store_option
+@as_json_option
 def versions(root: Path, as_json: bool) -> None:
-    """List the versions in a store, the newest first."""
-    from rich.table import Table
-
-    from embstore.cli.console import out
+    """List the versions in a store, the newest first; a damaged one is shown as such."""
+    from embstore.cli.console import out, plain_table
     from embstore.store import Store
 
     store = Store(root)
-    rows = []
-    for info in reversed(store.versions()):
-        manifest = store.open(info.id).manifest
-        metrics = manifest["metrics"].get("test") or manifest["metrics"].get("valid") or {}
-        rows.append(
-            {
-                "version": info.id,
-                "created": info.created,
-                "aliases": list(info.aliases),
-                "table": f"{manifest['table']['rows']:,} x {manifest['table']['dim']} {manifest['table']['dtype']}",
-                "model": manifest["model"]["name"],
-                "auc": metrics.get("auc"),
-            }
-        )
+    rows = [_row(store, info) for info in reversed(store.versions())]
     if as_json:
         click.echo(json.dumps(rows))
         return
-    table = Table(box=None, header_style="bold")
-    for name in ("version", "created", "aliases", "table", "model", "auc"):
-        table.add_column(name)
-    for row in rows:
-        auc = "" if row["auc"] is None else f"{row['auc']:.5f}"
-        table.add_row(row["version"], row["created"], " ".join(row["aliases"]), row["table"], row["model"], auc)
+    shown = [
+        {
+            **row,
+            "aliases": " ".join(row["aliases"]),
+            "tags": " ".join(row["tags"]),
+            "table": "damaged" if row["damaged"] else row["table"],
+            "auc": "" if row["auc"] is None else f"{row['auc']:.5f}",
+        }
+        for row in rows
+    ]
+    columns = ("version", "created", "aliases", "tags", "parent", "table", "model", "auc")
+    table = plain_table(columns, ([row[name] or "" for name in columns] for row in shown))
     out.print(table if rows else f"no versions in {root}")
+    for row in rows:
+        if row["damaged"]:
+            out.print(f"damaged: {row['damaged']}", markup=False, highlight=False)
+
+
+def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
+    """What ``versions`` shows of one; of a damaged version, what the log knows."""
+    from embstore.errors import StoreError
+
+    row = {
+        "version": info.id,
+        "created": info.created,
+        "aliases": list(info.aliases),
+        "tags": list(info.tags),
+        "parent": info.parent,
+        **dict.fromkeys(("table", "model", "auc", "damaged")),
+    }
+    try:
+        manifest = store.open(info.id).manifest
+    except StoreError as error:
+        return {**row, "damaged": str(error)}
+    table = f"{manifest['table']['rows']:,} x {manifest['table']['dim']} {manifest['table']['dtype']}"
+    metrics = manifest["metrics"].get("test") or manifest["metrics"].get("valid") or {}
+    return {**row, "table": table, "model": manifest["model"]["name"], "auc": metrics.get("auc")}
 
 
 @click.command(
@@ -93,11 +115,11 @@ Examples:
 """
 )
 @click.argument("version")
-@_store
+@store_option
 @_alias
-@_json
+@as_json_option
 def promote(version: str, root: Path, alias: str, as_json: bool) -> None:
-    """Let an alias mean VERSION (an id, a unique prefix of one, or an alias) from now on.
+    """Let an alias mean VERSION (an id, a unique prefix of one, an alias or a tag) from now on.
 
     A reader that asks for the alias gets VERSION's table, schema and model together.
     """
@@ -112,9 +134,9 @@ Example:
   embstore rollback --store store
 """
 )
-@_store
+@store_option
 @_alias
-@_json
+@as_json_option
 def rollback(root: Path, alias: str, as_json: bool) -> None:
     """Let an alias mean what it meant before; a second rollback undoes the first."""
     from embstore.store import Store
@@ -140,9 +162,9 @@ Examples:
 )
 @click.argument("feature")
 @click.argument("values", nargs=-1, required=True)
-@_store
+@store_option
 @click.option(
-    "--version", "ref", default="latest", show_default=True, help="Version id, unique prefix of one, or alias."
+    "--version", "ref", default="latest", show_default=True, help="Version id, unique prefix of one, alias or tag."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, all numbers.")
 def lookup(feature: str, values: tuple[str, ...], root: Path, ref: str, as_json: bool) -> None:

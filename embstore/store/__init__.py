@@ -1,12 +1,15 @@
-"""Immutable versions of a trained bundle {table, schema, dense model}: publish, promote, roll back, open, verify."""
+"""Immutable versions of a trained bundle {table, schema, dense model}: published, promoted, kept, compared."""
 
 from importlib import import_module
 from typing import Any
 
 from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource
 from embstore.store.consumer import Consumer, Update
+from embstore.store.diff import Difference, RowChanges
 from embstore.store.files import FileDigest, fsync_folder, make_folder, sha256_file
 from embstore.store.format import schema_sha256
+from embstore.store.gc import Collected
+from embstore.store.lease import Lease
 from embstore.store.registry import Store, VersionInfo, new_space
 from embstore.store.table import VersionTable
 from embstore.store.tensors import SafetensorsWriter, open_tensors, write_tensors
@@ -26,10 +29,14 @@ __all__ = [
     *_EXPORT,
     "Bundle",
     "Change",
+    "Collected",
     "Consumer",
+    "Difference",
     "FileDigest",
+    "Lease",
     "OptimizerState",
     "Progress",
+    "RowChanges",
     "SafetensorsWriter",
     "Store",
     "TableSource",

@@ -22,7 +22,8 @@ from embstore.errors import StoreError, VersionNotFoundError
 from embstore.store.documents import Fields, read_json, write_json
 from embstore.store.files import fsync_folder, make_folder, read_small, write_small
 from embstore.store.manifest import SHA256, VERSION_ID
-from embstore.store.registry import PRODUCTION, Store
+from embstore.store.registry import Store
+from embstore.store.state import PRODUCTION
 from embstore.store.version import Version
 
 _MAX_BYTES = 4096

@@ -126,6 +126,12 @@ class Fields:
         inner = Fields(dict(enumerate(values)), f"{self._where}: {key}")
         return [inner.whole(i, low, high) for i in range(len(values))]  # type: ignore[arg-type]
 
+    def texts(self, key: str, pattern: re.Pattern[str]) -> list[str]:
+        """A list of texts that match a pattern from end to end."""
+        values = self.entries(key)
+        inner = Fields(dict(enumerate(values)), f"{self._where}: {key}")
+        return [inner.text(i, pattern) for i in range(len(values))]  # type: ignore[arg-type]
+
     def wrong(self, key: str, expected: str, found: str) -> CorruptVersionError:
         """The error for a key whose value can't be."""
         return CorruptVersionError(f"{self._where}: {key}", expected=expected, found=found)

@@ -1,18 +1,21 @@
-"""The append-only log of a store: a version or alias exists because an entry says so.
+"""The append-only log of a store: a version, alias, tag or lease exists because an entry says so.
 
     log/000000000001.json   {"number": 1, "verb": "publish", "version": ..., "manifest_sha256": ..., "parent": ...}
     log/000000000002.json   {"number": 2, "verb": "alias", "alias": "production", "version": ..., "was": null}
 
-Creating the next number, or failing because another writer has, is the store's only compare-and-swap.
+Creating the next number, or failing because another writer has, is the store's only compare-and-swap. What the entries
+mean, and which may follow which, is in ``embstore.store.state``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +24,15 @@ from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore
 
 from embstore.errors import CorruptVersionError, StoreError
-from embstore.store.documents import Fields, read_json, shown, write_json
+from embstore.store.documents import read_json, write_json
 from embstore.store.files import fsync_file, fsync_folder, make_folder
-from embstore.store.manifest import SHA256, TIME, VERSION_ID
+from embstore.store.state import State, replay
 
-ALIAS = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _ENTRY = re.compile(r"log/([0-9]{12})\.json")
 _MAX_ENTRY_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """A version came to be."""
-
-    number: int
-    time: str
-    version: str
-    manifest_sha256: str
-    parent: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Aliased:
-    """An alias was set; ``was`` is what it meant before."""
-
-    number: int
-    time: str
-    alias: str
-    version: str
-    was: str | None
-
-
-@dataclass
-class State:
-    """What the entries up to ``number`` amount to; versions are in the order they were published."""
-
-    published: dict[str, Published] = field(default_factory=dict)
-    aliases: dict[str, Aliased] = field(default_factory=dict)
-    number: int = 0
-
-    def version_of(self, alias: str) -> str | None:
-        """The version an alias was set to, or ``None``."""
-        return self.aliases[alias].version if alias in self.aliases else None
+Clock = Callable[[], datetime]
 
 
 class Log:
@@ -70,10 +40,11 @@ class Log:
 
     Args:
         root: of the store.
+        clock: what time it is, with its time zone.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, clock: Clock) -> None:
+        self.root, self.clock = root, clock
         self._state = State()
 
     def state(self) -> State:
@@ -94,13 +65,34 @@ class Log:
                 for meta in chunk
                 if (match := _ENTRY.fullmatch(meta["path"]))
             }
-            state = State(dict(state.published), dict(state.aliases), state.number)
-            for number in sorted(sizes):
-                _replay(state, number, _read(store, number, sizes[number]))
+            if not sizes:
+                return state
+            state = state.copy()
+            for number in range(state.number + 1, max(sizes) + 1):
+                replay(state, number, _read(store, number, sizes.get(number)), _path(number))
         except BaseError as error:
             raise StoreError("log", expected="a readable log", found=_first_line(error)) from error
         self._state = state  # set once it is whole: threads may do the work twice, and none sees half of it
         return state
+
+    def add(self, entry_on: Callable[[State], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """Append the entry that ``entry_on`` makes of the present state, however many others write meanwhile.
+
+        Args:
+            entry_on: called again, with a newer state, after each entry that another writer got in first; so what it
+                checks is true of all that precedes the entry. ``None`` leaves the log as it is; errors pass through.
+
+        Returns:
+            The entry appended, or ``None``.
+
+        Raises:
+            StoreError: the entry can't be written.
+        """
+        while True:
+            state = self.state()
+            entry = entry_on(state)
+            if entry is None or self.append(state.number + 1, entry):
+                return entry
 
     def append(self, number: int, entry: dict[str, Any]) -> bool:
         """Create entry ``number``, durable; False, with nothing changed, when another writer has.
@@ -122,7 +114,7 @@ class Log:
             if self.state().number < number:  # else the caller would try the same number for ever
                 raise StoreError(path, expected="a readable entry", found="one that can't be read") from error
             return False
-        except BaseError as error:
+        except (BaseError, FileNotFoundError) as error:
             raise StoreError(f"log entry {number}", found=_first_line(error)) from error
         finally:
             with contextlib.suppress(OSError):
@@ -131,40 +123,34 @@ class Log:
         return True
 
 
-def _read(store: LocalStore, number: int, size: int) -> dict[str, Any]:
+def _read(store: LocalStore, number: int, size: int | None) -> dict[str, Any]:
     path = _path(number)
+    if size is None:  # a listing may miss what was created while it was made, and show what was created later
+        try:
+            size = obstore.head(store, path)["size"]
+        except FileNotFoundError:
+            raise CorruptVersionError(path, expected="an entry, as later ones follow", found="none") from None
     if not 0 < size <= _MAX_ENTRY_BYTES:
         raise CorruptVersionError(path, expected=f"1 to {_MAX_ENTRY_BYTES:,} bytes", found=f"{size:,}")
     return read_json(bytes(obstore.get_range(store, path, start=0, length=size)), path)
 
 
-def _replay(state: State, number: int, entry: dict[str, Any]) -> None:
-    where = _path(number)
-    if number != state.number + 1:
-        raise CorruptVersionError(_path(state.number + 1), expected="an entry, as later ones follow", found="none")
-    fields = Fields(entry, where)
-    fields.whole("number", number, number)
-    time, version = fields.text("time", TIME), fields.text("version", VERSION_ID)
-    verb = entry.get("verb")
-    if verb == "publish":
-        parent, sha256 = fields.text_or_null("parent", VERSION_ID), fields.text("manifest_sha256", SHA256)
-        if version in state.published:
-            raise fields.wrong("version", "a new version", f"{version}, published before")
-        if parent is not None and parent not in state.published:
-            raise fields.wrong("parent", "a version published before", parent)
-        state.published[version] = Published(
-            number=number, time=time, version=version, manifest_sha256=sha256, parent=parent
-        )
-    elif verb == "alias":
-        alias, was = fields.text("alias", ALIAS), fields.text_or_null("was", VERSION_ID)
-        if version not in state.published:
-            raise fields.wrong("version", "a version published before", version)
-        if was != state.version_of(alias):
-            raise fields.wrong("was", repr(state.version_of(alias)), repr(was))
-        state.aliases[alias] = Aliased(number=number, time=time, alias=alias, version=version, was=was)
-    else:
-        raise StoreError(f"{where}: verb {shown(verb)}", expected="publish or alias", do="upgrade embstore")
-    state.number = number
+def utc_now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(UTC)
+
+
+def stamp(time: datetime, *, seconds: float = 0) -> str:
+    """A time, ``seconds`` later, as the store writes it; begun seconds of the sum count as whole.
+
+    >>> stamp(datetime(2026, 11, 24, 3, 44, 20, 700_000, tzinfo=UTC))
+    '2026-11-24T03:44:20Z'
+    >>> stamp(datetime(2026, 11, 24, 3, 44, 20, 700_000, tzinfo=UTC), seconds=1)
+    '2026-11-24T03:44:22Z'
+    """
+    if seconds:
+        time = datetime.fromtimestamp(math.ceil((time + timedelta(seconds=seconds)).timestamp()), UTC)
+    return f"{time.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _path(number: int) -> str:

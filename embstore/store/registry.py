@@ -5,6 +5,7 @@
         versions/<id>/                 see embstore.store.format
         versions/.tmp-<id>/            being written, or left by a crash
 
+A version goes when no alias, tag or lease holds it, nor a later version that is based on it (``embstore.store.gc``).
 What no entry of the log names does not exist: it is never read, and may be swept away.
 """
 
@@ -15,19 +16,23 @@ import os
 import secrets
 import shutil
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from embstore.errors import StoreError, VersionNotFoundError, nearest
-from embstore.store import format
+from embstore.errors import CorruptVersionError, StoreError, nearest
+from embstore.store import format, gc, lease
 from embstore.store.bundle import Bundle, Change, Progress
+from embstore.store.diff import Difference, diff
+from embstore.store.documents import read_json
 from embstore.store.files import fsync_folder, make_folder
-from embstore.store.log import ALIAS, Log, State
+from embstore.store.gc import Collected
+from embstore.store.lease import Lease
+from embstore.store.log import Clock, Log, stamp, utc_now
 from embstore.store.manifest import DeltaInfo
+from embstore.store.refs import check_folder, check_living, resolve
+from embstore.store.state import ALIAS, LATEST, PREVIOUS, PRODUCTION, TAG, State
 from embstore.store.version import Version
-
-LATEST, PREVIOUS, PRODUCTION = "latest", "previous", "production"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ class VersionInfo:
         parent: the version it was trained on from.
         digest: sha256 of its manifest.
         aliases: names that mean it now, ``latest`` included.
+        tags: names that mean it until they are taken off.
     """
 
     id: str
@@ -49,24 +55,26 @@ class VersionInfo:
     parent: str | None
     digest: str
     aliases: tuple[str, ...]
+    tags: tuple[str, ...]
 
 
 class Store:
     """Versions in a folder.
 
-    A ref is a version's id, a unique prefix of it, or an alias. Two aliases need no setting: ``latest`` is the version
-    published last, ``previous`` what ``production`` was before.
+    A ref is a version's id, a unique prefix of it, an alias or a tag. Two aliases need no setting: ``latest`` is the
+    version published last, ``previous`` what ``production`` was before. A tag never moves.
 
     Args:
         path: a folder or ``file://`` URI; the first publish creates it.
+        clock: what time it is; leases and the grace of gc go by it, so the clocks of those who write should agree.
 
     Raises:
         StoreError: a URI of another kind.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, clock: Clock = utc_now) -> None:
         self.root = _local(path)
-        self._log = Log(self.root)
+        self._log = Log(self.root, clock)
 
     def publish(
         self,
@@ -80,23 +88,25 @@ class Store:
         """Make a version of ``bundle``: all of it or, after an error or crash, nothing.
 
         Args:
-            parent: ref of the version it was trained on from; a delta's base when not given.
+            parent: ref of the version it was trained on from, the id of a collected one will do; a delta's base when
+                not given.
             encoding: how rows are stored: ``int8``, ``int4`` (quantised row by row) or a dtype; the table's own dtype
                 when not given. What it costs is in the manifest, ``table.loss``.
             change: publish a delta: only the rows that changed since a version of this store.
             progress: called as bytes are written and read back.
 
         Raises:
-            StoreError: parts that don't fit together, or a disk that can't be written.
+            StoreError: parts that don't fit together, or a disk that can't be written; or gc took the files, or the
+                version these are changes of, from a publish that took longer than its grace.
             VersionNotFoundError: no such parent.
         """
         if change is not None:
             parent = parent or change.base.id
             if self._log.state().published[self.resolve(change.base.id)].manifest_sha256 != change.base.digest:
                 raise StoreError(f"delta of {change.base.id}", expected="a version of this store", found="another's")
-        above = None if parent is None else self.resolve(parent)
-        now = datetime.now(UTC)
-        version, created = f"{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}", _stamp(now)
+        above = parent if parent is None or parent in self._log.state().retired else self.resolve(parent)
+        created = stamp(self._log.clock())
+        version = f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
         space = bundle.lineage.get("space") or (change.base.space if change is not None else new_space())
         folder = self.root / "versions" / f".tmp-{version}"
         try:
@@ -133,9 +143,16 @@ class Store:
                 "manifest_sha256": digest,
                 "parent": above,
             }
-            # Another writer's number says nothing against this version, so the next one will do.
-            while not self._log.append(self._log.state().number + 1, entry):
-                pass
+            base = gc.base_of(read_json(manifest, "manifest"))
+
+            def still_whole(state: State) -> dict[str, Any]:
+                if base is not None:
+                    check_living(state, base)
+                if not self._folder(version).is_dir():
+                    raise StoreError(f"publish {version}", found="its files removed by gc", do="allow a longer grace")
+                return entry
+
+            self._log.add(still_whole)
         except OSError as error:
             raise StoreError(f"publish {version}", found=str(error), do="see whether `versions` has it") from error
         return self._open(version)
@@ -153,43 +170,26 @@ class Store:
         return self.publish(replace(version.bundle(), compacts=version.id), parent=version.id, progress=progress)
 
     def versions(self) -> list[VersionInfo]:
-        """Every version, in the order published.
+        """Every version that exists, in the order published.
 
         Raises:
             StoreError: there is no such folder.
         """
-        self._require_folder()
+        check_folder(self.root)
         state = self._log.state()
-        return [_info(state, version) for version in state.published]
+        return [_info(state, version) for version in state.living]
 
     def aliases(self) -> dict[str, str]:
         """Version by alias, ``latest`` and ``previous`` included when they mean one."""
-        return _aliases(self._log.state())
+        return self._log.state().alias_targets()
 
     def resolve(self, ref: str) -> str:
         """The version id that ``ref`` means now.
 
         Raises:
-            VersionNotFoundError: none, or several; the nearest name is given.
+            VersionNotFoundError: none, several, or one that was collected; the nearest name is given.
         """
-        state = self._log.state()
-        aliases = _aliases(state)
-        if ref in aliases:
-            return aliases[ref]
-        if ref in state.published:
-            return ref
-        begun = [version for version in state.published if ref and version.startswith(ref)]
-        if len(begun) == 1:
-            return begun[0]
-        if begun:
-            found = f"{len(begun)} versions: {', '.join(begun[:3])}{', ...' if len(begun) > 3 else ''}"
-            raise VersionNotFoundError(f"version {ref!r} in {self.root}", expected="a unique prefix", found=found)
-        if not self.root.is_dir():
-            found = "not a folder" if self.root.exists() else "no such folder"
-            raise VersionNotFoundError(f"no version {ref!r}: store {self.root}", expected="a folder", found=found)
-        if not state.published:
-            raise VersionNotFoundError(f"no version {ref!r}: store {self.root} is empty", do="publish one first")
-        raise VersionNotFoundError(f"no version {ref!r} in {self.root}", do=nearest(ref, (*aliases, *state.published)))
+        return resolve(self._log.state(), ref, self.root)
 
     def open(self, ref: str = LATEST) -> Version:
         """Open a version: its table is mapped, not read.
@@ -198,7 +198,13 @@ class Store:
             VersionNotFoundError: no such version.
             CorruptVersionError: it is not what the log and its manifest say; ``verify`` also compares every byte.
         """
-        return self._open(self.resolve(ref))
+        version = self.resolve(ref)
+        try:
+            return self._open(version)
+        except CorruptVersionError:
+            if version in self._log.state().retired:  # meanwhile: the ref means another version now, or none
+                return self.open(ref)
+            raise
 
     def _open(self, version: str) -> Version:
         digest = self._log.state().published[version].manifest_sha256
@@ -219,7 +225,7 @@ class Store:
         """Let ``alias`` mean a version from now on; no change when it does already.
 
         Raises:
-            StoreError: not a name for an alias, or someone else moved it meanwhile.
+            StoreError: not a name for an alias, a tag's name, or someone else moved it meanwhile.
             VersionNotFoundError: no such version.
         """
         if not ALIAS.fullmatch(alias) or alias in (LATEST, PREVIOUS):
@@ -235,7 +241,7 @@ class Store:
         Raises:
             StoreError: no such store, it was nothing before, or someone else moved it meanwhile.
         """
-        self._require_folder()
+        check_folder(self.root)
         before = self._log.state()
         if alias not in before.aliases:
             raise StoreError(f"no alias {alias!r} to roll back", do=nearest(alias, before.aliases))
@@ -244,24 +250,128 @@ class Store:
             raise StoreError(f"alias {alias!r}", expected="a version before the present one", found="none")
         return self._move(alias, self.open(was).id, before)
 
+    def tags(self) -> dict[str, str]:
+        """Version by tag."""
+        return dict(self._log.state().tags)
+
+    def tag(self, name: str, ref: str) -> VersionInfo:
+        """Give a version a name that means it, and keeps it, until it is taken off again; a tag never moves.
+
+        Raises:
+            StoreError: not a name for a tag, or one that is taken.
+            VersionNotFoundError: no such version.
+        """
+        if not TAG.fullmatch(name) or name in (LATEST, PREVIOUS):
+            expected = f"a lower-case letter, then up to 62 of a-z 0-9 . _ -, other than {LATEST} and {PREVIOUS}"
+            raise StoreError("tag", expected=expected, found=repr(name))
+
+        def entry(state: State) -> dict[str, Any]:
+            for kind, taken in (("a tag", state.tags), ("an alias", state.alias_targets())):
+                if name in taken:
+                    found = f"{kind} of {taken[name]}"
+                    raise StoreError(f"tag {name!r}", expected="a name not taken", found=found, do="use another")
+            return self._entry("tag", tag=name, version=resolve(state, ref, self.root))
+
+        added = self._log.add(entry)
+        assert added
+        return _info(self._log.state(), added["version"])
+
+    def untag(self, name: str) -> VersionInfo:
+        """Take a tag off its version, which gc may then collect.
+
+        Raises:
+            StoreError: no such tag.
+        """
+        check_folder(self.root)
+
+        def entry(state: State) -> dict[str, Any]:
+            if name not in state.tags:
+                raise StoreError(f"no tag {name!r}", do=nearest(name, state.tags))
+            return self._entry("untag", tag=name, version=state.tags[name])
+
+        added = self._log.add(entry)
+        assert added
+        return _info(self._log.state(), added["version"])
+
+    def lease(self, ref: str, *, seconds: float, holder: str | None = None) -> Lease:
+        """Keep a version from gc for a while: for a job that reads it, or trains on from it.
+
+        Args:
+            ref: of the version; the lease is of what it means now.
+            seconds: 1 to 31,622,400 (366 days), from now; ``Lease.renew`` starts them anew.
+            holder: who keeps it, for people to read; host and process when absent.
+
+        Raises:
+            VersionNotFoundError: no such version, or it was collected.
+            StoreError: seconds or a holder that can't be.
+
+        ::
+
+            with store.lease("production", seconds=3600) as lease:
+                version = store.open(lease.version)
+        """
+        return lease.take(self._log, self.root, ref, seconds=seconds, holder=holder)
+
+    def gc(self, *, keep: int = 3, grace_seconds: float = 86400, dry_run: bool = False) -> Collected:
+        """Collect the versions that nothing holds, and what crashes left behind.
+
+        Kept are: what aliases mean and what a rollback of each would reach, what is tagged or leased, the newest
+        ``keep``, and what a kept version's rows are changes of. A version that others were trained on from may go.
+        It may be called again after a crash, and by several processes at once.
+
+        Args:
+            keep: how many of the newest versions stay, 1 or more.
+            grace_seconds: leftovers of publishes go when nothing was written to them for so long; more than a publisher
+                may ever pause.
+            dry_run: only say what would be done.
+
+        Raises:
+            StoreError: no such store, or a file that can't be removed.
+        """
+        check_folder(self.root)
+        return gc.collect(self._log, keep=keep, grace_seconds=grace_seconds, dry_run=dry_run)
+
+    def lineage(self, ref: str = LATEST) -> tuple[str, ...]:
+        """A version's id, then the one it was trained on from, and so on up; collected ones too.
+
+        Raises:
+            VersionNotFoundError: no such version.
+        """
+        version: str | None = self.resolve(ref)
+        state, out = self._log.state(), []
+        while version is not None:
+            out.append(version)
+            version = state.published[version].parent
+        return tuple(out)
+
+    def diff(self, old: str, new: str = LATEST, *, progress: Progress | None = None) -> Difference:
+        """What changed from one version to another; see ``embstore.store.diff``.
+
+        Raises:
+            VersionNotFoundError: no such version.
+            CorruptVersionError: one of them is damaged.
+        """
+        return diff(self.open(old), self.open(new), ancestors=self.lineage(new)[1:], progress=progress)
+
     def _move(self, alias: str, version: str, before: State) -> VersionInfo:
         was = before.version_of(alias)
-        while True:
-            state = self._log.state()
+
+        def entry(state: State) -> dict[str, Any] | None:
             if state.aliases.get(alias) != before.aliases.get(alias):
                 found = repr(state.version_of(alias))
                 raise StoreError(
                     f"alias {alias!r} was moved meanwhile", expected=repr(was), found=found, do="look again"
                 )
-            entry = {"time": _stamp(datetime.now(UTC)), "verb": "alias", "alias": alias, "version": version, "was": was}
-            # A lost race for the number may be about another alias or a publish: then the next number will do.
-            if version == was or self._log.append(state.number + 1, entry):
-                return _info(self._log.state(), version)
+            if alias in state.tags:
+                raise StoreError(f"alias {alias!r}", expected="a name that is no tag", found="a tag", do="use another")
+            check_living(state, version)
+            return None if version == was else self._entry("alias", alias=alias, version=version, was=was)
 
-    def _require_folder(self) -> None:
-        if not self.root.is_dir():
-            found = "not a folder" if self.root.exists() else "no such folder"
-            raise StoreError(f"store {self.root}", expected="a folder", found=found, do="publish makes a store")
+        self._log.add(entry)
+        return _info(self._log.state(), version)
+
+    def _entry(self, verb: str, **values: Any) -> dict[str, Any]:
+        return {"time": stamp(self._log.clock()), "verb": verb, **values}
 
     def _folder(self, version: str) -> Path:
         return self.root / "versions" / version
@@ -272,15 +382,6 @@ def new_space() -> str:
     return secrets.token_hex(16)
 
 
-def _aliases(state: State) -> dict[str, str]:
-    out = {alias: entry.version for alias, entry in state.aliases.items()}
-    if state.published:
-        out[LATEST] = next(reversed(state.published))
-    if PRODUCTION in state.aliases and (was := state.aliases[PRODUCTION].was):
-        out[PREVIOUS] = was
-    return out
-
-
 def _info(state: State, version: str) -> VersionInfo:
     entry = state.published[version]
     return VersionInfo(
@@ -289,7 +390,8 @@ def _info(state: State, version: str) -> VersionInfo:
         created=entry.time,
         parent=entry.parent,
         digest=entry.manifest_sha256,
-        aliases=tuple(sorted(alias for alias, meant in _aliases(state).items() if meant == version)),
+        aliases=tuple(sorted(alias for alias, meant in state.alias_targets().items() if meant == version)),
+        tags=tuple(sorted(tag for tag, meant in state.tags.items() if meant == version)),
     )
 
 
@@ -302,7 +404,3 @@ def _local(path: str | Path) -> Path:
             f"store {path}", expected="a folder or file:// URI", found=f"{uri.scheme}://", do="object stores come later"
         )
     return Path(unquote(uri.path))
-
-
-def _stamp(time: datetime) -> str:
-    return f"{time:%Y-%m-%dT%H:%M:%SZ}"

@@ -1,0 +1,221 @@
+"""``embstore verify``, ``gc``, ``tag``, ``untag`` and ``diff``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embstore.cli.store import as_json_option, store_option
+
+if TYPE_CHECKING:
+    from embstore.store import Difference, RowChanges
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  embstore verify production --store store
+  embstore verify --all --store store --json
+"""
+)
+@click.argument("ref", default="latest")
+@store_option
+@click.option("--all", "every", is_flag=True, help="All versions, each to its end, whatever is found in another.")
+@as_json_option
+def verify(ref: str, root: Path, every: bool, as_json: bool) -> None:
+    """Read every byte of a version and compare it with what its manifest and the log promise.
+
+    REF is an id, a unique prefix of one, an alias or a tag; the latest version when absent. The exit code is 1 if
+    anything differs.
+    """
+    from embstore.cli.console import bytes_bar
+    from embstore.errors import CorruptVersionError
+    from embstore.store import Store
+
+    store = Store(root)
+    found: dict[str, str | None] = {}
+    for version in [info.id for info in store.versions()] if every else [store.resolve(ref)]:
+        try:
+            with bytes_bar() as progress:
+                store.verify(version, progress=progress)
+            found[version] = None
+        except CorruptVersionError as error:
+            found[version] = str(error)
+    if as_json:
+        click.echo(json.dumps([{"version": version, "damaged": damage} for version, damage in found.items()]))
+    else:
+        for version, damage in found.items():
+            click.echo(f"{version}  {'whole' if damage is None else f'damaged: {damage}'}")
+    damaged = sum(damage is not None for damage in found.values())
+    if damaged:
+        raise CorruptVersionError(f"{damaged} of {len(found)} versions", expected="whole", found="damaged")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  embstore gc --store store --dry-run
+  embstore gc --store store --keep 10
+"""
+)
+@store_option
+@click.option("--keep", default=3, show_default=True, help="How many of the newest versions stay.")
+@click.option(
+    "--grace",
+    default=86400.0,
+    show_default=True,
+    help="Seconds for which nothing was written to a leftover before it goes; more than any publisher pauses.",
+)
+@click.option("--dry-run", is_flag=True, help="Only say what would go.")
+@as_json_option
+def gc(root: Path, keep: int, grace: float, dry_run: bool, as_json: bool) -> None:
+    """Collect the versions that nothing holds, and what crashes left behind.
+
+    Aliases (and what a rollback of each would reach), tags, leases and the newest versions hold what they mean.
+    """
+    from rich.filesize import decimal
+
+    from embstore.cli.console import out, plain_table
+    from embstore.store import Store
+
+    found = Store(root).gc(keep=keep, grace_seconds=grace, dry_run=dry_run)
+    if as_json:
+        values = {"retired": found.retired, "removed": found.removed, "bytes": found.bytes, "kept": found.kept}
+        click.echo(json.dumps({"dry_run": dry_run, **values}))
+        return
+    goes = "would go" if dry_run else "gone"
+    rows = [
+        *((version, goes, "nothing holds it") for version in found.retired),
+        *((version, "kept", ", ".join(reasons)) for version, reasons in found.kept.items()),
+        *((path, goes, "left behind") for path in found.removed),
+    ]
+    out.print(plain_table(("version", "", "why"), rows) if rows else f"no versions in {root}", highlight=False)
+    out.print(f"{decimal(found.bytes)} {'would be ' if dry_run else ''}freed", highlight=False)
+
+
+@click.command(
+    epilog="""\b
+Example:
+  embstore tag spring-2026 production --store store
+"""
+)
+@click.argument("name")
+@click.argument("version")
+@store_option
+@as_json_option
+def tag(name: str, version: str, root: Path, as_json: bool) -> None:
+    """Give VERSION (an id, a unique prefix of one, an alias or a tag) a NAME that never moves and keeps it from gc."""
+    from embstore.store import Store
+
+    _show_tag(name, Store(root).tag(name, version).id, "is", as_json)
+
+
+@click.command(
+    epilog="""\b
+Example:
+  embstore untag spring-2026 --store store
+"""
+)
+@click.argument("name")
+@store_option
+@as_json_option
+def untag(name: str, root: Path, as_json: bool) -> None:
+    """Take the tag NAME off its version, which gc may then collect."""
+    from embstore.store import Store
+
+    _show_tag(name, Store(root).untag(name).id, "is no longer", as_json)
+
+
+def _show_tag(name: str, version: str, verb: str, as_json: bool) -> None:
+    click.echo(json.dumps({"tag": name, "version": version}) if as_json else f"{name} {verb} {version}")
+
+
+@click.command(
+    epilog="""\b
+Example:
+  embstore diff previous production --store store
+"""
+)
+@click.argument("old")
+@click.argument("new")
+@store_option
+@as_json_option
+def diff(old: str, new: str, root: Path, as_json: bool) -> None:
+    """Show what changed from version OLD to NEW: features, settings, metrics, and how far the rows moved.
+
+    Rows are compared where row numbers mean the same in both; where they don't, it says why.
+    """
+    from dataclasses import asdict
+
+    from embstore.cli.console import bytes_bar
+    from embstore.store import Store
+
+    with bytes_bar() as progress:
+        found = Store(root).diff(old, new, progress=progress)
+    if as_json:
+        click.echo(json.dumps(asdict(found)))
+    else:
+        _show_difference(found)
+
+
+def _show_difference(found: Difference) -> None:
+    from embstore.cli.console import out, plain_table
+
+    steps = "does not descend from it" if found.steps is None else f"trained on from it, {found.steps} steps"
+    out.print(f"old  {found.old}\nnew  {found.new}  {steps}", highlight=False)
+    if not found.same_space:
+        out.print("another space: vectors of the two can't be compared", highlight=False)
+    changes: dict[str, tuple[Any, Any]] = {}
+    for kind, mapping in (
+        ("", found.schema),
+        ("table.", found.table),
+        ("model.", found.model),
+        ("lineage.", found.lineage),
+    ):
+        changes |= {f"{kind}{key}": change for key, change in mapping.items()}
+    for name, keys in found.features_changed.items():
+        changes |= {f"feature {name}: {key}": change for key, change in keys.items()}
+    for kind, added, removed in (
+        ("feature", found.features_added, found.features_removed),
+        ("dense", found.dense_added, found.dense_removed),
+    ):
+        changes |= {f"{kind} {name}": ("", "added") for name in added}
+        changes |= {f"{kind} {name}": ("", "removed") for name in removed}
+    for title, values in (("changed", changes), ("metrics", found.metrics)):
+        if values:
+            rows = ((key, *("" if one is None else _shown(one) for one in change)) for key, change in values.items())
+            out.print(plain_table((title, "old", "new"), rows), highlight=False)
+    _show_rows(found)
+
+
+def _show_rows(found: Difference) -> None:
+    from embstore.cli.console import out, plain_table
+    from embstore.store.diff import QUANTILES
+
+    rows = {**found.features, **({} if found.rows is None else {"all": found.rows})}
+    if rows:
+        moves = [f"{name} move" for name in ("mean", *(f"p{share * 100:g}" for share in QUANTILES), "max")]
+        columns = ("rows", "", "changed", *moves, "norm", "norm now")
+        table = plain_table(columns, (_cells(name, part) for name, part in rows.items()), numbers=True)
+        out.print(table, highlight=False)
+    for name, reason in found.incomparable.items():
+        out.print(f"rows of {name} can't be compared: {reason}", markup=False, highlight=False)
+    for name, part in rows.items():
+        if part.not_finite:
+            out.print(f"{part.not_finite:,} rows of {name} are not finite", markup=False, highlight=False)
+
+
+def _cells(name: str, part: RowChanges) -> list[str]:
+    numbers = (part.mean, *part.quantiles.values(), part.max, part.norm_before, part.norm_after)
+    cells = ("" if number is None else f"{number:.4g}" for number in numbers)
+    return [name, f"{part.rows:,}", f"{part.changed:,}", *cells]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5f}"
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,146 @@
+"""The commands that keep a store: ``versions``, ``verify``, ``tag``, ``untag``, ``diff``, ``gc``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from embstore.cli import cli
+from embstore.errors import CorruptVersionError, StoreError
+from embstore.store import Bundle, Store, Version
+
+MakeBundle = Callable[..., Bundle]
+
+
+@pytest.fixture
+def versions(make_bundle: MakeBundle, tmp_path: Path) -> list[Version]:
+    """Three, each the parent of the next."""
+    store, out = Store(tmp_path), []
+    for seed in range(3):
+        lineage = {"space": out[-1].space} if out else {}
+        parent = out[-1].id if out else None
+        out.append(store.publish(make_bundle(seed=seed, lineage=lineage), parent=parent))
+    return out
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def read(*arguments: object) -> Any:
+    return json.loads(run(*arguments, "--json"))
+
+
+def damage(version: Version) -> None:
+    path = version.folder / "table" / "bucket-00000.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_tags_are_put_on_shown_and_taken_off(versions: list[Version], tmp_path: Path) -> None:
+    first = versions[0].id
+    assert read("tag", "spring", first, "--store", tmp_path) == {"tag": "spring", "version": first}
+    assert run("tag", "summer", "spring", "--store", tmp_path) == f"summer is {first}\n"
+    listed = read("versions", "--store", tmp_path)
+    assert [row["tags"] for row in listed] == [[], [], ["spring", "summer"]]
+    assert [row["parent"] for row in listed] == [versions[1].id, first, None]
+    assert "spring summer" in run("versions", "--store", tmp_path)
+    with pytest.raises(StoreError, match="found a tag of"):
+        run("tag", "spring", "latest", "--store", tmp_path)
+    assert run("untag", "summer", "--store", tmp_path) == f"summer is no longer {first}\n"
+    assert read("untag", "spring", "--store", tmp_path) == {"tag": "spring", "version": first}
+    assert Store(tmp_path).tags() == {}
+
+
+def test_a_damaged_version_is_listed_with_the_others(versions: list[Version], tmp_path: Path) -> None:
+    (versions[1].folder / "schema.yaml").unlink()
+    listed = read("versions", "--store", tmp_path)
+    assert [row["damaged"] is None for row in listed] == [True, False, True]
+    assert "schema.yaml" in listed[1]["damaged"]
+    assert listed[1] | {"damaged": None} == {
+        "version": versions[1].id,
+        "created": versions[1].manifest["created"],
+        "aliases": [],
+        "tags": [],
+        "parent": versions[0].id,
+        **dict.fromkeys(("table", "model", "auc", "damaged")),
+    }
+    assert listed[0]["auc"] == 0.75
+    text = run("versions", "--store", tmp_path)
+    assert all(version.id in text for version in versions)
+    assert f"damaged: {versions[1].folder}/schema.yaml" in text
+
+
+def test_verify_finds_the_damaged_one(versions: list[Version], tmp_path: Path) -> None:
+    assert read("verify", "--store", tmp_path) == [{"version": versions[2].id, "damaged": None}]
+    assert run("verify", "--all", "--store", tmp_path).count("whole") == 3
+    damage(versions[1])
+    assert run("verify", versions[0].id, "--store", tmp_path) == f"{versions[0].id}  whole\n"
+    with pytest.raises(CorruptVersionError, match="1 of 1 versions"):
+        run("verify", versions[1].id, "--store", tmp_path)
+    result = CliRunner().invoke(cli, ["verify", "--all", "--json", "--store", str(tmp_path)])
+    assert isinstance(result.exception, CorruptVersionError)
+    found = json.loads(result.stdout)
+    assert [one["version"] for one in found] == [version.id for version in versions]
+    assert [one["damaged"] is None for one in found] == [True, False, True]
+    assert "bucket-00000" in found[1]["damaged"]
+    result = CliRunner().invoke(cli, ["verify", "--all", "--store", str(tmp_path)])
+    assert result.stdout.count("whole") == 2
+
+
+def test_gc_says_what_it_would_do_and_does_it(versions: list[Version], tmp_path: Path) -> None:
+    first, second, third = (version.id for version in versions)
+    Store(tmp_path).tag("spring", first)
+    found = read("gc", "--dry-run", "--keep", 1, "--store", tmp_path)
+    assert found["dry_run"] is True
+    assert found["retired"] == [second]
+    assert found["kept"] == {first: ["tag spring"], third: ["alias latest", "among the last 1"]}
+    size = sum(path.stat().st_size for path in versions[1].folder.rglob("*") if path.is_file())
+    assert found["bytes"] == size
+    text = run("gc", "--dry-run", "--keep", 1, "--store", tmp_path)
+    assert "would go" in text
+    assert "tag spring" in text
+    assert len(Store(tmp_path).versions()) == 3
+    assert read("gc", "--keep", 1, "--store", tmp_path) == found | {"dry_run": False}
+    assert [info.id for info in Store(tmp_path).versions()] == [first, third]
+    assert "0 bytes freed" in run("gc", "--keep", 1, "--store", tmp_path)
+    assert read("versions", "--store", tmp_path)[0]["parent"] == second  # where it came from
+    Store(tmp_path).lease(first, seconds=60, holder="[/red] me")
+    assert "leased by [/red] me until" in run("gc", "--dry-run", "--store", tmp_path)
+
+
+def test_diff_shows_what_changed(versions: list[Version], make_bundle: MakeBundle, tmp_path: Path) -> None:
+    first, _, third = (version.id for version in versions)
+    found = read("diff", first, "latest", "--store", tmp_path)
+    assert (found["old"], found["new"], found["steps"]) == (first, third, 2)
+    assert (found["rows"]["rows"], found["rows"]["changed"]) == (40, 40)
+    text = run("diff", first, third, "--store", tmp_path)
+    assert "trained on from it, 2 steps" in text
+    assert "valid.auc" in text
+    assert f"{found['rows']['max']:.4g}" in text
+    wide = Store(tmp_path).publish(make_bundle(dim=6, model={**versions[0].manifest["model"], "widths": [12, 6, 6]}))
+    text = run("diff", first, wide.id, "--store", tmp_path)
+    assert "does not descend" in text
+    assert "another space" in text
+    assert "table.dim" in text
+    assert "can't be compared: 3 numbers a row, now 6" in text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["verify"], ["verify", "--all"], ["gc"], ["tag", "a", "latest"], ["untag", "a"], ["diff", "a", "b"]],
+    ids=" ".join,
+)
+def test_a_store_that_is_not_there(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nowhere; expected a folder"):
+        run(*arguments, "--store", tmp_path / "nowhere")
