@@ -164,7 +164,7 @@ def diff(old: str, new: str, root: Path, as_json: bool) -> None:
 def _show_difference(found: Difference) -> None:
     from embstore.cli.console import out, plain_table
 
-    steps = "does not descend from it" if found.steps is None else f"trained on from it, {found.steps} steps"
+    steps = "does not descend from it" if found.steps is None else f"trained on from it, steps: {found.steps}"
     out.print(f"old  {found.old}\nnew  {found.new}  {steps}", highlight=False)
     if not found.same_space:
         out.print("another space: vectors of the two can't be compared", highlight=False)
@@ -202,7 +202,7 @@ def _show_rows(found: Difference) -> None:
         table = plain_table(columns, (_cells(name, part) for name, part in rows.items()), numbers=True)
         out.print(table, highlight=False)
     for name, reason in found.incomparable.items():
-        out.print(f"rows of {name} can't be compared: {reason}", markup=False, highlight=False)
+        out.print(f"rows: {name} can't be compared: {reason}", markup=False, highlight=False)
     for name, part in rows.items():
         if part.not_finite:
             out.print(f"{part.not_finite:,} rows of {name} are not finite", markup=False, highlight=False)

@@ -155,7 +155,7 @@ class Store:
             self._log.add(still_whole)
         except OSError as error:
             raise StoreError(f"publish {version}", found=str(error), do="see whether `versions` has it") from error
-        return self._open(version)
+        return self.open(version)
 
     def compact(self, ref: str = LATEST, *, progress: Progress | None = None) -> Version:
         """Publish a delta's rows as a whole version, so that readers need no chain; a whole version is left as it is.

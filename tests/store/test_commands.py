@@ -125,7 +125,7 @@ def test_diff_shows_what_changed(versions: list[Version], make_bundle: MakeBundl
     assert (found["old"], found["new"], found["steps"]) == (first, third, 2)
     assert (found["rows"]["rows"], found["rows"]["changed"]) == (40, 40)
     text = run("diff", first, third, "--store", tmp_path)
-    assert "trained on from it, 2 steps" in text
+    assert "trained on from it, steps: 2" in text
     assert "valid.auc" in text
     assert f"{found['rows']['max']:.4g}" in text
     wide = Store(tmp_path).publish(make_bundle(dim=6, model={**versions[0].manifest["model"], "widths": [12, 6, 6]}))

@@ -204,3 +204,17 @@ def test_the_manifest_names_the_base(make_bundle: MakeBundle, tmp_path: Path) ->
     assert version.space == base.space
     assert version.base is not None
     assert version.base.id == base.id
+
+
+def test_gc_keeps_what_a_delta_lies_on(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    store, rows_ND = Store(tmp_path), torch.zeros(40, 3)
+    version, ids = store.publish(make_bundle(rows_ND=rows_ND.clone())), []
+    for step in range(3):
+        ids.append(version.id)
+        rows_ND[step] += 1
+        version = store.publish(make_bundle(rows_ND=rows_ND.clone()), change=Change(base=version))
+    collected = store.gc(keep=1, grace_seconds=0)
+    assert collected.retired == ()
+    whole = store.compact()
+    assert set(store.gc(keep=1, grace_seconds=0).retired) == {*ids, version.id}
+    assert torch.equal(Store(tmp_path).open(whole.id).table.read_rows(0, 40), rows_ND)

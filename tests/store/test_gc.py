@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError
 from embstore.schema import Feature, Schema
-from embstore.store import Bundle, Collected, Store
+from embstore.store import Bundle, Collected, Store, gc
 
 MakeBundle = Callable[..., Bundle]
 DAY = 86400
@@ -396,6 +396,21 @@ def test_a_publisher_that_was_swept_away_says_so(
         Store(tmp_path).publish(make_bundle())
     assert any(str(path).startswith("versions/2") for path in raced)
     assert len(Store(tmp_path).versions()) == 2
+
+
+def test_a_delta_whose_base_was_retired_meanwhile_is_not_published(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    base, last = (store.publish(make_bundle(seed=seed)).id for seed in range(2))
+    monkeypatch.setattr(gc, "base_of", lambda manifest: base)
+    store.publish(make_bundle())
+    monkeypatch.setattr(gc, "base_of", lambda manifest: None)
+    assert store.gc(keep=1).retired == (base, last)
+    monkeypatch.setattr(gc, "base_of", lambda manifest: base)
+    with pytest.raises(VersionNotFoundError, match=f"{base} was collected"):
+        store.publish(make_bundle())
+    assert len(store.versions()) == 1
 
 
 # Crashes.
