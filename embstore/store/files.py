@@ -44,13 +44,16 @@ def read_small(path: Path, limit: int) -> bytes:
     """The bytes of a file that is at most ``limit`` bytes long.
 
     Raises:
-        CorruptVersionError: absent, no regular file, or longer.
+        CorruptVersionError: absent, no regular file, longer, or the disk can't read it.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise CorruptVersionError(str(path), expected=f"at most {limit:,} bytes", found=f"{size:,}")
-        return file.read(limit)
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 def write_small(path: Path, data: bytes) -> FileDigest:
@@ -65,11 +68,19 @@ def sha256_file(path: Path) -> FileDigest:
     """Length and sha256 of a file's bytes as they are now.
 
     Raises:
-        CorruptVersionError: absent or no regular file.
+        CorruptVersionError: absent, no regular file, or the disk can't read it.
     """
     with open_regular(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(path, error) from error
         return FileDigest(file.tell(), digest)
+
+
+def unreadable(path: Path, error: OSError) -> CorruptVersionError:
+    """What to raise for a file that opens but whose bytes the disk doesn't give."""
+    return CorruptVersionError(str(path), expected="a file that can be read", found=error.strerror or str(error))
 
 
 def fsync_file(file: BinaryIO) -> None:
