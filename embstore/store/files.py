@@ -6,6 +6,7 @@ symbolic links, is a regular file, and has its length checked before memory is t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -99,8 +100,15 @@ def fsync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and the missing ones above it, each durable in its parent; fine when it exists."""
+    """Create a folder and the missing ones above it, each durable in its parent; fine when it exists.
+
+    Raises:
+        OSError: it can't be made, or its name can't be one (NUL in it, not UTF-8).
+    """
     if not path.is_dir():
         make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except ValueError as error:
+            raise OSError(errno.EINVAL, str(error)) from error
         fsync_folder(path.parent)
