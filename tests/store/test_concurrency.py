@@ -1,0 +1,32 @@
+"""Processes that publish and promote at once: no update is lost, and the log is one order that all of them saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from disk import check_store
+from publisher import Publisher, said
+
+
+@pytest.mark.parametrize(("processes", "each"), [(4, 5), pytest.param(16, 50, marks=pytest.mark.slow)])
+def test_no_update_is_lost(processes: int, each: int, tmp_path: Path) -> None:
+    root, publisher = tmp_path / "store", Publisher()
+    end = publisher.order(root=str(root), verbs=["publish", "production"] * each, processes=processes)
+    publisher.close()
+    assert (end["done"], end["failed"]) == (processes, 0)
+    # Numbers without gaps, every byte, and that each promotion names as ``was`` what the one before it set: the judge.
+    found = check_store(root)
+    words = [word for word in said(root) if word[0] != "begin"]
+    published = [version for verb, version in words if verb == "publish"]
+    promoted = [version for verb, version in words if verb == "production"]
+    assert len(published) == len(promoted) == processes * each
+    assert sorted(found.versions) == sorted(published)
+    assert sorted(version for _, _, version in found.history) == sorted(promoted)
+    # What a process did one after the other stands in the log in that order.
+    entered = {version: number for number, version in enumerate(found.versions)}
+    moved = {version: number for number, (_, _, version) in enumerate(found.history)}
+    assert sorted(moved) == sorted(entered)
+    assert found.aliases["production"] == found.history[-1][2]
+    assert not [path.name for path in (root / "log").iterdir() if not path.name.endswith(".json")]
+    assert not list((root / "versions").glob(".tmp-*"))
