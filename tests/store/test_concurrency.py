@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -30,3 +33,31 @@ def test_no_update_is_lost(processes: int, each: int, tmp_path: Path) -> None:
     assert found.aliases["production"] == found.history[-1][2]
     assert not [path.name for path in (root / "log").iterdir() if not path.name.endswith(".json")]
     assert not list((root / "versions").glob(".tmp-*"))
+
+
+FORKED = """
+import os, signal, sys
+from publisher import small_bundle
+from embstore.errors import StoreError
+from embstore.store import Store
+
+store = Store(sys.argv[1])
+store.publish(small_bundle())
+child = os.fork()
+if not child:
+    signal.alarm(3)
+    try:
+        Store(sys.argv[1]).versions()
+    except StoreError:
+        pass
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0)
+"""
+
+
+@pytest.mark.xfail(
+    strict=True, reason="obstore's threads don't live on in a fork, and its calls wait for them for ever"
+)
+def test_a_fork_of_a_process_that_used_a_store_works_or_says_why_not(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    assert not subprocess.run([sys.executable, "-c", FORKED, str(tmp_path / "store")], env=environment).returncode

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +166,50 @@ def test_short_writes_and_reads_are_gone_on_with(tmp_path: Path) -> None:
     with intercepted(tmp_path, react):
         Store(tmp_path).publish(small_bundle())
     assert len(check_store(tmp_path).versions) == 1
+
+
+LIMITED = """
+import json, os, resource, signal, sys
+from publisher import small_bundle
+from embstore.errors import StoreError
+from embstore.store import Store
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file over the limit is then an error of write
+store, ends = Store(sys.argv[1]), []
+store.publish(small_bundle(rows=3000))
+
+def limited(kind, limit):
+    _, hard = resource.getrlimit(kind)
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit, hard))
+    try:
+        return store.publish(small_bundle(rows=3000)).id
+    except StoreError:
+        return None
+    finally:
+        resource.setrlimit(kind, before)
+
+for size in (*range(0, 50_000, 5_000), 1_000_000):
+    ends.append(limited(resource.RLIMIT_FSIZE, size))
+open_now = 1 + max(int(name) for name in os.listdir("/dev/fd"))
+for more in range(20):
+    ends.append(limited(resource.RLIMIT_NOFILE, open_now - 1 + more))
+print(json.dumps(ends))
+"""
+
+
+def test_limits_that_the_system_enforces(tmp_path: Path) -> None:
+    """No patched function here: files that may not grow, and no descriptors left."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-c", LIMITED, str(tmp_path / "store")]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    ends = json.loads(result.stdout)
+    assert check_store(tmp_path / "store").versions[1:] == [version for version in ends if version]
+    assert ends[0] is None
+    assert ends[10]
+    assert ends[11] is None
+    assert ends[-1]
 
 
 def test_a_writer_that_fails_at_its_header_leaves_no_file(tmp_path: Path) -> None:
