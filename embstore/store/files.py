@@ -6,6 +6,7 @@ symbolic links, is a regular file, and has its length checked before memory is t
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -44,13 +45,16 @@ def read_small(path: Path, limit: int) -> bytes:
     """The bytes of a file that is at most ``limit`` bytes long.
 
     Raises:
-        CorruptVersionError: absent, no regular file, or longer.
+        CorruptVersionError: absent, no regular file, longer, or the disk can't read it.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise CorruptVersionError(str(path), expected=f"at most {limit:,} bytes", found=f"{size:,}")
-        return file.read(limit)
+        try:
+            return file.read(limit)
+        except OSError as error:
+            raise unreadable(path, error) from error
 
 
 def write_small(path: Path, data: bytes) -> FileDigest:
@@ -65,11 +69,19 @@ def sha256_file(path: Path) -> FileDigest:
     """Length and sha256 of a file's bytes as they are now.
 
     Raises:
-        CorruptVersionError: absent or no regular file.
+        CorruptVersionError: absent, no regular file, or the disk can't read it.
     """
     with open_regular(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        try:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(path, error) from error
         return FileDigest(file.tell(), digest)
+
+
+def unreadable(path: Path, error: OSError) -> CorruptVersionError:
+    """What to raise for a file that opens but whose bytes the disk doesn't give."""
+    return CorruptVersionError(str(path), expected="a file that can be read", found=error.strerror or str(error))
 
 
 def fsync_file(file: BinaryIO) -> None:
@@ -88,8 +100,15 @@ def fsync_folder(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and the missing ones above it, each durable in its parent; fine when it exists."""
+    """Create a folder and the missing ones above it, each durable in its parent; fine when it exists.
+
+    Raises:
+        OSError: it can't be made, or its name can't be one (NUL in it, not UTF-8).
+    """
     if not path.is_dir():
         make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except ValueError as error:
+            raise OSError(errno.EINVAL, str(error)) from error
         fsync_folder(path.parent)

@@ -55,9 +55,13 @@ class Log:
             StoreError: an entry that a later embstore wrote.
         """
         state = self._state
-        if not (self.root / "log").is_dir():
-            return state
-        store = LocalStore(self.root)
+        try:
+            check_folders(self.root)
+            if not (self.root / "log").is_dir():
+                return state
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            raise StoreError(f"store {self.root}", expected="a readable folder", found=str(error.strerror)) from error
+        store = _store(self.root)
         try:
             sizes = {
                 int(match[1]): meta["size"]
@@ -69,6 +73,8 @@ class Log:
                 return state
             state = state.copy()
             for number in range(state.number + 1, max(sizes) + 1):
+                if (self.root / _path(number)).is_symlink():
+                    raise CorruptVersionError(_path(number), expected="a file", found="a link")
                 replay(state, number, _read(store, number, sizes.get(number)), _path(number))
         except BaseError as error:
             raise StoreError("log", expected="a readable log", found=_first_line(error)) from error
@@ -100,27 +106,60 @@ class Log:
         Raises:
             StoreError: the entry can't be written.
         """
-        folder = self.root / "log"
-        make_folder(folder)
-        store = LocalStore(self.root)
+        folder, store = self.root / "log", _store(self.root)
         staged, path = f"log/.tmp-{secrets.token_hex(8)}", _path(number)
         try:
+            make_folder(folder)
             # Whole and on the disk before anyone can see it: a power cut leaves no torn entry that others built upon.
             obstore.put(store, staged, write_json({"number": number, **entry}), mode="create")
             with (self.root / staged).open("rb") as file:
                 fsync_file(file)
             obstore.copy(store, staged, path, overwrite=False)
+            fsync_folder(folder)
         except AlreadyExistsError as error:
             if self.state().number < number:  # else the caller would try the same number for ever
                 raise StoreError(path, expected="a readable entry", found="one that can't be read") from error
             return False
-        except (BaseError, FileNotFoundError) as error:
+        except (BaseError, OSError) as error:
             raise StoreError(f"log entry {number}", found=_first_line(error)) from error
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(self.root / staged)
-        fsync_folder(folder)
         return True
+
+
+def check_folders(root: Path) -> None:
+    """Nothing below a store's folder is a link.
+
+    Raises:
+        CorruptVersionError: ``log``, an entry of it or ``versions`` is one.
+    """
+    for path in (root / "log", root / "versions"):
+        if path.is_symlink():
+            raise CorruptVersionError(str(path), expected="a folder", found="a link")
+
+
+_forked = False
+
+
+def _store(root: Path) -> LocalStore:
+    """Raises:
+    StoreError: in a fork of a process that had used a store: obstore's threads are not in it.
+    """
+    if _forked:
+        do = "start processes with spawn or forkserver, or fork before a store is used"
+        raise StoreError("a store in a forked process", expected="threads of its own", found="none", do=do)
+    _store.used = True  # type: ignore[attr-defined]
+    return LocalStore(root)
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = getattr(_store, "used", False)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _read(store: LocalStore, number: int, size: int | None) -> dict[str, Any]:

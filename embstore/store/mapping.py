@@ -55,6 +55,9 @@ class Region:
 
         Args:
             file: a descriptor; it may be closed afterwards.
+
+        Raises:
+            StoreError: a span outside its file or the region, or bytes that the disk can't read.
         """
         if at < 0 or nbytes < 0 or at + nbytes > self.nbytes or offset + nbytes > os.fstat(file).st_size:
             raise StoreError("mapping", expected="a span inside its file and region", found=f"{nbytes} bytes at {at}")
@@ -67,7 +70,10 @@ class Region:
         view = memoryview(self._buffer).cast("B")
         done = whole_pages
         while done < nbytes:
-            read = os.preadv(file, [view[at + done : at + nbytes]], offset + done)
+            try:
+                read = os.preadv(file, [view[at + done : at + nbytes]], offset + done)
+            except OSError as error:
+                raise StoreError("mapping", expected=f"{nbytes} bytes", found=error.strerror or str(error)) from error
             if not read:
                 raise StoreError("mapping", expected=f"{nbytes} bytes", found=f"the file ends after {done}")
             done += read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from embstore.errors import StoreError, VersionNotFoundError, nearest
@@ -63,6 +64,6 @@ def check_folder(root: Path) -> None:
     Raises:
         StoreError: no such folder, or no folder.
     """
-    if not root.is_dir():
-        found = "not a folder" if root.exists() else "no such folder"
+    if not os.path.isdir(root):  # as no Path method does, it takes any name
+        found = "not a folder" if os.path.exists(root) else "no such folder"
         raise StoreError(f"store {root}", expected="a folder", found=found, do="publish makes a store")

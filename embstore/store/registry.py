@@ -28,7 +28,7 @@ from embstore.store.documents import read_json
 from embstore.store.files import fsync_folder, make_folder
 from embstore.store.gc import Collected
 from embstore.store.lease import Lease
-from embstore.store.log import Clock, Log, stamp, utc_now
+from embstore.store.log import Clock, Log, check_folders, stamp, utc_now
 from embstore.store.manifest import DeltaInfo
 from embstore.store.refs import check_folder, check_living, resolve
 from embstore.store.state import ALIAS, LATEST, PREVIOUS, PRODUCTION, TAG, State
@@ -109,6 +109,7 @@ class Store:
         version = f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
         space = bundle.lineage.get("space") or (change.base.space if change is not None else new_space())
         folder = self.root / "versions" / f".tmp-{version}"
+        check_folders(self.root)
         try:
             make_folder(folder.parent)
         except OSError as error:

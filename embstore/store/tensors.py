@@ -13,6 +13,7 @@ Format: https://huggingface.co/docs/safetensors
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.documents import Fields, read_json, shown
-from embstore.store.files import FileDigest, fsync_file, open_regular
+from embstore.store.files import FileDigest, fsync_file, open_regular, unreadable
 from embstore.store.mapping import Region
 
 DTYPES = {
@@ -94,7 +95,11 @@ class SafetensorsWriter:
             self._file: BinaryIO = path.open("xb")
         except FileExistsError as error:
             raise StoreError(str(path), expected="a new file", found="one that exists") from error
-        self._put(_header(self._tensors, metadata or {}, alignment))
+        try:
+            self._put(_header(self._tensors, metadata or {}, alignment))
+        except BaseException:  # no block has been entered yet that would clean up
+            self._abandon()
+            raise
 
     def write(self, name: str, chunk: Tensor) -> None:
         """The next rows of tensor ``name``: its dtype, and its shape except for the first dimension."""
@@ -143,8 +148,13 @@ class SafetensorsWriter:
                 self.close()
         finally:
             if self._digest is None:
-                self._file.close()
-                self.path.unlink(missing_ok=True)
+                self._abandon()
+
+    def _abandon(self) -> None:
+        # Closing writes what is still buffered, which may fail as the first attempt did; the file goes either way.
+        with contextlib.suppress(OSError):
+            self._file.close()
+        self.path.unlink(missing_ok=True)
 
     def _put(self, data: bytes | memoryview) -> None:
         self._sha256.update(data)
@@ -205,16 +215,17 @@ def read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, TensorSpan
     """Check a safetensors header in full: its bytes, length included, and where the tensors lie.
 
     Raises:
-        CorruptVersionError: a header longer than the file or the limit, not JSON, a key twice, an unknown dtype, a
-            shape that doesn't fit its span, or spans that overlap, leave gaps or leave the file.
+        CorruptVersionError: bytes that the disk can't read, a header longer than the file or the limit, not JSON, a
+            key twice, an unknown dtype, a shape that doesn't fit its span, or spans that overlap, leave gaps or leave
+            the file.
     """
     size = os.fstat(file.fileno()).st_size
-    first = file.read(8)
+    first = _read(file, 8, path)
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > min(MAX_HEADER_BYTES, size - 8):
         limit = f"a header of at most {min(MAX_HEADER_BYTES, max(size - 8, 0)):,} bytes"
         raise CorruptVersionError(str(path), expected=limit, found=f"{length:,} in a file of {size:,}")
-    text = file.read(length)
+    text = _read(file, length, path)
     header = read_json(text, f"{path} header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -231,6 +242,13 @@ def read_header(file: BinaryIO, path: Path) -> tuple[bytes, dict[str, TensorSpan
     if end != size:
         raise CorruptVersionError(str(path), expected=f"{end:,} bytes, as its tensors take", found=f"{size:,}")
     return first + text, spans
+
+
+def _read(file: BinaryIO, nbytes: int, path: Path) -> bytes:
+    try:
+        return file.read(nbytes)
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _span(fields: Fields, start: int, size: int) -> TensorSpan:

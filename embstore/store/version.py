@@ -16,7 +16,7 @@ from embstore.schema import Schema
 from embstore.store import format
 from embstore.store.bundle import Bundle, OptimizerState, Progress
 from embstore.store.delta import read_delta_rows, with_changes
-from embstore.store.documents import read_json
+from embstore.store.documents import read_json, shown
 from embstore.store.files import FileDigest, read_small
 from embstore.store.manifest import (
     COMPAT,
@@ -99,7 +99,7 @@ class Version:
         manifest = read_json(data, str(path))
         check_format(manifest, str(path))
         if manifest.get("version") != version:
-            raise CorruptVersionError(str(path), expected=f"version {version}", found=repr(manifest.get("version")))
+            raise CorruptVersionError(str(path), expected=f"version {version}", found=shown(manifest.get("version")))
         files = read_files(manifest, str(path))
         format.check_files(folder, files, sizes)
         compat = read_json(_read_whole(folder, COMPAT, files), str(folder / COMPAT))
