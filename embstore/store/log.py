@@ -135,7 +135,7 @@ def check_folders(root: Path) -> None:
         CorruptVersionError: ``log``, an entry of it or ``versions`` is one.
     """
     for path in (root / "log", root / "versions"):
-        if path.is_symlink():
+        if os.path.islink(path):
             raise CorruptVersionError(str(path), expected="a folder", found="a link")
 
 

@@ -6,12 +6,17 @@ and no memory to speak of.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from publisher import small_bundle
+
+from embstore.errors import StoreError
+from embstore.store import Store, Version
 
 SCRIPT = Path(__file__).with_name("mutated.py")
 
@@ -31,3 +36,12 @@ def test_mutated_files_are_refused_or_harmless(count: int, tmp_path: Path) -> No
         assert end["wrong"] == []
         assert end["refused"] + end["harmless"] == count // 2
         assert end["refused"] > end["harmless"] > 0
+
+
+def test_a_message_is_short_whatever_it_quotes(tmp_path: Path) -> None:
+    version = Store(tmp_path).publish(small_bundle())
+    data = json.dumps({**version.manifest, "version": "x" * 1_000_000}).encode()
+    (version.folder / "manifest.json").write_bytes(data)
+    with pytest.raises(StoreError) as error:
+        Version.open(version.folder, version=version.id, digest=hashlib.sha256(data).hexdigest())
+    assert len(str(error.value)) < 2000

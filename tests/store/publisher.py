@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,8 @@ def _fork(order: dict[str, Any], seed: int) -> int:
         else:
             _work(order, seed)
         code = 0
+    except Exception:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
