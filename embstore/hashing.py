@@ -8,7 +8,7 @@ A row depends on the feature's name, the lookup, the seed and the value; never o
 schema. It is monotone in the mixed token, so a table grown k-fold is an exact copy: ``rows(t, s, k * n) // k ==
 rows(t, s, n)``. All integers are uint64 and wrap. Suffix: N tokens.
 
-Other numba kernels call ``splitmix64_scalar``, ``row_scalar``, ``fill_rows`` and ``xxh64_scalar``.
+Other numba kernels call ``splitmix64_scalar``, ``fill_rows`` and ``xxh64_scalar``.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class UnifiedEmbedding(nn.Module):
         self.register_buffer("touched", None, persistent=False)
         self.learning_rate = self.optimizer.learning_rate
         self._progress = np.zeros(2)
-        self._table: Table | None = None
+        self._places: dict[str, Any] = {}
         self._kernel_wanted = kernel
         self.kernel: Kernel
         self.kernel_reason: str
@@ -230,29 +230,20 @@ class UnifiedEmbedding(nn.Module):
         return Request(tokens.select(self.plan.names), self.plan)
 
     def table(self) -> Table:
-        """The tensors and the place in training, as kernels take them: the same object while they are."""
-        table = self._table
-        if table is None or not self._holds(table):
-            table = self._table = Table(
-                weight_ND=self.weight,
-                state={name: getattr(self, buffer) for name, buffer in self._state_buffers},
-                optimizer=self.optimizer,
-                learning_rate=self.learning_rate,
-                progress=self._progress,
-                paid_N=self.paid,
-                rounding_seed=self.seed,
-                touched_N=self.touched,
-                trigger=self._trigger,
-            )
-        table.learning_rate = self.learning_rate
-        return table
-
-    def _holds(self, table: Table) -> bool:
-        """Whether these are still the tensors."""
-        buffers = self._buffers
-        own = table.weight_ND is buffers["weight"] and table.paid_N is buffers["paid"]
-        own = own and table.touched_N is buffers["touched"]
-        return own and all(table.state[name] is buffers[buffer] for name, buffer in self._state_buffers)
+        """The tensors and the place in training, as kernels take them."""
+        buffers: dict[str, Any] = self._buffers
+        return Table(
+            weight_ND=buffers["weight"],
+            state={name: buffers[buffer] for name, buffer in self._state_buffers},
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            progress=self._progress,
+            paid_N=buffers["paid"],
+            rounding_seed=self.seed,
+            touched_N=buffers["touched"],
+            trigger=self._trigger,
+            places=self._places,
+        )
 
     @torch.no_grad()
     def settle(self) -> None:

@@ -179,11 +179,12 @@ def _memory(table: Table) -> Memory:
     """
     tensors = [table.weight_ND, *table.state.values()]
     tensors += [tensor for tensor in (table.paid_N, table.touched_N) if tensor is not None]
-    places = [tensor.data_ptr() for tensor in tensors]
-    if table.places is None or table.places[0] != places:
-        table.places = places, _checked_memory(table)
-    memory: Memory = table.places[1]
-    return memory
+    # Looked at each time, for a tensor's memory may be exchanged under it; checked when it was.
+    seen = [(tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device) for tensor in tensors]
+    known: tuple[Any, Memory] | None = table.places.get(CpuKernel.name)
+    if known is None or known[0] != seen:
+        known = table.places[CpuKernel.name] = seen, _checked_memory(table)
+    return known[1]
 
 
 def _checked_memory(table: Table) -> Memory:

@@ -128,7 +128,7 @@ def _find_rows(plan, index, batch, start, stop, row_H):  # type: ignore[no-untyp
 def _read_chunk(lookups, start, stop, row_H, table, ahead, out):  # type: ignore[no-untyped-def]
     """Read a chunk's rows, one a slot, and write its output to address ``out``, batch row by batch row."""
     count, dim, row_bytes = stop - start, table.dim, table.row_bytes
-    before = min(max(1, ahead // lookups), count)  # batch rows by which table rows are prefetched
+    before = min(max(1, ahead // max(lookups, 1)), count)  # batch rows by which table rows are prefetched
     for lookup in range(lookups):
         for b in range(before):
             prefetch_row(table.weight, row_H[lookup * count + b], row_bytes)

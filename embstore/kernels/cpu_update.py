@@ -73,12 +73,14 @@ def _at(address, row, bytes_a_row):  # type: ignore[no-untyped-def]
 
 @compiled(forceinline=True)
 def _prefetch(table, row):  # type: ignore[no-untyped-def]
-    """A row and its state, which lies densely: a part's rows share its lines."""
+    """A row and its state. State of one number a row is read at first: many rows of a part share its lines."""
     prefetch_row_to_write(table.weight, row, table.row_bytes)
-    if table.one_width:
-        prefetch_row(table.one, row, 4 * table.one_width)
+    if table.one_width == 1:
+        prefetch_row(table.one, row, 4)
+    elif table.one_width:
+        prefetch_row_to_write(table.one, row, 4 * table.one_width)
     if table.two_width:
-        prefetch_row(table.two, row, 4 * table.two_width)
+        prefetch_row_to_write(table.two, row, 4 * table.two_width)
 
 
 @compiled(forceinline=True)

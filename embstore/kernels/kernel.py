@@ -24,7 +24,7 @@ from embstore.kernels.plan import Request
 
 @dataclass
 class Table:
-    """The tensors of a table and where its training stands. A table whose tensors are exchanged is a new one.
+    """The tensors of a table and where its training stands.
 
     Args:
         weight_ND: float32, float16 or bfloat16, rows of hashed sub-tables first, then exact blocks.
@@ -36,7 +36,7 @@ class Table:
         paid_N: float64, the sum each row has decayed for; ``None`` without a penalty.
         rounding_seed: of the stochastic rounding.
         touched_N: uint8, set to 1 for every row that an update has changed; ``None`` when nobody asks.
-        places: where the CPU kernel has found the tensors, for its next call.
+        places: what kernels have found out about the tensors, kept from call to call by whoever makes the tables.
     """
 
     weight_ND: Tensor
@@ -49,7 +49,7 @@ class Table:
     touched_N: Tensor | None = None
     # Autograd runs a backward only toward something that asks for a gradient.
     trigger: Tensor = field(default_factory=lambda: torch.zeros(0, requires_grad=True))
-    places: Any = None
+    places: dict[str, Any] = field(default_factory=dict)
 
     @property
     def step(self) -> int:

@@ -30,7 +30,10 @@ class Outputs:
         self._lock = threading.Lock()
 
     def take(self, rows: int, width: int) -> Tensor:
-        """A tensor ``[rows, width]``. Its memory is given again when it and all that share it are gone."""
+        """A tensor ``[rows, width]``. Its memory is given again when it and all that share it are gone.
+
+        Its storage may be up to twice as long as it is.
+        """
         count = rows * width
         if not LEAST <= count <= MOST:
             return torch.empty(rows, width)
@@ -39,8 +42,8 @@ class Outputs:
                 # A tensor made of an array refers to it for as long as its storage lives.
                 fits = array.shape[1] == width and rows <= len(array) <= 2 * rows
                 if fits and sys.getrefcount(array) == _UNUSED:
-                    tensor = torch.from_numpy(array)
-                    return tensor if len(array) == rows else tensor[:rows]
+                    # Not a slice: autograd lets nobody change a view in place that a function of ours returns.
+                    return torch.from_numpy(array).resize_(rows, width)
             self._arrays.append(_aligned(rows, width))
             del self._arrays[:-HELD]
             return torch.from_numpy(self._arrays[-1])

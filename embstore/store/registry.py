@@ -113,7 +113,8 @@ class Store:
         try:
             make_folder(folder.parent)
         except OSError as error:
-            found = "not a folder" if self.root.exists() and not self.root.is_dir() else str(error.strerror)
+            is_file = os.path.exists(self.root) and not os.path.isdir(self.root)
+            found = "not a folder" if is_file else str(error.strerror)
             raise StoreError(
                 f"store {self.root}", expected="a folder that can be made", found=found, do="name another"
             ) from error

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from copy import deepcopy
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +17,7 @@ from hypothesis import strategies as st
 
 from embstore.batch import Batch, FeatureTokens
 from embstore.embeddings.unified import UnifiedEmbedding
-from embstore.errors import ConfigError, SchemaError
+from embstore.errors import ConfigError, KernelError, SchemaError
 from embstore.kernels import TableOptimizer
 from embstore.schema import Feature
 from embstore.tokens import token
@@ -211,3 +215,54 @@ def test_growing_takes_whole_factors() -> None:
     for factor in (0, 1.5):
         with pytest.raises(ConfigError, match="whole factor"):
             UnifiedEmbedding([Feature(name="a")], 10, 4).grow(factor)  # type: ignore[arg-type]
+
+
+def _lookup_of(rows: int) -> FeatureTokens:
+    return FeatureTokens.concatenate({"user": (torch.arange(rows), None)}, rows)
+
+
+def _user_table(**settings: Any) -> UnifiedEmbedding:
+    return UnifiedEmbedding([Feature(name="user")], 1000, 32, kernel="cpu", **settings)
+
+
+def test_a_step_has_the_settings_that_its_forward_had() -> None:
+    optimizer = TableOptimizer(name="sgd", learning_rate=1.0)
+    table = _user_table(optimizer=optimizer)
+    before = table.weight.clone()
+    out_BW = table(_lookup_of(50))
+    table.learning_rate = 0.0
+    table.read_rows(0, 1)  # another use in between
+    out_BW.sum().backward()
+    assert float((table.weight - before).abs().max()) > 0.5
+    table.learning_rate = 1.0
+    steps = []
+    for eps in (1e-8, 0.9):
+        table = _user_table(optimizer=TableOptimizer(learning_rate=0.1))
+        table(_lookup_of(50)).sum().backward()
+        table.optimizer = replace(table.optimizer, eps=eps)
+        before = table.weight.clone()
+        table(_lookup_of(50)).sum().backward()
+        steps.append(float((table.weight - before).abs().max()))
+    assert steps[1] < 0.8 * steps[0]
+
+
+def test_memory_exchanged_under_a_table_is_looked_at_again() -> None:
+    table = _user_table()
+    table(_lookup_of(50))
+    table.weight.data = table.weight.data.view(torch.bfloat16)[:, :32]  # the same address, strided
+    with pytest.raises(KernelError, match="strided"):
+        table(_lookup_of(50))
+
+
+def test_a_table_of_no_lookups_gives_empty_rows() -> None:
+    table = UnifiedEmbedding([], 0, 4, kernel="cpu")
+    assert table(FeatureTokens.concatenate({}, 3)).shape == (3, 0)
+
+
+def test_a_table_s_old_tensors_are_not_kept() -> None:
+    table = _user_table()
+    table(_lookup_of(50))
+    old = weakref.ref(table.weight)
+    table.load_state_dict({name: tensor.clone() for name, tensor in table.state_dict().items()}, assign=True)
+    gc.collect()
+    assert old() is None

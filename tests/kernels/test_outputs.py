@@ -8,8 +8,11 @@ from copy import deepcopy
 
 import torch
 
+from embstore.batch import FeatureTokens
+from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.kernels.cpu import CpuKernel
 from embstore.kernels.outputs import LEAST, MOST, Outputs
+from embstore.schema import Feature
 
 ROWS, WIDTH = 1024, LEAST // 512
 
@@ -71,3 +74,16 @@ def test_a_copied_kernel_has_outputs_of_its_own() -> None:
     kernel = CpuKernel()
     kernel._outputs.take(ROWS, WIDTH)
     assert not deepcopy(kernel)._outputs._arrays
+
+
+def test_a_smaller_batch_s_output_may_be_changed_in_place() -> None:
+    """The last batch of an epoch, with in-place dropout behind the table: a view would be refused by autograd."""
+    table = UnifiedEmbedding([Feature(name=f"f{i}") for i in range(20)], 1000, 16, kernel="cpu")
+    for rows in (1000, 1000, 900):
+        columns = {feature.name: (torch.arange(rows), None) for feature in table.features}
+        out_BW = table(FeatureTokens.concatenate(columns, rows))
+        assert out_BW.shape == (rows, 320)
+        assert not out_BW._is_view()
+        out_BW.mul_(2)
+        out_BW.sum().backward()
+        del out_BW
