@@ -393,8 +393,10 @@ class Run:
         config = asdict(replace(self.config, output=""))
         del config["label"]  # it is in the schema
         # The log has its fingerprint, the trainer its settings; where versions lie and go decides nothing.
-        config["logs"] = config["training"] = config["publish"] = None
-        config["start"] = None if self.start is None else self.start.digest
+        config["logs"] = config["training"] = None
+        del config["publish"], config["start"]
+        if self.start is not None:
+            config["start"] = self.start.digest
         return json.dumps(config, sort_keys=True)
 
     def _begin(self, logs: Mapping[str, ParquetLog]) -> None:
