@@ -106,6 +106,8 @@ class Publisher:
         bundle: makes what is published of the model as it is.
         folder: of the run; ``published.json`` there names the version published last.
         start: the version the run began from, if it lies in the same store.
+
+    ``last`` is the version published last, or ``start``.
     """
 
     def __init__(
@@ -119,7 +121,7 @@ class Publisher:
     ) -> None:
         self.settings, self.model, self.bundle = settings, model, bundle
         self.store, self.path = Store(settings.store), folder / "published.json"
-        self._last = self._published() or start
+        self.last = self._published() or start
         # What a crashed run trained after its last checkpoint is gone, though it may have been published: only rows
         # touched by this process since a version of its own are known.
         self._tracked = False
@@ -140,7 +142,7 @@ class Publisher:
         Args:
             restored: the model isn't the trained one any more but an earlier one put back.
         """
-        settings, table, last = self.settings, self.model.table, self._last
+        settings, table, last = self.settings, self.model.table, self.last
         change = None
         if last is not None and last.optimizer is not None and (last.delta is None or self._depth(last) < self._most):
             known = self._tracked and not restored and settings.significance == 0
@@ -155,7 +157,7 @@ class Publisher:
         table.train(training)
         self._write(version)
         table.forget_changes()
-        self._last, self._tracked = version, True
+        self.last, self._tracked = version, True
         self._rows, self._due = 0, self._next()
         if settings.alias is not None:
             self.store.promote(version.id, settings.alias)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -34,7 +35,7 @@ from embstore.config import load_yaml, parse
 from embstore.continuous import Publisher, PublishSettings, StartSettings, load_version
 from embstore.ctr import BuildNetwork, CtrModel, NetworkDescription, build_network
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
-from embstore.errors import CheckpointError, ConfigError, nearest
+from embstore.errors import CheckpointError, ConfigError, SchemaError, nearest
 from embstore.kernels import TableOptimizer
 from embstore.logs import ParquetLog
 from embstore.metrics import finite
@@ -240,8 +241,11 @@ class Run:
         self._begin(logs)
         model = self.build(self._exact(logs["train"]))
         publisher: Publisher | None = None
+        before, trained = json.loads(self._read("result.json", "{}")).get("version"), False
 
         def after_step(rows: int) -> None:
+            nonlocal trained
+            trained = True
             if publisher is not None and (version := publisher.step(rows)) is not None:
                 self.progress.say(f"published {version.id}")
 
@@ -268,10 +272,10 @@ class Run:
         result = finite({**result, "notes": _notes(result, trainer)})
         self._write("result.json", json.dumps(result, indent=1))
         if publisher is not None:
-            version = publisher.publish(restored=True)
-            result["version"] = version.id
+            done = publisher.last is not None and publisher.last.id == before and not trained
+            result["version"] = before if done else publisher.publish(restored=True).id
             self._write("result.json", json.dumps(result, indent=1))
-            self.progress.say(f"published {version.id}")
+            self.progress.say(f"published {'before, as ' if done else ''}{result['version']}")
         return result
 
     def _open_start(self, start: StartSettings) -> Version:
@@ -288,11 +292,14 @@ class Run:
             self.progress.say(f"{self.start.id} has no optimizer's state: it starts afresh")
 
     def _publisher(self, settings: PublishSettings, trainer: Trainer) -> Publisher:
-        start = self.start
-        same = start is not None and Path(self.config.start.store).resolve() == Path(settings.store).resolve()  # type: ignore[union-attr]
-        return Publisher(
-            settings, trainer.model, lambda: self._bundle(trainer), self.folder, start=start if same else None
-        )
+        make_output(Path(settings.store))  # not when hours of training are over
+        start = self.start if self.parent(settings.store) is not None else None
+        return Publisher(settings, trainer.model, lambda: self._bundle(trainer), self.folder, start=start)
+
+    def parent(self, store: str | Path) -> str | None:
+        """The version of this store that the run goes on from, if there is one."""
+        start = self.config.start
+        return None if start is None or Path(start.store).resolve() != Path(store).resolve() else start.version
 
     def build(self, exact: Mapping[str, Tensor]) -> CtrModel:
         """The run's model before training."""
@@ -418,15 +425,17 @@ class Run:
                 )
             if changed:
                 self.clear(self.folder)
+        train = logs["train"]
+        with pq.ParquetFile(train.paths[0], filesystem=train.filesystem) as file:
+            columns = file.schema_arrow
+        types = {feature.name: str(_plain(columns.field(feature.source).type)) for feature in self.schema.features}
+        if self.start is not None:
+            _check_types(types, self.start)
         make_output(self.folder)
         settings = asdict(self.config)
         del settings["label"]
         self._write("config.yaml", yaml.safe_dump(settings, sort_keys=False))
         self._write("schema.yaml", self.schema.to_yaml())
-        train = logs["train"]
-        with pq.ParquetFile(train.paths[0], filesystem=train.filesystem) as file:
-            columns = file.schema_arrow
-        types = {feature.name: str(_plain(columns.field(feature.source).type)) for feature in self.schema.features}
         self._write("logs.json", json.dumps({"fingerprints": learnt_from, "columns": types}))
 
     def _changed_from(self, other: RunConfig) -> list[str]:
@@ -497,6 +506,27 @@ def _notes(result: Mapping[str, Any], trainer: Trainer) -> list[str]:
         steps = f"only {at.step} step" + "s" * (at.step != 1)
         notes.append(f"hint: {steps}; a smaller training.batch_size or more training.epochs may learn more")
     return notes
+
+
+def _check_types(types: Mapping[str, str], start: Version) -> None:
+    """A value of another type is another token: what a version has learnt of it would not be found again.
+
+    Raises:
+        SchemaError: a feature's column has not the type it had when the version was trained.
+    """
+
+    def written(kind: str) -> str:
+        return re.sub(r"u?int(8|16|32|64)", "integer", kind.replace("large_", ""))
+
+    for name, kind in types.items():
+        before = start.manifest["columns"].get(name, kind)
+        if written(kind) != written(before):
+            raise SchemaError(
+                f"feature {name!r} of the training log",
+                expected=f"{before}, as when {start.id} was trained",
+                found=kind,
+                do="write the column as it was, or train a new table without --from",
+            )
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

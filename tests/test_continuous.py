@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
 from embstore import models
 from embstore.config import parse
 from embstore.continuous import Publisher, PublishSettings
-from embstore.errors import ConfigError, VersionNotFoundError
+from embstore.errors import ConfigError, SchemaError, VersionNotFoundError
 from embstore.logs import ParquetLog
 from embstore.run import Run, RunConfig
 from embstore.store import Store, Version
@@ -204,3 +206,40 @@ def test_settings_that_cannot_be(logs: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"publish.{next(iter(wrong))}"):
             PublishSettings(store="store", **wrong)  # type: ignore[arg-type]
     assert json.loads((tmp_path / "first/result.json").read_text()).get("version") is None
+
+
+def test_columns_of_another_type_are_refused(logs: Path, tmp_path: Path) -> None:
+    """Their values would be other tokens: all that was learnt would be out of reach, and nobody told."""
+    store = Store(tmp_path / "store")
+    first = _first(logs, tmp_path, OPTIMIZERS[0])
+    first.train()
+    version = store.publish(first.bundle())
+    table = pq.read_table(logs / "second")
+    place, users = table.column_names.index("user_id"), table["user_id"]
+    for column, refused in ((pa.array(range(len(users))), True), (users.cast(pa.large_string()), False)):
+        changed = table.set_column(place, "user_id", column)
+        folder = tmp_path / str(column.type)
+        (folder / "second").mkdir(parents=True)
+        pq.write_table(changed, folder / "second/part.parquet")
+        run = _run(folder, "second", folder / "run", start={"store": str(store.root)})
+        if refused:
+            with pytest.raises(SchemaError, match=f"expected string, as when {version.id}.*found int64"):
+                run.train()
+            assert not (folder / "run").exists()
+        else:
+            run.train()
+
+
+def test_a_finished_run_is_published_once(logs: Path, tmp_path: Path) -> None:
+    publish = {"store": str(tmp_path / "store")}
+    ids = [_first(logs, tmp_path, OPTIMIZERS[0], publish=publish).train()["version"] for _ in range(2)]
+    assert ids[0] == ids[1]
+    assert len(Store(tmp_path / "store").versions()) == 1
+
+
+def test_a_store_that_cannot_be_is_said_before_training(logs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    run = _first(logs, tmp_path, OPTIMIZERS[0], publish={"store": str(tmp_path / "file")})
+    with pytest.raises(ConfigError, match="a folder that can be made"):
+        run.train()
+    assert not (tmp_path / "first/checkpoints").exists()

@@ -40,7 +40,8 @@ def publish(run: Path, root: Path, parent: str | None, as_json: bool) -> None:
     from embstore.run import Run
     from embstore.store import Store
 
-    bundle = Run.open(run, build).bundle()
+    trained = Run.open(run, build)
+    bundle, parent = trained.bundle(), parent or trained.parent(root)
     with bytes_bar() as progress:
         version = Store(root).publish(bundle, parent=parent, progress=progress)
     if as_json:

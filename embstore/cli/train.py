@@ -97,6 +97,8 @@ def train(
         data["output"] = output
     if start is not None or store is not None:
         data["start"] = {"store": "store", **(data.get("start") or {}), **_given(version=start, store=store)}
+    if publish_every is not None and publish_to is None and not data.get("publish"):
+        raise ConfigError("--publish-every", expected="--publish STORE with it", found="none")
     if publish_to is not None or publish_every is not None:
         data["publish"] = {**(data.get("publish") or {}), **_given(store=publish_to, every_minutes=publish_every)}
     if config is None and not ("logs" in data and data.keys() & {"schema", "label", "start"}):
@@ -129,7 +131,8 @@ def train(
             highlight=False,
         )
         out.print(f"kernel {result['kernel']['name']} ({result['kernel']['reason']})", highlight=False)
-        out.print(metrics_table("", shown))
+        if shown:
+            out.print(metrics_table("", shown))
         show_notes(result)
     if seeds is not None:
         _summarise(run_config.output, results)
