@@ -73,8 +73,8 @@ class Change:
     Args:
         base: that version; its table has the same layout and exact tokens.
         touched: int64, ascending: the only rows that may have changed; all are compared when not given.
-        significance: rows that changed by no more than this (L2) are left out; they keep the base's values for readers
-            until they have changed by more.
+        significance: rows that changed by no more than this (L2) are left out; readers, and who trains on, have the
+            base's values and optimizer state of them until they have changed by more.
         encoding: of the changed rows: a table's dtype, ``int8`` or ``int4``; the table's own dtype when not given.
     """
 

@@ -122,9 +122,12 @@ def _check(bundle: Bundle, layout: Layout, change: Change) -> None:
 
 
 def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tensor:
-    """int64, ascending: rows that differ from the base's by more than ``significance``, or in their optimizer state."""
+    """int64, ascending: rows that differ from the base's by more than ``significance``, or, when that is 0, at all.
+
+    A row that waits keeps its optimizer state, too: nearly every state of a row that was trained differs in a bit.
+    """
     base, table = change.base, bundle.table
-    before = base.optimizer_state() if bundle.optimizer is not None else None
+    before = base.optimizer_state() if bundle.optimizer is not None and not change.significance else None
     found = []
     for index_R in _candidates(change, table.num_rows):
         ours_RD, theirs_RD = table.gather(index_R), base.table.gather(index_R)

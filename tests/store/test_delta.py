@@ -135,6 +135,21 @@ def test_insignificant_changes_wait(make_bundle: MakeBundle, tmp_path: Path) -> 
     assert torch.equal(version.table.read_rows(0, 40), expected)
 
 
+def test_insignificant_changes_wait_with_their_state(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    """Else a delta with the optimizer's state would hold every row that was trained."""
+    table, store = _table(OPTIMIZERS[0]), Store(tmp_path)
+    base = store.publish(_bundle(table, make_bundle))
+    before = base.optimizer_state().table["sum"].clone()
+    with torch.no_grad():
+        table.state_sum += 1
+        table.weight[7] += 1
+        table.weight[8] += 0.001
+    version = store.publish(_bundle(table, make_bundle), change=Change(base=base, significance=0.1))
+    assert version.changes().index_R.tolist() == [7]
+    before[7] += 1
+    assert torch.equal(version.optimizer_state().table["sum"], before)
+
+
 @pytest.mark.parametrize("encoding", ["int8", "float16"])
 def test_changes_in_fewer_bits(encoding: str, make_bundle: MakeBundle, tmp_path: Path) -> None:
     store, bundle = Store(tmp_path), make_bundle(rows=400, dim=8)
