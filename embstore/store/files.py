@@ -23,6 +23,9 @@ class FileDigest(NamedTuple):
     bytes: int
     sha256: str
 
+    def __str__(self) -> str:
+        return f"{self.bytes:,} bytes with sha256 {self.sha256}"
+
 
 def open_regular(path: Path) -> BufferedReader:
     """Open a file for reading; not a symbolic link, folder, pipe or device.

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import stat
 import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,7 +31,8 @@ from embstore.schema import Schema
 from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource
 from embstore.store.delta import write_delta
 from embstore.store.documents import canonical_json, write_json
-from embstore.store.files import FileDigest, fsync_folder, sha256_file, write_small
+from embstore.store.files import FileDigest, fsync_folder, write_small
+from embstore.store.local import LocalFiles
 from embstore.store.manifest import (
     COMPAT,
     DELTA,
@@ -47,6 +47,7 @@ from embstore.store.manifest import (
     bucket_name,
     check_body,
 )
+from embstore.store.place import Files
 from embstore.store.quantization import (
     ENCODINGS,
     Loss,
@@ -120,69 +121,44 @@ def write(
         elif path.is_dir():
             fsync_folder(path)
     fsync_folder(folder)
-    verify(folder, files, progress=progress)
+    verify(LocalFiles(folder), files, progress=progress)
     return manifest
 
 
-def verify(folder: Path, files: Mapping[str, FileDigest], *, progress: Progress | None = None) -> None:
+def verify(source: Files, files: Mapping[str, FileDigest], *, progress: Progress | None = None) -> None:
     """Read every file and compare its length and sha256; and nothing else may lie there but the manifest.
 
     Raises:
         CorruptVersionError: naming the file, what was expected and what was found.
     """
-    sizes = scan(folder)
-    check_files(folder, files, sizes)
+    sizes = source.sizes()
+    check_files(source, files, sizes)
     stray = sizes.keys() - files.keys() - {MANIFEST}
     if stray:
-        raise CorruptVersionError(str(folder / min(stray)), expected="only files of the manifest", found="another file")
+        raise CorruptVersionError(source.where(min(stray)), expected="only files of the manifest", found="another file")
     total, done = sum(digest.bytes for digest in files.values()), 0
     # sha256 and reading both release the interpreter lock.
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for name, found in zip(files, pool.map(lambda name: sha256_file(folder / name), files), strict=True):
+        for name, found in zip(files, pool.map(source.digest, files), strict=True):
             if found != files[name]:
-                raise CorruptVersionError(str(folder / name), expected=_said(files[name]), found=_said(found))
+                raise CorruptVersionError(source.where(name), expected=str(files[name]), found=str(found))
             done += found.bytes
             if progress:
                 progress("verify", done, total)
 
 
-def check_files(folder: Path, files: Mapping[str, FileDigest], sizes: Mapping[str, int]) -> None:
-    """Every file of the manifest is among those that ``scan`` found, with its length; no contents are read.
+def check_files(source: Files, files: Mapping[str, FileDigest], sizes: Mapping[str, int]) -> None:
+    """Every file of the manifest is among those that ``source`` has, with its length; no contents are read.
 
     Raises:
         CorruptVersionError: naming the file.
     """
     for name, digest in files.items():
         if name not in sizes:
-            raise CorruptVersionError(str(folder / name), expected=f"{digest.bytes:,} bytes", found="no file")
+            raise CorruptVersionError(source.where(name), expected=f"{digest.bytes:,} bytes", found="no file")
         if sizes[name] != digest.bytes:
             found = f"{sizes[name]:,}"
-            raise CorruptVersionError(str(folder / name), expected=f"{digest.bytes:,} bytes", found=found)
-
-
-def scan(folder: Path, inside: str = "") -> dict[str, int]:
-    """Length by name, relative to ``folder``, of every file in it and its folders.
-
-    Raises:
-        CorruptVersionError: a symbolic link, pipe or device is among them, or ``folder`` is one.
-    """
-    out: dict[str, int] = {}
-    here = folder / inside if inside else folder
-    try:
-        if not stat.S_ISDIR(os.lstat(here).st_mode):
-            raise CorruptVersionError(str(here), expected="a folder", found="something else")
-        entries = [(entry.name, entry.stat(follow_symlinks=False)) for entry in os.scandir(here)]
-    except OSError as error:
-        raise CorruptVersionError(str(here), expected="a folder", found=error.strerror or str(error)) from error
-    for name, status in entries:
-        path = f"{inside}/{name}" if inside else name
-        if stat.S_ISDIR(status.st_mode):
-            out.update(scan(folder, path))
-        elif stat.S_ISREG(status.st_mode):
-            out[path] = status.st_size
-        else:
-            raise CorruptVersionError(str(folder / path), expected="a file or folder", found="a link, pipe or device")
-    return out
+            raise CorruptVersionError(source.where(name), expected=f"{digest.bytes:,} bytes", found=found)
 
 
 def bucket_rows(rows: int, row_bytes: int) -> int:
@@ -345,7 +321,3 @@ def _said_of(optimizer: OptimizerState) -> dict[str, Any]:
         for name, tensor in optimizer.table.items()
     }
     return {"name": optimizer.name, "steps": optimizer.steps, "rates": optimizer.rates, "tensors": tensors}
-
-
-def _said(digest: FileDigest) -> str:
-    return f"{digest.bytes:,} bytes with sha256 {digest.sha256}"

@@ -11,25 +11,19 @@ closes them, as POSIX lets a deleted file live while it is mapped.
 from __future__ import annotations
 
 import functools
-import hashlib
-import os
-import secrets
-import shutil
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.documents import Fields, read_json
-from embstore.store.files import fsync_folder, read_small
+from embstore.store.local import GONE
 from embstore.store.log import Log, stamp
-from embstore.store.manifest import MANIFEST, MAX_MANIFEST_BYTES, VERSION_ID
+from embstore.store.manifest import MANIFEST, VERSION_ID
+from embstore.store.place import Place, read_manifest
 from embstore.store.state import Published, State
 
 _AT_ONCE = 1000  # versions in one entry, so that it stays within the log's limit
-_GONE = ".tmp-gone-"  # a folder that gc itself renamed
 _TEMPORARY = ".tmp-"
 
 
@@ -56,7 +50,7 @@ def collect(log: Log, *, keep: int, grace_seconds: float, dry_run: bool) -> Coll
         raise StoreError("gc: keep", expected="1 or more: the last version stays", found=str(keep))
     if not grace_seconds >= 0:
         raise StoreError("gc: grace_seconds", expected="0 or more", found=str(grace_seconds))
-    base = functools.cache(functools.partial(_read_base, log.root))  # a manifest never changes
+    base = functools.cache(functools.partial(_read_base, log.place))  # a manifest never changes
     retired: list[str] = []
     unwanted: list[str] = []
     kept: dict[str, list[str]] = {}
@@ -75,14 +69,15 @@ def collect(log: Log, *, keep: int, grace_seconds: float, dry_run: bool) -> Coll
     while added := log.add(retire):
         retired[:0] = added["versions"]  # the newest first: what is based on a version goes no later than it does
     retired += unwanted  # of a dry run
-    versions = log.root / "versions"
     freed, removed = 0, []
     for path in _leftovers(log, seen, grace_seconds):
-        freed += _remove(path, versions, dry_run)
-        if path.name not in retired:
-            removed.append(path.relative_to(log.root).as_posix())
+        freed += _remove(log.place, path, dry_run)
+        if path.split("/")[1] not in retired:
+            removed.append(path)
     if dry_run:
-        freed += sum(_size(versions / version) for version in retired)
+        freed += sum(log.place.size(f"versions/{version}") for version in retired)
+    else:
+        log.place.tidy(log.state().living, grace_seconds)
     return Collected(
         retired=tuple(retired),
         removed=tuple(removed),
@@ -127,80 +122,37 @@ def _kept(state: State, time: str, keep: int, base: Callable[[Published], str | 
     return out
 
 
-def _read_base(root: Path, published: Published) -> str | None:
-    path = root / "versions" / published.version / MANIFEST
-    data = read_small(path, MAX_MANIFEST_BYTES)
-    found = hashlib.sha256(data).hexdigest()
-    if found != published.manifest_sha256:
-        raise CorruptVersionError(str(path), expected=f"sha256 {published.manifest_sha256}", found=found)
-    return base_of(read_json(data, str(path)))
+def _read_base(place: Place, published: Published) -> str | None:
+    files = place.files(published.version)
+    return base_of(read_json(read_manifest(files, published.manifest_sha256), files.where(MANIFEST)))
 
 
-def _leftovers(log: Log, state: State, grace_seconds: float) -> Iterator[Path]:
+def _leftovers(log: Log, state: State, grace_seconds: float) -> Iterator[str]:
     """What may go now: of retired versions all, of the rest what nothing has been written to for the grace."""
     now = log.clock().timestamp()
-    for folder in (log.root / "versions", log.root / "log"):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if path.name.startswith(_TEMPORARY):
-                at_once = path.name.startswith(_GONE)
-            elif folder.name == "versions" and VERSION_ID.fullmatch(path.name):
-                at_once = path.name in state.retired
-                # Without a single entry it is the log that is missing, more likely than all of the versions' entries.
-                if not state.number or (path.name in state.published and not at_once):
-                    continue
-            else:
-                continue  # not ours
-            if not at_once:
-                if now - _last_written(path) <= grace_seconds:
-                    continue
-                if path.name in log.state().published:  # its publisher was only slow
-                    continue
-            yield path
-
-
-def _remove(path: Path, versions: Path, dry_run: bool) -> int:
-    """Remove a file or a folder and all in it; returns its bytes. Fine when another gc is at it too."""
-    size = _size(path)
-    if dry_run:
-        return size
-    try:
-        if VERSION_ID.fullmatch(path.name):
-            # Under its own name no half-deleted version is ever seen.
-            gone = versions / f"{_GONE}{path.name}-{secrets.token_hex(4)}"
-            os.rename(path, gone)
-            fsync_folder(versions)
-            path = gone
-        while os.path.lexists(path):
-            try:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    os.unlink(path)
-            except FileNotFoundError:  # another gc was faster: see what is left
+    for path in log.place.contents():
+        folder, name = path.split("/")
+        if name.startswith(_TEMPORARY):
+            at_once = name.startswith(GONE)
+        elif folder == "versions" and VERSION_ID.fullmatch(name):
+            at_once = name in state.retired
+            # Without a single entry it is the log that is missing, more likely than all of the versions' entries.
+            if not state.number or (name in state.published and not at_once):
                 continue
-    except FileNotFoundError:
-        return 0
+        else:
+            continue  # not ours
+        if not at_once:
+            if now - log.place.last_written(path) <= grace_seconds:
+                continue
+            if name in log.state().published:  # its publisher was only slow
+                continue
+        yield path
+
+
+def _remove(place: Place, path: str, dry_run: bool) -> int:
+    """Remove it and all in it; returns its bytes, none when another gc was faster."""
+    size = place.size(path)
+    try:
+        return size if dry_run or place.remove(path) else 0
     except OSError as error:
         raise StoreError(f"gc: {path}", expected="something that can be removed", found=str(error)) from error
-    return size
-
-
-def _walk(path: Path) -> Iterator[os.stat_result]:
-    """The status of a file or folder and of all in it; what vanishes meanwhile is left out."""
-    try:
-        status = os.lstat(path)
-        yield status
-        inside = os.listdir(path) if stat.S_ISDIR(status.st_mode) else []
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for name in inside:
-        yield from _walk(path / name)
-
-
-def _size(path: Path) -> int:
-    return sum(status.st_size for status in _walk(path) if stat.S_ISREG(status.st_mode))
-
-
-def _last_written(path: Path) -> float:
-    """When anything in it was last written: a folder's own time says nothing of the files in its folders."""
-    return max((status.st_mtime for status in _walk(path)), default=0.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -76,7 +75,7 @@ class Lease:
         return f"Lease({self.version}, holder={self.holder!r}, until={self.until})"
 
 
-def take(log: Log, root: Path, ref: str, *, seconds: float, holder: str | None) -> Lease:
+def take(log: Log, ref: str, *, seconds: float, holder: str | None) -> Lease:
     """A lease of the version that ``ref`` means; see ``Store.lease``."""
     if not 1 <= seconds <= MAX_LEASE_SECONDS:
         raise StoreError(
@@ -89,7 +88,7 @@ def take(log: Log, root: Path, ref: str, *, seconds: float, holder: str | None) 
     if not HOLDER.fullmatch(holder):
         raise StoreError("holder of a lease", expected="1 to 200 characters, none a control", found=repr(holder))
     id = secrets.token_hex(8)
-    entry = log.add(lambda state: _entry(log, id, resolve(state, ref, root), holder, seconds))
+    entry = log.add(lambda state: _entry(log, id, resolve(state, ref, log.place), holder, seconds))
     assert entry
     return Lease(log, id=id, version=entry["version"], holder=holder, seconds=seconds, until=entry["until"])
 

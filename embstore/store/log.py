@@ -9,42 +9,37 @@ mean, and which may follow which, is in ``embstore.store.state``.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
 import re
-import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore
+from obstore.exceptions import BaseError
+from obstore.store import ObjectStore
 
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.documents import read_json, write_json
-from embstore.store.files import fsync_file, fsync_folder, make_folder
+from embstore.store.place import Place
 from embstore.store.state import State, replay
 
 _ENTRY = re.compile(r"log/([0-9]{12})\.json")
 _MAX_ENTRY_BYTES = 64 << 10
 
-
 Clock = Callable[[], datetime]
 
 
 class Log:
-    """The log in a store's folder.
+    """The log of a store.
 
     Args:
-        root: of the store.
+        place: of the store.
         clock: what time it is, with its time zone.
     """
 
-    def __init__(self, root: Path, clock: Clock) -> None:
-        self.root, self.clock = root, clock
+    def __init__(self, place: Place, clock: Clock) -> None:
+        self.place, self.clock = place, clock
         self._state = State()
 
     def state(self) -> State:
@@ -52,20 +47,15 @@ class Log:
 
         Raises:
             CorruptVersionError: an entry that is missing, broken or contradicts an earlier one.
-            StoreError: an entry that a later embstore wrote.
+            StoreError: an entry that a later embstore wrote, or a store that can't be read.
         """
-        state = self._state
-        try:
-            check_folders(self.root)
-            if not (self.root / "log").is_dir():
-                return state
-        except OSError as error:  # a name that is too long, a folder that may not be looked into
-            raise StoreError(f"store {self.root}", expected="a readable folder", found=str(error.strerror)) from error
-        store = _store(self.root)
+        state, objects = self._state, self.place.objects()
+        if objects is None:
+            return state
         try:
             sizes = {
                 int(match[1]): meta["size"]
-                for chunk in obstore.list(store, "log", offset=_path(state.number))
+                for chunk in obstore.list(objects, "log", offset=_path(state.number))
                 for meta in chunk
                 if (match := _ENTRY.fullmatch(meta["path"]))
             }
@@ -73,11 +63,10 @@ class Log:
                 return state
             state = state.copy()
             for number in range(state.number + 1, max(sizes) + 1):
-                if (self.root / _path(number)).is_symlink():
-                    raise CorruptVersionError(_path(number), expected="a file", found="a link")
-                replay(state, number, _read(store, number, sizes.get(number)), _path(number))
-        except BaseError as error:
-            raise StoreError("log", expected="a readable log", found=_first_line(error)) from error
+                self.place.check_entry(_path(number))
+                replay(state, number, _read(objects, number, sizes.get(number)), _path(number))
+        except (BaseError, OSError) as error:
+            raise StoreError("log", expected="a readable log", found=str(error).partition("\n")[0]) from error
         self._state = state  # set once it is whole: threads may do the work twice, and none sees half of it
         return state
 
@@ -106,72 +95,24 @@ class Log:
         Raises:
             StoreError: the entry can't be written.
         """
-        folder, store = self.root / "log", _store(self.root)
-        staged, path = f"log/.tmp-{secrets.token_hex(8)}", _path(number)
-        try:
-            make_folder(folder)
-            # Whole and on the disk before anyone can see it: a power cut leaves no torn entry that others built upon.
-            obstore.put(store, staged, write_json({"number": number, **entry}), mode="create")
-            with (self.root / staged).open("rb") as file:
-                fsync_file(file)
-            obstore.copy(store, staged, path, overwrite=False)
-            fsync_folder(folder)
-        except AlreadyExistsError as error:
-            if self.state().number < number:  # else the caller would try the same number for ever
-                raise StoreError(path, expected="a readable entry", found="one that can't be read") from error
-            return False
-        except (BaseError, OSError) as error:
-            raise StoreError(f"log entry {number}", found=_first_line(error)) from error
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(self.root / staged)
-        return True
+        path = _path(number)
+        if self.place.create(path, write_json({"number": number, **entry})):
+            return True
+        if self.state().number < number:  # else the caller would try the same number for ever
+            raise StoreError(path, expected="a readable entry", found="one that can't be read")
+        return False
 
 
-def check_folders(root: Path) -> None:
-    """Nothing below a store's folder is a link.
-
-    Raises:
-        CorruptVersionError: ``log``, an entry of it or ``versions`` is one.
-    """
-    for path in (root / "log", root / "versions"):
-        if os.path.islink(path):
-            raise CorruptVersionError(str(path), expected="a folder", found="a link")
-
-
-_forked = False
-
-
-def _store(root: Path) -> LocalStore:
-    """Raises:
-    StoreError: in a fork of a process that had used a store: obstore's threads are not in it.
-    """
-    if _forked:
-        do = "start processes with spawn or forkserver, or fork before a store is used"
-        raise StoreError("a store in a forked process", expected="threads of its own", found="none", do=do)
-    _store.used = True  # type: ignore[attr-defined]
-    return LocalStore(root)
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = getattr(_store, "used", False)
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
-
-
-def _read(store: LocalStore, number: int, size: int | None) -> dict[str, Any]:
+def _read(objects: ObjectStore, number: int, size: int | None) -> dict[str, Any]:
     path = _path(number)
     if size is None:  # a listing may miss what was created while it was made, and show what was created later
         try:
-            size = obstore.head(store, path)["size"]
+            size = obstore.head(objects, path)["size"]
         except FileNotFoundError:
             raise CorruptVersionError(path, expected="an entry, as later ones follow", found="none") from None
     if not 0 < size <= _MAX_ENTRY_BYTES:
         raise CorruptVersionError(path, expected=f"1 to {_MAX_ENTRY_BYTES:,} bytes", found=f"{size:,}")
-    return read_json(bytes(obstore.get_range(store, path, start=0, length=size)), path)
+    return read_json(bytes(obstore.get_range(objects, path, start=0, length=size)), path)
 
 
 def utc_now() -> datetime:
@@ -194,7 +135,3 @@ def stamp(time: datetime, *, seconds: float = 0) -> str:
 
 def _path(number: int) -> str:
     return f"log/{number:012d}.json"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 from embstore.errors import StoreError, VersionNotFoundError, nearest
+from embstore.store.place import Place
 from embstore.store.state import State
 
 
-def resolve(state: State, ref: str, root: Path) -> str:
+def resolve(state: State, ref: str, place: Place) -> str:
     """The version id that ``ref`` means, by the log's ``state``; aliases go before tags, both before prefixes.
 
     Raises:
@@ -28,16 +26,17 @@ def resolve(state: State, ref: str, root: Path) -> str:
         return begun[0]
     if begun:
         found = f"{len(begun)} versions: {', '.join(begun[:3])}{', ...' if len(begun) > 3 else ''}"
-        raise VersionNotFoundError(f"version {ref!r} in {root}", expected="a unique prefix", found=found)
+        raise VersionNotFoundError(f"version {ref!r} in {place}", expected="a unique prefix", found=found)
     gone = [version for version in state.retired if ref and version.startswith(ref)]
     if len(gone) == 1:
         raise collected(state, gone[0])
-    if not root.is_dir():
-        found = "not a folder" if root.exists() else "no such folder"
-        raise VersionNotFoundError(f"no version {ref!r}: store {root}", expected="a folder", found=found)
+    if missing := place.missing():
+        raise VersionNotFoundError(f"no version {ref!r}: store {place}", expected=missing[0], found=missing[1])
     if not state.published:
-        raise VersionNotFoundError(f"no version {ref!r}: store {root} is empty", do="publish one first")
-    raise VersionNotFoundError(f"no version {ref!r} in {root}", do=nearest(ref, (*aliases, *state.tags, *state.living)))
+        raise VersionNotFoundError(f"no version {ref!r}: store {place} is empty", do="publish one first")
+    raise VersionNotFoundError(
+        f"no version {ref!r} in {place}", do=nearest(ref, (*aliases, *state.tags, *state.living))
+    )
 
 
 def collected(state: State, version: str) -> VersionNotFoundError:
@@ -58,12 +57,11 @@ def check_living(state: State, version: str) -> None:
         raise collected(state, version)
 
 
-def check_folder(root: Path) -> None:
+def check_store(place: Place) -> None:
     """Refuse a store that is not there.
 
     Raises:
-        StoreError: no such folder, or no folder.
+        StoreError: there is none.
     """
-    if not os.path.isdir(root):  # as no Path method does, it takes any name
-        found = "not a folder" if os.path.exists(root) else "no such folder"
-        raise StoreError(f"store {root}", expected="a folder", found=found, do="publish makes a store")
+    if missing := place.missing():
+        raise StoreError(f"store {place}", expected=missing[0], found=missing[1], do="publish makes a store")

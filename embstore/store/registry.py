@@ -1,4 +1,4 @@
-"""The store: a folder of immutable versions and the log that says which exist and what their aliases are.
+"""The store: immutable versions, in a folder or a bucket, and the log that says which exist and what aliases mean.
 
     store/
         log/000000000001.json ...      append-only; an entry is the one point at which a version exists
@@ -11,26 +11,31 @@ What no entry of the log names does not exist: it is never read, and may be swep
 
 from __future__ import annotations
 
-import hashlib
-import os
 import secrets
 import shutil
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+from weakref import WeakValueDictionary
+
+from obstore.store import ObjectStore
 
 from embstore.errors import CorruptVersionError, StoreError, nearest
 from embstore.store import format, gc, lease
 from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.diff import Difference, diff
 from embstore.store.documents import read_json
-from embstore.store.files import fsync_folder, make_folder
+from embstore.store.files import FileDigest
 from embstore.store.gc import Collected
 from embstore.store.lease import Lease
-from embstore.store.log import Clock, Log, check_folders, stamp, utc_now
-from embstore.store.manifest import DeltaInfo
-from embstore.store.refs import check_folder, check_living, resolve
+from embstore.store.local import LocalPlace
+from embstore.store.log import Clock, Log, stamp, utc_now
+from embstore.store.manifest import MANIFEST, DeltaInfo, read_files
+from embstore.store.objects import ObjectPlace
+from embstore.store.place import Place
+from embstore.store.refs import check_living, check_store, resolve
 from embstore.store.state import ALIAS, LATEST, PREVIOUS, PRODUCTION, TAG, State
 from embstore.store.version import Version
 
@@ -59,22 +64,31 @@ class VersionInfo:
 
 
 class Store:
-    """Versions in a folder.
+    """Versions in a folder or a bucket.
 
     A ref is a version's id, a unique prefix of it, an alias or a tag. Two aliases need no setting: ``latest`` is the
     version published last, ``previous`` what ``production`` was before. A tag never moves.
 
     Args:
-        path: a folder or ``file://`` URI; the first publish creates it.
+        path: a folder; a URI such as ``file:///srv/store``, ``s3://bucket/prefix``, ``gs://bucket/prefix`` or
+            ``az://container/prefix``; or an ``obstore`` store with credentials of its own. The first publish makes it.
+        cache: of a store in a bucket, where this machine keeps what it fetched; ``$EMBSTORE_CACHE`` or the user's
+            cache folder when not given.
         clock: what time it is; leases and the grace of gc go by it, so the clocks of those who write should agree.
 
     Raises:
         StoreError: a URI of another kind.
     """
 
-    def __init__(self, path: str | Path, *, clock: Clock = utc_now) -> None:
-        self.root = _local(path)
-        self._log = Log(self.root, clock)
+    def __init__(self, path: str | Path | ObjectStore, *, cache: Path | None = None, clock: Clock = utc_now) -> None:
+        self.place = _place(path, cache)
+        self._log = Log(self.place, clock)
+        self._opened: WeakValueDictionary[str, Version] = WeakValueDictionary()
+
+    @property
+    def root(self) -> Path:
+        """Its folder on this machine; of a store in a bucket, the cache."""
+        return self.place.folder
 
     def publish(
         self,
@@ -108,21 +122,11 @@ class Store:
         created = stamp(self._log.clock())
         version = f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
         space = bundle.lineage.get("space") or (change.base.space if change is not None else new_space())
-        folder = self.root / "versions" / f".tmp-{version}"
-        check_folders(self.root)
         try:
-            make_folder(folder.parent)
-        except OSError as error:
-            is_file = os.path.exists(self.root) and not os.path.isdir(self.root)
-            found = "not a folder" if is_file else str(error.strerror)
-            raise StoreError(
-                f"store {self.root}", expected="a folder that can be made", found=found, do="name another"
-            ) from error
-        try:
+            staged = self.place.stage(version)
             try:
-                folder.mkdir()
                 manifest = format.write(
-                    folder,
+                    staged,
                     bundle,
                     version=version,
                     created=created,
@@ -132,32 +136,37 @@ class Store:
                     change=change,
                     progress=progress,
                 )
-                os.rename(folder, self._folder(version))
+                body, own = read_json(manifest, "manifest"), FileDigest(len(manifest), sha256(manifest).hexdigest())
+                files = {**read_files(body, "manifest"), MANIFEST: own}
+                self.place.keep(staged, version, files, progress)
             except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(staged, ignore_errors=True)
                 raise
-            fsync_folder(folder.parent)
-            digest = hashlib.sha256(manifest).hexdigest()
             entry = {
                 "time": created,
                 "verb": "publish",
                 "version": version,
-                "manifest_sha256": digest,
+                "manifest_sha256": own.sha256,
                 "parent": above,
             }
-            base = gc.base_of(read_json(manifest, "manifest"))
+            base = gc.base_of(body)
 
             def still_whole(state: State) -> dict[str, Any]:
                 if base is not None:
                     check_living(state, base)
-                if not self._folder(version).is_dir():
+                if not self.place.holds(version):
                     raise StoreError(f"publish {version}", found="its files removed by gc", do="allow a longer grace")
                 return entry
 
             self._log.add(still_whole)
         except OSError as error:
             raise StoreError(f"publish {version}", found=str(error), do="see whether `versions` has it") from error
-        return self.open(version)
+        if change is not None:
+            self._opened[change.base.id] = change.base
+        try:
+            return self._open(version)
+        except StoreError as error:
+            raise StoreError(f"{version} is published, but can't be opened", found=str(error)) from error
 
     def compact(self, ref: str = LATEST, *, progress: Progress | None = None) -> Version:
         """Publish a delta's rows as a whole version, so that readers need no chain; a whole version is left as it is.
@@ -177,7 +186,7 @@ class Store:
         Raises:
             StoreError: there is no such folder.
         """
-        check_folder(self.root)
+        check_store(self.place)
         state = self._log.state()
         return [_info(state, version) for version in state.living]
 
@@ -191,7 +200,7 @@ class Store:
         Raises:
             VersionNotFoundError: none, several, or one that was collected; the nearest name is given.
         """
-        return resolve(self._log.state(), ref, self.root)
+        return resolve(self._log.state(), ref, self.place)
 
     def open(self, ref: str = LATEST) -> Version:
         """Open a version: its table is mapped, not read.
@@ -210,10 +219,15 @@ class Store:
 
     def _open(self, version: str) -> Version:
         digest = self._log.state().published[version].manifest_sha256
-        return Version.open(self._folder(version), version=version, digest=digest, open_base=self._open_base)
+        files = self.place.files(version)
+        opened = Version.open(files, version=version, digest=digest, open_base=self._open_base)
+        self._opened[version] = opened
+        return opened
 
     def _open_base(self, delta: DeltaInfo) -> Version:
-        return self._open(self.resolve(delta.base))
+        """A base that someone still holds is not opened again: its deltas need not be laid over one another anew."""
+        version = self.resolve(delta.base)
+        return self._opened.get(version) or self._open(version)
 
     def verify(self, ref: str = LATEST, *, progress: Progress | None = None) -> None:
         """Read every file of a version and compare it with the manifest, and the manifest with the log.
@@ -243,7 +257,7 @@ class Store:
         Raises:
             StoreError: no such store, it was nothing before, or someone else moved it meanwhile.
         """
-        check_folder(self.root)
+        check_store(self.place)
         before = self._log.state()
         if alias not in before.aliases:
             raise StoreError(f"no alias {alias!r} to roll back", do=nearest(alias, before.aliases))
@@ -272,7 +286,7 @@ class Store:
                 if name in taken:
                     found = f"{kind} of {taken[name]}"
                     raise StoreError(f"tag {name!r}", expected="a name not taken", found=found, do="use another")
-            return self._entry("tag", tag=name, version=resolve(state, ref, self.root))
+            return self._entry("tag", tag=name, version=resolve(state, ref, self.place))
 
         added = self._log.add(entry)
         assert added
@@ -284,7 +298,7 @@ class Store:
         Raises:
             StoreError: no such tag.
         """
-        check_folder(self.root)
+        check_store(self.place)
 
         def entry(state: State) -> dict[str, Any]:
             if name not in state.tags:
@@ -312,7 +326,7 @@ class Store:
             with store.lease("production", seconds=3600) as lease:
                 version = store.open(lease.version)
         """
-        return lease.take(self._log, self.root, ref, seconds=seconds, holder=holder)
+        return lease.take(self._log, ref, seconds=seconds, holder=holder)
 
     def gc(self, *, keep: int = 3, grace_seconds: float = 86400, dry_run: bool = False) -> Collected:
         """Collect the versions that nothing holds, and what crashes left behind.
@@ -330,7 +344,7 @@ class Store:
         Raises:
             StoreError: no such store, or a file that can't be removed.
         """
-        check_folder(self.root)
+        check_store(self.place)
         return gc.collect(self._log, keep=keep, grace_seconds=grace_seconds, dry_run=dry_run)
 
     def lineage(self, ref: str = LATEST) -> tuple[str, ...]:
@@ -375,9 +389,6 @@ class Store:
     def _entry(self, verb: str, **values: Any) -> dict[str, Any]:
         return {"time": stamp(self._log.clock()), "verb": verb, **values}
 
-    def _folder(self, version: str) -> Path:
-        return self.root / "versions" / version
-
 
 def new_space() -> str:
     """A new id for vectors that compare with no others: what a freshly made table gets."""
@@ -397,12 +408,16 @@ def _info(state: State, version: str) -> VersionInfo:
     )
 
 
-def _local(path: str | Path) -> Path:
-    uri = urlsplit(str(path))
-    if isinstance(path, Path) or "://" not in path:
-        return Path(path)
-    if uri.scheme != "file" or uri.netloc not in ("", "localhost"):
-        raise StoreError(
-            f"store {path}", expected="a folder or file:// URI", found=f"{uri.scheme}://", do="object stores come later"
-        )
-    return Path(unquote(uri.path))
+def _place(path: str | Path | ObjectStore, cache: Path | None) -> Place:
+    if isinstance(path, Path):
+        return LocalPlace(path)
+    if not isinstance(path, str):
+        return ObjectPlace(path, repr(path), cache)
+    if "://" not in path:
+        return LocalPlace(Path(path))
+    uri = urlsplit(path)
+    if uri.scheme != "file":
+        return ObjectPlace.at(path, cache)
+    if uri.netloc not in ("", "localhost"):
+        raise StoreError(f"store {path}", expected="a folder or file:// URI", found=f"a folder of {uri.netloc}")
+    return LocalPlace(Path(unquote(uri.path)))

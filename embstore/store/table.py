@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,16 +23,17 @@ from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.files import FileDigest, open_regular
 from embstore.store.manifest import Layout, bucket_name
 from embstore.store.mapping import Region
+from embstore.store.place import TRANSFERS, Files
 from embstore.store.quantization import decode
 from embstore.store.tensors import read_header
 from embstore.threads import usable_cores
 
 
 class Buckets:
-    """The stored rows of a version: ``[N, S]`` over all its files, mapped.
+    """The stored rows of a version: ``[N, S]`` over all its files, mapped; those in a bucket, when first read.
 
     Args:
-        folder: of the version.
+        source: where the files of the version are.
         layout: of its table.
         files: its manifest's.
 
@@ -41,22 +41,15 @@ class Buckets:
         CorruptVersionError: a file is not what its header and the layout say.
     """
 
-    def __init__(self, folder: Path, layout: Layout, files: dict[str, FileDigest]) -> None:
+    def __init__(self, source: Files, layout: Layout, files: dict[str, FileDigest]) -> None:
         dtype, width = layout.stored
-        self._layout, self._begun = layout, []
-        region = Region(layout.rows * layout.row_bytes)
-        for number in range(layout.buckets):
-            first, last = layout.bucket(number)
-            path = folder / bucket_name(number)
-            with open_regular(path) as file:
-                header, spans = read_header(file, path)
-                expected = {"rows": (dtype, (last - first, width))}
-                found = {name: (span.dtype, span.shape) for name, span in spans.items()}
-                if found != expected:
-                    raise CorruptVersionError(str(path), expected=f"tensors {expected}", found=f"{found}")
-                region.place(first * layout.row_bytes, file.fileno(), spans["rows"].offset, spans["rows"].nbytes)
-            self._begun.append((path, files[bucket_name(number)].sha256, hashlib.sha256(header)))
-        self.bytes = region.bytes()
+        self._source, self._layout, self._files = source, layout, files
+        self._region = Region(layout.rows * layout.row_bytes)
+        self._headers: dict[int, bytes] = {}  # of those that are mapped
+        if source.at_hand:  # from now on they are ours, whatever happens to their names
+            for number in range(layout.buckets):
+                self._map(number)
+        self.bytes = self._region.bytes()
         self.rows = self.bytes.view(dtype).view(layout.rows, width)
         self._checked = [False] * layout.buckets
         self._lock = threading.Lock()
@@ -71,20 +64,38 @@ class Buckets:
             return
         with self._lock:
             left = [number for number in numbers if not self._checked[number]]
-            with ThreadPoolExecutor(min(len(left), usable_cores()) or 1) as pool:
+            at_once = usable_cores() if self._source.at_hand else TRANSFERS
+            with ThreadPoolExecutor(min(len(left), at_once) or 1) as pool:
                 for number in pool.map(self._check, left):
                     self._checked[number] = True
                     if progress:
                         progress(number)
 
     def _check(self, number: int) -> int:
-        first, last = self._layout.bucket(number)
-        path, expected, begun = self._begun[number]
-        digest = begun.copy()
+        if number not in self._headers:
+            self._map(number)
+        (first, last), name = self._layout.bucket(number), bucket_name(number)
+        digest = hashlib.sha256(self._headers[number])
         digest.update(self.bytes[first * self._layout.row_bytes : last * self._layout.row_bytes].numpy().data)
+        expected = self._files[name].sha256
         if digest.hexdigest() != expected:
-            raise CorruptVersionError(str(path), expected=f"sha256 {expected}", found=digest.hexdigest())
+            raise CorruptVersionError(self._source.where(name), expected=f"sha256 {expected}", found=digest.hexdigest())
         return number
+
+    def _map(self, number: int) -> None:
+        layout, name = self._layout, bucket_name(number)
+        first, last = layout.bucket(number)
+        dtype, width = layout.stored
+        path = self._source.fetch(name, self._files[name])
+        with open_regular(path) as file:
+            header, spans = read_header(file, path)
+            expected = {"rows": (dtype, (last - first, width))}
+            found = {name: (span.dtype, span.shape) for name, span in spans.items()}
+            if found != expected:
+                raise CorruptVersionError(str(path), expected=f"tensors {expected}", found=f"{found}")
+            span = spans["rows"]
+            self._region.place(first * layout.row_bytes, file.fileno(), span.offset, span.nbytes)
+        self._headers[number] = header
 
 
 @dataclass(frozen=True)

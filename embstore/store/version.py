@@ -24,7 +24,6 @@ from embstore.store.manifest import (
     DENSE,
     DENSE_OPTIMIZER,
     MANIFEST,
-    MAX_MANIFEST_BYTES,
     MAX_SMALL_BYTES,
     SCHEMA,
     TOKENS,
@@ -41,6 +40,7 @@ from embstore.store.manifest import (
     read_files,
     read_optimizer,
 )
+from embstore.store.place import Files, read_manifest
 from embstore.store.table import Buckets, Overlay, VersionTable
 from embstore.store.tensors import open_tensors
 
@@ -57,7 +57,7 @@ class Version:
         manifest: ``docs/store-format.md`` has its keys.
         schema: of the logs it was trained on.
         table: its rows.
-        folder: where it lies.
+        source: its files.
         files: length and sha256 of each file but the manifest.
         dense: the dense model's tensors, mapped; ``dense_state`` copies them.
         delta: what it is a change of, and by how much; ``None`` for a whole version.
@@ -70,7 +70,7 @@ class Version:
     manifest: dict[str, Any]
     schema: Schema
     table: VersionTable
-    folder: Path
+    source: Files
     files: dict[str, FileDigest]
     dense: dict[str, Tensor]
     delta: DeltaInfo | None = None
@@ -79,47 +79,46 @@ class Version:
 
     @classmethod
     def open(
-        cls, folder: Path, *, version: str, digest: str, open_base: Callable[[DeltaInfo], Version] | None = None
+        cls, source: Files, *, version: str, digest: str, open_base: Callable[[DeltaInfo], Version] | None = None
     ) -> Version:
-        """Open the version in ``folder``, checking all but the table's rows, which are when they are read.
+        """Open the version of these files, checking all but the table's rows, which are when they are read.
 
         Args:
+            source: its files.
+            version: what its manifest must say it is.
+            digest: sha256 of its manifest.
             open_base: opens what a delta is a change of.
 
         Raises:
             CorruptVersionError: naming the file, what was expected and what was found.
             StoreError: a later embstore wrote it.
         """
-        path = folder / MANIFEST
-        sizes = format.scan(folder)  # before any file is opened: no folder or file in it is a link
-        data = read_small(path, MAX_MANIFEST_BYTES)
-        found = hashlib.sha256(data).hexdigest()
-        if found != digest:
-            raise CorruptVersionError(str(path), expected=f"sha256 {digest}, as the log says", found=found)
-        manifest = read_json(data, str(path))
-        check_format(manifest, str(path))
+        where = source.where(MANIFEST)
+        sizes = source.sizes()  # before any file is opened: no folder or file in it is a link
+        manifest = read_json(read_manifest(source, digest), where)
+        check_format(manifest, where)
         if manifest.get("version") != version:
-            raise CorruptVersionError(str(path), expected=f"version {version}", found=shown(manifest.get("version")))
-        files = read_files(manifest, str(path))
-        format.check_files(folder, files, sizes)
-        compat = read_json(_read_whole(folder, COMPAT, files), str(folder / COMPAT))
-        check_reader(compat, str(folder / COMPAT))
-        schema = _parse_schema(_read_whole(folder, SCHEMA, files), folder / SCHEMA)
-        layout = check_body(manifest, schema, str(path))
-        delta, optimizer = read_delta(manifest, str(path)), read_optimizer(manifest, str(path))
-        _check_names(files, layout, delta, optimizer, str(path))
-        check_compat(compat, format.compat(schema, layout, manifest["format"]), str(folder / COMPAT))
-        tokens = open_tensors(folder / TOKENS, sha256=files[TOKENS].sha256)
-        dense = open_tensors(folder / DENSE, sha256=files[DENSE].sha256)
-        format.check_tokens(tokens, manifest["features"], str(folder / TOKENS))
-        format.check_dense(dense, str(folder / DENSE))
+            raise CorruptVersionError(where, expected=f"version {version}", found=shown(manifest.get("version")))
+        files = read_files(manifest, where)
+        format.check_files(source, files, sizes)
+        compat = read_json(_read_whole(source, COMPAT, files), source.where(COMPAT))
+        check_reader(compat, source.where(COMPAT))
+        schema = _parse_schema(_read_whole(source, SCHEMA, files), source.where(SCHEMA))
+        layout = check_body(manifest, schema, where)
+        delta, optimizer = read_delta(manifest, where), read_optimizer(manifest, where)
+        _check_names(files, layout, delta, optimizer, where)
+        check_compat(compat, format.compat(schema, layout, manifest["format"]), source.where(COMPAT))
+        tokens, dense = _tensors(source, TOKENS, files), _tensors(source, DENSE, files)
+        format.check_tokens(tokens, manifest["features"], source.where(TOKENS))
+        format.check_dense(dense, source.where(DENSE))
         base = None
         if delta is None:
-            table = VersionTable(layout, manifest["features"], tokens, Buckets(folder, layout, files))
+            table = VersionTable(layout, manifest["features"], tokens, Buckets(source, layout, files))
         else:
-            base = _opened(delta, open_base, str(path))
-            _check_base(base, layout, manifest, tokens, str(path))
-            changes, _ = read_delta_rows(folder / DELTA, files[DELTA].sha256, delta, layout, optimizer)
+            base = _opened(delta, open_base, where)
+            _check_base(base, layout, manifest, tokens, where)
+            path = source.fetch(DELTA, files[DELTA])
+            changes, _ = read_delta_rows(path, files[DELTA].sha256, delta, layout, optimizer)
             under = base.table
             table = VersionTable(layout, manifest["features"], tokens, under.buckets, changes.over(under.overlay))
         return cls(
@@ -128,13 +127,18 @@ class Version:
             manifest=manifest,
             schema=schema,
             table=table,
-            folder=folder,
+            source=source,
             files=files,
             dense=dense,
             delta=delta,
             optimizer=optimizer,
             base=base,
         )
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie on this machine; those of a version in a bucket, as far as they were fetched."""
+        return self.source.folder
 
     @property
     def space(self) -> str:
@@ -160,8 +164,9 @@ class Version:
         """
         if self.delta is None:
             raise StoreError(f"version {self.id}", expected="a delta", found="a whole version")
-        layout, digest = self.table.layout, self.files[DELTA].sha256
-        return read_delta_rows(self.folder / DELTA, digest, self.delta, layout, self.optimizer)[0]
+        layout, digest = self.table.layout, self.files[DELTA]
+        path = self.source.fetch(DELTA, digest)
+        return read_delta_rows(path, digest.sha256, self.delta, layout, self.optimizer)[0]
 
     def bundle(self) -> Bundle:
         """What it holds, to publish again: whole where it is a delta."""
@@ -195,26 +200,27 @@ class Version:
             steps=self.optimizer.steps,
             rates=self.optimizer.rates,
             table={},
-            dense=open_tensors(self.folder / DENSE_OPTIMIZER, sha256=self.files[DENSE_OPTIMIZER].sha256),
+            dense=_tensors(self.source, DENSE_OPTIMIZER, self.files),
         )
         if self.delta is not None and self.base is not None:
-            layout, digest = self.table.layout, self.files[DELTA].sha256
-            changes, rows = read_delta_rows(self.folder / DELTA, digest, self.delta, layout, self.optimizer)
+            layout, digest = self.table.layout, self.files[DELTA]
+            path = self.source.fetch(DELTA, digest)
+            changes, rows = read_delta_rows(path, digest.sha256, self.delta, layout, self.optimizer)
             return with_changes(self.base.optimizer_state(), changes.index_R, rows, own)
         parts: dict[str, list[Tensor]] = {name: [] for name in self.optimizer.tensors}
         for number in range(self.table.layout.buckets):
             first, last = self.table.layout.bucket(number)
-            path = self.folder / bucket_name(number, "optimizer")
-            tensors = open_tensors(path, sha256=self.files[bucket_name(number, "optimizer")].sha256)
+            name = bucket_name(number, "optimizer")
+            tensors = _tensors(self.source, name, self.files)
             expected = {
-                name: (dtype, (last - first, width) if width else (last - first,))
-                for name, (dtype, width) in self.optimizer.tensors.items()
+                key: (dtype, (last - first, width) if width else (last - first,))
+                for key, (dtype, width) in self.optimizer.tensors.items()
             }
-            found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+            found = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
             if found != expected:
-                raise CorruptVersionError(str(path), expected=f"tensors {expected}", found=f"{found}")
-            for name, tensor in tensors.items():
-                parts[name].append(tensor)
+                raise CorruptVersionError(self.source.where(name), expected=f"tensors {expected}", found=f"{found}")
+            for key, tensor in tensors.items():
+                parts[key].append(tensor)
         return replace(own, table={name: torch.cat(part) for name, part in parts.items()})
 
     def verify(self, *, progress: Progress | None = None) -> None:
@@ -223,27 +229,31 @@ class Version:
         Raises:
             CorruptVersionError: naming the file, what was expected and what was found.
         """
-        found = hashlib.sha256(read_small(self.folder / MANIFEST, MAX_MANIFEST_BYTES)).hexdigest()
+        found = self.source.digest(MANIFEST).sha256
         if found != self.digest:
-            raise CorruptVersionError(str(self.folder / MANIFEST), expected=f"sha256 {self.digest}", found=found)
-        format.verify(self.folder, self.files, progress=progress)
+            raise CorruptVersionError(self.source.where(MANIFEST), expected=f"sha256 {self.digest}", found=found)
+        format.verify(self.source, self.files, progress=progress)
         if self.base is not None:
             self.base.verify(progress=progress)
 
 
-def _read_whole(folder: Path, name: str, files: dict[str, FileDigest]) -> bytes:
-    data = read_small(folder / name, MAX_SMALL_BYTES)
+def _read_whole(source: Files, name: str, files: dict[str, FileDigest]) -> bytes:
+    data = read_small(source.fetch(name, files[name]), MAX_SMALL_BYTES)
     found = hashlib.sha256(data).hexdigest()
     if found != files[name].sha256:
-        raise CorruptVersionError(str(folder / name), expected=f"sha256 {files[name].sha256}", found=found)
+        raise CorruptVersionError(source.where(name), expected=f"sha256 {files[name].sha256}", found=found)
     return data
 
 
-def _parse_schema(data: bytes, path: Path) -> Schema:
+def _tensors(source: Files, name: str, files: dict[str, FileDigest]) -> dict[str, Tensor]:
+    return open_tensors(source.fetch(name, files[name]), sha256=files[name].sha256)
+
+
+def _parse_schema(data: bytes, where: str) -> Schema:
     try:
         return Schema.from_yaml(data.decode("utf-8"))
     except (ConfigError, UnicodeDecodeError, TypeError) as error:
-        raise CorruptVersionError(str(path), expected="a schema", found=str(error)) from error
+        raise CorruptVersionError(where, expected="a schema", found=str(error)) from error
 
 
 def _check_names(

@@ -22,6 +22,7 @@ import torch
 from embstore.errors import StoreError
 from embstore.schema import Feature, Schema
 from embstore.store import Bundle, Store, Version
+from embstore.store.local import LocalFiles
 
 MEMORY = 512 << 20
 VALUES: list[Any] = [
@@ -187,7 +188,7 @@ class Mutations:
 
         def read() -> None:
             try:
-                version = Version.open(self.folder, version=self.version.id, digest=digest)
+                version = Version.open(LocalFiles(self.folder), version=self.version.id, digest=digest)
                 version.verify()
                 version.table.gather(torch.arange(version.table.num_rows))
                 version.dense_state(), version.table.describe(), version.table.exact_tokens()

@@ -17,6 +17,7 @@ from publisher import small_bundle
 
 from embstore.errors import StoreError
 from embstore.store import Store, Version
+from embstore.store.local import LocalFiles
 
 SCRIPT = Path(__file__).with_name("mutated.py")
 
@@ -43,5 +44,5 @@ def test_a_message_is_short_whatever_it_quotes(tmp_path: Path) -> None:
     data = json.dumps({**version.manifest, "version": "x" * 1_000_000}).encode()
     (version.folder / "manifest.json").write_bytes(data)
     with pytest.raises(StoreError) as error:
-        Version.open(version.folder, version=version.id, digest=hashlib.sha256(data).hexdigest())
+        Version.open(LocalFiles(version.folder), version=version.id, digest=hashlib.sha256(data).hexdigest())
     assert len(str(error.value)) < 2000

@@ -26,7 +26,7 @@ from embstore.errors import VersionNotFoundError
 from embstore.store import Store
 
 OBJECTS = ("put", "copy", "delete", "list", "get", "get_range", "head")  # obstore's
-READS = ("open to read", "read", "preadv", "scandir", "list", "get_range", "get", "head")
+READS = ("open to read", "read", "preadv", "scandir", "list", "list_with_delimiter", "get_range", "get", "head")
 
 
 @dataclass(frozen=True)

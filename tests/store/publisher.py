@@ -20,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import buckets
 import torch
 from disk import READS, Call, intercepted
 
@@ -85,20 +86,23 @@ class Publisher:
         assert self._process.returncode == 0
 
 
-def said(root: Path) -> list[list[str]]:
-    """What the processes said, in order: ``["begin", verb]`` and, once a call has returned, ``[verb, version]``."""
-    path = root.with_suffix(".said")
+def said(beside: Path) -> list[list[str]]:
+    """What the processes said, in order: ``["begin", verb]`` and, once a call has returned, ``[verb, version]``.
+
+    Args:
+        beside: the store's folder; of one in a bucket, what the order said.
+    """
+    path = beside.with_suffix(".said")
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _work(order: dict[str, Any], seed: int) -> None:
-    root = Path(order["root"])
-    out = os.open(root.with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    out = os.open(_beside(order).with_suffix(".said"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def say(*words: str) -> None:
         os.write(out, (json.dumps(words) + "\n").encode())
 
-    store = Store(root)
+    store = Store(order["root"], cache=_beside(order).with_suffix(".cache"))
     versions: list[str] = []
     for verb in order["verbs"]:
         say("begin", verb)
@@ -115,6 +119,10 @@ def _work(order: dict[str, Any], seed: int) -> None:
                 except StoreError as error:
                     if "moved meanwhile" not in str(error):
                         raise
+
+
+def _beside(order: dict[str, Any]) -> Path:
+    return Path(order.get("beside", order["root"]))
 
 
 def _killing(order: dict[str, Any], calls: list[str]) -> Any:
@@ -143,9 +151,14 @@ def _fork(order: dict[str, Any], seed: int) -> int:
     try:
         calls: list[str] = []
         if "step" in order:
-            with intercepted(Path(order["root"]), _killing(order, calls)):
+            react = _killing(order, calls)
+            if "beside" in order:
+                caught = buckets.intercepted(lambda name, path, run: react(Call(name, Path(path), run)))
+            else:
+                caught = intercepted(Path(order["root"]), react)
+            with caught:
                 _work(order, seed)
-            Path(order["root"]).with_suffix(".calls").write_text(json.dumps(calls))
+            _beside(order).with_suffix(".calls").write_text(json.dumps(calls))
         else:
             _work(order, seed)
         code = 0

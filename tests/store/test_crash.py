@@ -49,7 +49,7 @@ def test_killed_at_random_moments(kills: int, publisher: Publisher, tmp_path: Pa
     moments, killed, states = random.Random(7), 0, set()
     undisturbed = max(publisher.order(root=str(tmp_path / f"whole-{i}"), verbs=VERBS)["seconds"] for i in range(2))
     sound: set[str] = set()
-    for number in range(kills * 2):
+    for number in range(kills * 5):  # many end before their moment comes, when the machine has got faster meanwhile
         root = tmp_path / str(number // 5)  # five runs on one store: they also go on where a killed one stopped
         end = publisher.order(root=str(root), verbs=VERBS, seconds=moments.uniform(0, undisturbed))
         assert not end["failed"]

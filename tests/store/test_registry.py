@@ -172,12 +172,6 @@ def test_an_alias_moved_meanwhile_is_not_overwritten(
     assert len(store.versions()) == 4
 
 
-@pytest.mark.parametrize("uri", ["s3://bucket/store", "gs://bucket", "https://host/store", "file://host/store"])
-def test_object_stores_are_refused(uri: str) -> None:
-    with pytest.raises(StoreError, match="object stores come later"):
-        Store(uri)
-
-
 class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it, nothing cleans up."""
 

@@ -1,0 +1,214 @@
+"""A store in a folder: files mapped where they lie, and a disk that keeps its word only after an fsync."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore
+
+from embstore.errors import CorruptVersionError, StoreError
+from embstore.store.bundle import Progress
+from embstore.store.files import FileDigest, fsync_file, fsync_folder, make_folder, sha256_file
+from embstore.store.manifest import VERSION_ID
+from embstore.store.place import refuse_fork
+
+GONE = ".tmp-gone-"  # a version on its way out
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """A version's files in a folder."""
+
+    folder: Path
+    at_hand = True
+
+    def where(self, name: str) -> str:
+        """Its path."""
+        return str(self.folder / name)
+
+    def sizes(self) -> dict[str, int]:
+        """Length by name; no folder or file is a link."""
+        return scan(self.folder)
+
+    def fetch(self, name: str, digest: FileDigest) -> Path:
+        """Its path, unread."""
+        return self.folder / name
+
+    def digest(self, name: str) -> FileDigest:
+        """Of the bytes as they are now."""
+        return sha256_file(self.folder / name)
+
+
+class LocalPlace:
+    """A store in ``folder``; the first publish makes it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def missing(self) -> tuple[str, str] | None:
+        """Where there is no folder."""
+        if os.path.isdir(self.folder):  # as no Path method does, it takes any name
+            return None
+        return "a folder", "not a folder" if os.path.exists(self.folder) else "no such folder"
+
+    def objects(self) -> LocalStore | None:
+        """The folder, once it has a log."""
+        try:
+            self._refuse_links()
+            if not (self.folder / "log").is_dir():
+                return None
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            raise StoreError(f"store {self}", expected="a readable folder", found=str(error.strerror)) from error
+        refuse_fork()
+        return LocalStore(self.folder)
+
+    def check_entry(self, path: str) -> None:
+        """Refuse a link."""
+        if (self.folder / path).is_symlink():
+            raise CorruptVersionError(path, expected="a file", found="a link")
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Whole and on the disk before anyone can see it: a power cut leaves no torn entry that others built upon."""
+        staged = f"log/.tmp-{secrets.token_hex(8)}"
+        refuse_fork()
+        try:
+            make_folder(self.folder / "log")
+            objects = LocalStore(self.folder)
+            obstore.put(objects, staged, data, mode="create")
+            with (self.folder / staged).open("rb") as file:
+                fsync_file(file)
+            obstore.copy(objects, staged, path, overwrite=False)
+            fsync_folder(self.folder / "log")
+        except AlreadyExistsError:
+            return False
+        except (BaseError, OSError) as error:
+            raise StoreError(f"{path}", found=str(error).partition("\n")[0]) from error
+        finally:
+            with suppress(OSError):
+                os.unlink(self.folder / staged)
+        return True
+
+    def stage(self, version: str) -> Path:
+        """A folder beside the versions, so that a rename makes it one."""
+        self._refuse_links()
+        staged = self.folder / "versions" / f".tmp-{version}"
+        try:
+            make_folder(staged.parent)
+        except OSError as error:
+            is_file = os.path.exists(self.folder) and not os.path.isdir(self.folder)
+            found = "not a folder" if is_file else str(error.strerror)
+            expected = "a folder that can be made"
+            raise StoreError(f"store {self}", expected=expected, found=found, do="name another") from error
+        staged.mkdir()
+        return staged
+
+    def keep(
+        self, staged: Path, version: str, files: Mapping[str, FileDigest], progress: Progress | None = None
+    ) -> None:
+        """Rename it; all in it is durable already."""
+        os.rename(staged, self.folder / "versions" / version)
+        fsync_folder(staged.parent)
+
+    def holds(self, version: str) -> bool:
+        """Whether its folder is there."""
+        return (self.folder / "versions" / version).is_dir()
+
+    def files(self, version: str) -> LocalFiles:
+        """Those in its folder."""
+        return LocalFiles(self.folder / "versions" / version)
+
+    def contents(self) -> Iterator[str]:
+        """By name."""
+        for name in ("versions", "log"):
+            folder = self.folder / name
+            yield from (f"{name}/{path.name}" for path in (sorted(folder.iterdir()) if folder.is_dir() else ()))
+
+    def last_written(self, path: str) -> float:
+        """The latest of all in it: a folder's own time says nothing of the files in its folders."""
+        return max((status.st_mtime for status in _walk(self.folder / path)), default=0.0)
+
+    def size(self, path: str) -> int:
+        """Of the files in it."""
+        return sum(status.st_size for status in _walk(self.folder / path) if stat.S_ISREG(status.st_mode))
+
+    def remove(self, path: str) -> bool:
+        """A version under another name first: so no half-deleted one is ever seen."""
+        target, versions = self.folder / path, self.folder / "versions"
+        try:
+            if VERSION_ID.fullmatch(target.name):
+                gone = versions / f"{GONE}{target.name}-{secrets.token_hex(4)}"
+                os.rename(target, gone)
+                fsync_folder(versions)
+                target = gone
+        except FileNotFoundError:
+            return False
+        while os.path.lexists(target):
+            # Another gc may be faster: see what is left.
+            with suppress(FileNotFoundError):
+                if target.is_dir() and not target.is_symlink():
+                    shutil.rmtree(target)
+                else:
+                    os.unlink(target)
+        return True
+
+    def tidy(self, living: Collection[str], grace_seconds: float) -> None:
+        """Nothing: what this machine keeps is the store itself."""
+
+    def _refuse_links(self) -> None:
+        """Below a store's folder nothing is a link.
+
+        Raises:
+            CorruptVersionError: ``log`` or ``versions`` is one.
+        """
+        for path in (self.folder / "log", self.folder / "versions"):
+            if os.path.islink(path):
+                raise CorruptVersionError(str(path), expected="a folder", found="a link")
+
+
+def scan(folder: Path, inside: str = "") -> dict[str, int]:
+    """Length by name, relative to ``folder``, of every file in it and its folders.
+
+    Raises:
+        CorruptVersionError: a symbolic link, pipe or device is among them, or ``folder`` is one.
+    """
+    out: dict[str, int] = {}
+    here = folder / inside if inside else folder
+    try:
+        if not stat.S_ISDIR(os.lstat(here).st_mode):
+            raise CorruptVersionError(str(here), expected="a folder", found="something else")
+        entries = [(entry.name, entry.stat(follow_symlinks=False)) for entry in os.scandir(here)]
+    except OSError as error:
+        raise CorruptVersionError(str(here), expected="a folder", found=error.strerror or str(error)) from error
+    for name, status in entries:
+        path = f"{inside}/{name}" if inside else name
+        if stat.S_ISDIR(status.st_mode):
+            out.update(scan(folder, path))
+        elif stat.S_ISREG(status.st_mode):
+            out[path] = status.st_size
+        else:
+            raise CorruptVersionError(str(folder / path), expected="a file or folder", found="a link, pipe or device")
+    return out
+
+
+def _walk(path: Path) -> Iterator[os.stat_result]:
+    """The status of a file or folder and of all in it; what vanishes meanwhile is left out."""
+    try:
+        status = os.lstat(path)
+        yield status
+        inside = os.listdir(path) if stat.S_ISDIR(status.st_mode) else []
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in inside:
+        yield from _walk(path / name)

@@ -1,0 +1,176 @@
+"""Where a store is: a folder, or a prefix of a bucket; and where a version's files are.
+
+    folder     log/ and versions/ lie in it; what is read is mapped where it lies
+    bucket     the same names, as objects; files are fetched into a folder of this machine when they are first needed
+
+The registry, the log and gc know these two protocols only; ``embstore.store.local`` and ``embstore.store.objects`` are
+what there is of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from obstore.store import ObjectStore
+
+from embstore.errors import CorruptVersionError, StoreError
+from embstore.store.bundle import Progress
+from embstore.store.files import FileDigest, read_small
+from embstore.store.manifest import MANIFEST, MAX_MANIFEST_BYTES
+
+TRANSFERS = 8  # at once: one connection doesn't fill a network
+
+
+class Files(Protocol):
+    """The files of one version; a name is relative to the version, with ``/`` between its parts."""
+
+    @property
+    def folder(self) -> Path:
+        """Where they lie on this machine, or come to lie when they are fetched."""
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether they lie there without being fetched."""
+
+    def where(self, name: str) -> str:
+        """What to call one in a message."""
+
+    def sizes(self) -> dict[str, int]:
+        """Length by name of every file there is.
+
+        Raises:
+            CorruptVersionError: there is something else than files and folders.
+        """
+
+    def fetch(self, name: str, digest: FileDigest) -> Path:
+        """Where one lies on this machine; what had to be fetched is as ``digest`` says.
+
+        Raises:
+            CorruptVersionError: it can't be fetched, or is not what ``digest`` says.
+        """
+
+    def digest(self, name: str) -> FileDigest:
+        """Length and sha256 of the stored bytes as they are now.
+
+        Raises:
+            CorruptVersionError: absent, or it can't be read.
+        """
+
+
+class Place(Protocol):
+    """Where a store is; ``str`` is its name in messages. A path is relative to it: ``log/...`` or ``versions/...``."""
+
+    @property
+    def folder(self) -> Path:
+        """On this machine: of the store, or of what is fetched from it."""
+
+    def missing(self) -> tuple[str, str] | None:
+        """Of a store that is not there, what was expected and what was found."""
+
+    def objects(self) -> ObjectStore | None:
+        """By which the log is read; ``None`` where there is no log yet.
+
+        Raises:
+            CorruptVersionError: a link among its folders.
+            StoreError: it can't be read, or not from a fork.
+        """
+
+    def check_entry(self, path: str) -> None:
+        """Refuse an entry of the log that is a link.
+
+        Raises:
+            CorruptVersionError: it is one.
+        """
+
+    def create(self, path: str, data: bytes) -> bool:
+        """Let an object be there, durable, whole or not at all; False, with nothing changed, when there is one.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+
+    def stage(self, version: str) -> Path:
+        """A new folder of this machine in which to write a version.
+
+        Raises:
+            OSError, StoreError: it can't be made.
+        """
+
+    def keep(
+        self, staged: Path, version: str, files: Mapping[str, FileDigest], progress: Progress | None = None
+    ) -> None:
+        """Let what was staged be the files of a version, durable; no entry of the log names it yet.
+
+        Raises:
+            OSError, StoreError: that can't be done.
+        """
+
+    def holds(self, version: str) -> bool:
+        """Whether a version has files; asked by the publisher who wrote them."""
+
+    def files(self, version: str) -> Files:
+        """Those of a version."""
+
+    def contents(self) -> Iterator[str]:
+        """Paths of all that lies in ``versions/`` and ``log/``, folders as one."""
+
+    def last_written(self, path: str) -> float:
+        """POSIX time at which anything in it was."""
+
+    def size(self, path: str) -> int:
+        """Bytes of all in it."""
+
+    def remove(self, path: str) -> bool:
+        """Remove it and all in it; False when another had before.
+
+        Raises:
+            OSError, StoreError: that can't be done.
+        """
+
+    def tidy(self, living: Collection[str], grace_seconds: float) -> None:
+        """Drop what this machine keeps of other versions than these."""
+
+
+def read_manifest(files: Files, sha256: str) -> bytes:
+    """The bytes of a version's manifest.
+
+    Raises:
+        CorruptVersionError: there is none, or its sha256 is another.
+    """
+    size, where = files.sizes().get(MANIFEST, 0), files.where(MANIFEST)
+    if size > MAX_MANIFEST_BYTES:
+        raise CorruptVersionError(where, expected=f"at most {MAX_MANIFEST_BYTES:,} bytes", found=f"{size:,}")
+    data = read_small(files.fetch(MANIFEST, FileDigest(size, sha256)), MAX_MANIFEST_BYTES)
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise CorruptVersionError(where, expected=f"sha256 {sha256}, as the log says", found=found)
+    return data
+
+
+_forked = _used = False
+
+
+def refuse_fork() -> None:
+    """Called before obstore is.
+
+    Raises:
+        StoreError: in a fork of a process that had used a store: obstore's threads are not in it.
+    """
+    global _used
+    if _forked:
+        do = "start processes with spawn or forkserver, or fork before a store is used"
+        raise StoreError("a store in a forked process", expected="threads of its own", found="none", do=do)
+    _used = True
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = _used
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

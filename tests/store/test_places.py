@@ -1,0 +1,473 @@
+"""The store by its verbs, wherever it is: in a folder, in S3, and in obstore's bucket in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import buckets
+import obstore
+import pytest
+import torch
+from disk import read_store
+from obstore.exceptions import AlreadyExistsError, GenericError
+from obstore.store import MemoryStore, from_url
+from publisher import Publisher, said, small_bundle
+
+from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError
+from embstore.store import Bundle, Change, Consumer, OptimizerState, Store, Version
+
+MakeBundle = Callable[..., Bundle]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[buckets.Server]:
+    pytest.importorskip("moto", reason="moto is not installed: no S3 server to test against")
+    server = buckets.Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(server: buckets.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A prefix in the server's bucket that nothing lies under."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("EMBSTORE_CACHE", str(tmp_path / "cache"))
+    return buckets.new_uri()
+
+
+@dataclass
+class Somewhere:
+    """A place for one store. ``objects`` reads and writes it behind the store's back."""
+
+    root: Any
+    objects: Any
+    tmp: Path
+    caches: int = field(default=0)
+
+    def store(self, **options: Any) -> Store:
+        """The store, as a process on another machine sees it: with a cache of its own."""
+        self.caches += 1
+        return Store(self.root, cache=self.tmp / f"cache-{self.caches}", **options)
+
+    def flip(self, path: str, bit: int) -> None:
+        """Let one bit of a file be another."""
+        data = bytearray(obstore.get(self.objects, path).bytes())
+        data[bit // 8 % len(data)] ^= 1 << bit % 8
+        obstore.put(self.objects, path, bytes(data))
+
+    def paths(self) -> list[str]:
+        """Of all files."""
+        return sorted(meta["path"] for chunk in obstore.list(self.objects) for meta in chunk)
+
+
+@pytest.fixture(params=["folder", "memory", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Somewhere:
+    monkeypatch.setenv("EMBSTORE_CACHE", str(tmp_path / "cache"))
+    if request.param == "memory":
+        memory = MemoryStore()
+        return Somewhere(memory, memory, tmp_path)
+    root = request.getfixturevalue("s3") if request.param == "s3" else (tmp_path / "store").as_uri()
+    if request.param == "folder":
+        (tmp_path / "store").mkdir()
+    return Somewhere(root, from_url(root), tmp_path)
+
+
+def rows(version: Version) -> torch.Tensor:
+    return version.table.read_rows(0, version.table.num_rows)
+
+
+def test_what_was_published_is_read_elsewhere(make_bundle: MakeBundle, place: Somewhere) -> None:
+    store, bundle = place.store(), make_bundle(rows=200)
+    version = store.publish(bundle)
+    for reader in (store, place.store()):
+        found = reader.open()
+        assert (found.id, found.digest, found.manifest) == (version.id, version.digest, version.manifest)
+        assert torch.equal(rows(found), bundle.table.rows_ND)
+        some = torch.tensor([199, 0, 7, 7])
+        assert torch.equal(found.table.gather(some), bundle.table.rows_ND[some])
+        assert found.dense.keys() == bundle.dense_state.keys()
+        for name, tensor in found.dense.items():
+            assert torch.equal(tensor, bundle.dense_state[name])
+        found.verify()
+        reader.verify()
+
+
+def test_aliases_tags_leases_and_lineage(make_bundle: MakeBundle, place: Somewhere) -> None:
+    store, other = place.store(), place.store()
+    a = store.publish(make_bundle(seed=0)).id
+    b = store.publish(make_bundle(seed=1), parent=a).id
+    c = other.publish(make_bundle(seed=2), parent=b).id
+    store.promote(a)
+    other.promote(b)
+    assert store.aliases() == other.aliases() == {"production": b, "previous": a, "latest": c}
+    assert store.rollback().id == a
+    assert other.tag("spring", b).tags == ("spring",)
+    assert store.lineage() == (c, b, a)
+    assert [info.id for info in store.versions()] == [a, b, c]
+    with pytest.raises(StoreError, match="not taken"):
+        store.tag("spring", a)
+    with store.lease(c, seconds=60) as lent:
+        assert lent.version == c
+    assert store.diff(a, b).rows.changed == 40
+    with pytest.raises(VersionNotFoundError, match="did you mean 'spring'"):
+        store.open("sprang")
+    assert obstore.head(place.objects, "log/000000000008.json")["size"] > 0  # one entry a verb, no number left out
+
+
+def test_a_store_that_is_not_there(place: Somewhere) -> None:
+    missing = Somewhere(f"{place.root}/nowhere" if isinstance(place.root, str) else MemoryStore(), None, place.tmp)
+    for use in (lambda store: store.versions(), lambda store: store.gc(), lambda store: store.rollback()):
+        with pytest.raises(StoreError, match="publish makes a store"):
+            use(missing.store())
+    with pytest.raises(VersionNotFoundError, match="no version 'latest'"):
+        missing.store().open()
+    assert missing.store().aliases() == {}
+
+
+def test_deltas_and_their_chain(make_bundle: MakeBundle, place: Somewhere) -> None:
+    store, optimizer = place.store(), {"sum": torch.rand(300)}
+    state = OptimizerState(name="rowwise_adagrad", steps=1, rates=0.1, table=optimizer, dense={"m": torch.ones(2)})
+    bundle = make_bundle(rows=300, optimizer=state)
+    consumer = Consumer(place.store(), place.tmp / "position", ref="latest")
+    version = store.publish(bundle)
+    copy = torch.empty(0)
+    for step in range(1, 4):
+        for update in consumer.pending():
+            if update.whole:
+                copy = rows(update.version).clone()
+            copy[update.index_R] = update.rows_RD
+            consumer.commit(update)
+        assert torch.equal(copy, bundle.table.rows_ND)
+        changed = torch.randperm(300, generator=torch.Generator().manual_seed(step))[:20].sort().values
+        bundle.table.rows_ND[changed] += step
+        optimizer["sum"][changed] += step
+        version = store.publish(bundle, change=Change(base=version, touched=changed))
+        found = place.store().open()
+        assert (found.delta.depth, found.delta.rows) == (step, 20)
+        assert torch.equal(rows(found), bundle.table.rows_ND)
+        assert torch.equal(found.optimizer_state().table["sum"], optimizer["sum"])
+    whole = place.store().compact()
+    assert whole.delta is None
+    assert torch.equal(rows(place.store().open()), bundle.table.rows_ND)
+
+
+@pytest.mark.parametrize("encoding", ["int8", "int4", "float16"])
+def test_quantised_rows(encoding: str, make_bundle: MakeBundle, place: Somewhere) -> None:
+    bundle = make_bundle(rows=100, dim=4)
+    version = place.store().publish(bundle, encoding=encoding)
+    found = place.store().open()
+    assert found.table.encoding == encoding
+    assert torch.equal(rows(found), rows(version))
+    loss = version.manifest["table"]["loss"]["largest"]
+    assert 0 < float((rows(found) - bundle.table.rows_ND).abs().max()) == pytest.approx(loss)
+
+
+def test_gc_takes_what_nothing_holds(make_bundle: MakeBundle, place: Somewhere) -> None:
+    store = place.store()
+    a, b, c, d = (store.publish(make_bundle(seed=seed)).id for seed in range(4))
+    store.promote(b)
+    lent = store.lease(c, seconds=3600)
+    before = place.paths()
+    assert store.gc(keep=1, dry_run=True).retired == (a,)
+    assert place.paths() == before
+    found = place.store().gc(keep=1)
+    assert found.retired == (a,)
+    assert found.bytes > 1000
+    assert not any(a in path for path in place.paths())
+    lent.release()
+    assert store.gc(keep=1).retired == (c,)
+    with pytest.raises(VersionNotFoundError, match="collected"):
+        place.store().open(c)
+    for version in (b, d):
+        place.store().verify(version)
+
+
+def test_what_a_crash_left_goes_after_the_grace(make_bundle: MakeBundle, place: Somewhere) -> None:
+    store = place.store()
+    version = store.publish(make_bundle()).id
+    left = "20260101T000000Z-0000000a"
+    obstore.put(place.objects, f"versions/{left}/table/bucket-00000.safetensors", bytes(50))
+    obstore.put(place.objects, "versions/notes.txt", b"not ours")
+    assert store.gc().removed == ()
+    later = place.store(clock=lambda: datetime.now(UTC) + timedelta(days=2))
+    assert later.gc(dry_run=True).removed == (f"versions/{left}",)
+    found = later.gc()
+    assert (found.removed, found.bytes) == ((f"versions/{left}",), 50)
+    assert later.gc().removed == ()
+    assert "versions/notes.txt" in place.paths()
+    place.store().verify(version)
+
+
+def test_any_flipped_bit_is_found(make_bundle: MakeBundle, place: Somewhere) -> None:
+    """By verify, and by opening and reading; a machine that has the file whole already reads on."""
+    version = place.store().publish(make_bundle(rows=100)).id
+    whole = place.store()
+    rows(whole.open(version))
+    choice = random.Random(5)
+    files = [path for path in place.paths() if path.startswith(f"versions/{version}/")]
+    assert len(files) > 4
+    for path in files * 3:
+        bit = choice.randrange(8 * obstore.head(place.objects, path)["size"])
+        place.flip(path, bit)
+        with pytest.raises(StoreError, match=path.rpartition("/")[2]):
+            place.store().verify(version)
+        with pytest.raises(StoreError, match=path.rpartition("/")[2]):
+            rows(place.store().open(version))
+        place.flip(path, bit)
+    place.store().verify(version)
+
+
+@pytest.mark.parametrize("damage", ["gone", "short", "long", "stray"])
+def test_files_that_are_not_as_published(damage: str, make_bundle: MakeBundle, place: Somewhere) -> None:
+    version = place.store().publish(make_bundle(rows=100)).id
+    path = f"versions/{version}/table/bucket-00000.safetensors"
+    data = bytes(obstore.get(place.objects, path).bytes())
+    if damage == "gone":
+        obstore.delete(place.objects, path)
+    elif damage == "stray":
+        obstore.put(place.objects, path + ".bak", data)
+    else:
+        obstore.put(place.objects, path, data[:-1] if damage == "short" else data + b"x")
+    with pytest.raises(CorruptVersionError, match="bucket-00000"):
+        place.store().verify(version)
+    if damage != "stray":
+        with pytest.raises(CorruptVersionError, match="bucket-00000"):
+            place.store().open(version)
+
+
+def test_threads_that_publish_and_promote(make_bundle: MakeBundle, place: Somewhere) -> None:
+    published, barrier = [], threading.Barrier(3)
+
+    def work(store: Store, seed: int) -> None:
+        barrier.wait()
+        for _ in range(3):
+            published.append(store.publish(make_bundle(seed=seed)).id)
+
+    stores = [place.store() for _ in range(2)]
+    threads = [threading.Thread(target=work, args=(store, seed)) for seed, store in enumerate([*stores, stores[0]])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    infos = place.store().versions()
+    assert sorted(info.id for info in infos) == sorted(published)
+    assert [info.number for info in infos] == list(range(1, 10))
+
+
+# Only of a bucket.
+
+
+def test_an_answer_that_was_lost_does_no_harm(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client tries the conditional put again, and finds the entry that it has just made itself."""
+    put, lost = obstore.put, []
+
+    def hasty(store: Any, path: str, *args: Any, **options: Any) -> Any:
+        done = put(store, path, *args, **options)
+        if path.startswith("log/"):
+            lost.append(path)
+            raise AlreadyExistsError(path)
+        return done
+
+    monkeypatch.setattr(obstore, "put", hasty)
+    store = Store(s3)
+    version = store.publish(small_bundle())
+    store.promote(version.id)
+    assert lost == ["log/000000000001.json", "log/000000000002.json"]
+    assert [info.aliases for info in store.versions()] == [("latest", "production")]
+
+
+def test_a_promotion_that_another_got_in_first_is_not_taken_for_ones_own(
+    s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, other = Store(s3), Store(s3)
+    a, b = (store.publish(small_bundle(seed)).id for seed in range(2))
+    put, raced = obstore.put, []
+
+    def race(*args: Any, **options: Any) -> Any:
+        if not raced:
+            raced.append(True)
+            other.promote(b)
+        return put(*args, **options)
+
+    monkeypatch.setattr(obstore, "put", race)
+    with pytest.raises(StoreError, match="moved meanwhile"):
+        store.promote(a)
+    assert store.aliases()["production"] == b
+
+
+def test_every_request_that_fails_leaves_a_valid_store(tmp_path: Path) -> None:
+    for step in range(1, 100):
+        names: list[str] = []
+
+        def failing(name: str, path: str, run: Callable[[], Any], names: list[str] = names, step: int = step) -> Any:
+            names.append(name)
+            if len(names) == step:
+                raise GenericError("Generic S3 error: 503 Slow Down\n\nDebug source: ...")
+            return run()
+
+        bucket, cache = MemoryStore(), tmp_path / f"cache-{step}"
+        old = Store(bucket, cache=tmp_path / "old").publish(small_bundle(1)).id
+        store, said = Store(bucket, cache=cache), ""
+        with buckets.intercepted(failing):
+            try:
+                store.publish(small_bundle(2))
+                store.promote("latest")
+                rows(Store(bucket, cache=tmp_path / f"reader-{step}").open("production"))
+                store.gc(keep=3)
+            except StoreError as error:
+                said = str(error)
+        found = read_store(buckets.mirror(bucket, tmp_path / f"mirror-{step}"))
+        assert found.versions[0] == old
+        assert not list(cache.rglob(".tmp-*")), "what was staged is left"
+        if len(names) < step:
+            break
+        assert "503 Slow Down" in said
+        assert "Debug" not in said
+    assert {"put", "get", "list", "get_range"} <= set(names)
+    assert step > 20
+
+
+def test_leftovers_of_a_failed_upload_are_collected(s3: str, tmp_path: Path) -> None:
+    def failing(name: str, path: str, run: Callable[[], Any]) -> Any:
+        if name == "put" and path.endswith("manifest.json"):
+            raise GenericError("no more")
+        return run()
+
+    store = Store(s3)
+    store.publish(small_bundle())
+    with buckets.intercepted(failing), pytest.raises(StoreError, match="no more"):
+        store.publish(small_bundle())
+    assert len(store.versions()) == 1
+    later = Store(s3, clock=lambda: datetime.now(UTC) + timedelta(days=2))
+    (left,) = later.gc().removed
+    assert left.startswith("versions/2")
+    assert len(list(buckets.mirror(s3, tmp_path / "mirror").glob("versions/*"))) == 1
+
+
+def test_a_cache_is_not_trusted(s3: str, tmp_path: Path) -> None:
+    """What lies there damaged, cut short or as a link is fetched again; what lies there whole is not."""
+    bundle = small_bundle()
+    Store(s3).publish(bundle)
+    cache = tmp_path / "mine"
+    version = Store(s3, cache=cache).open()
+    rows(version)
+    names = ("manifest.json", "schema.yaml", "table/bucket-00000.safetensors", "model/dense.safetensors")
+    for damage in ("none", "bit", "short", "link"):
+        for name in names:
+            path = version.folder / name
+            data = bytearray(path.read_bytes())
+            if damage == "bit":
+                data[-1] ^= 1
+            path.unlink()
+            if damage == "link":
+                path.symlink_to("/dev/zero")
+            else:
+                path.write_bytes(data[: -1 if damage == "short" else None])
+        fetched: list[str] = []
+
+        def seen(name: str, path: str, run: Callable[[], Any], fetched: list[str] = fetched) -> Any:
+            if name == "get":
+                fetched.append(path)
+            return run()
+
+        with buckets.intercepted(seen):
+            again = Store(s3, cache=cache).open()
+            assert torch.equal(rows(again), bundle.table.read_rows(0, 8))
+        expected = [] if damage == "none" else sorted(f"versions/{version.id}/{name}" for name in names)
+        assert sorted(fetched) == expected
+
+
+def test_a_bucket_is_fetched_when_a_row_of_it_is_asked_for(
+    s3: str, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embstore.store.format.BUCKET_BYTES", 16 * 12)
+    bundle = make_bundle(rows=100)
+    Store(s3).publish(bundle)
+    version = Store(s3, cache=tmp_path / "mine").open()
+    table = version.folder / "table"
+    assert not table.exists()
+    assert torch.equal(version.table.gather(torch.tensor([35])), bundle.table.rows_ND[35:36])
+    assert [path.name for path in table.iterdir()] == ["bucket-00002.safetensors"]
+    assert torch.equal(version.table.read_rows(0, 20), bundle.table.rows_ND[:20])
+    assert len(list(table.iterdir())) == 3
+
+
+def test_gc_drops_what_the_cache_has_of_collected_versions(s3: str, tmp_path: Path) -> None:
+    store = Store(s3, cache=tmp_path / "mine")
+    old, new = (store.publish(small_bundle(seed)) for seed in range(2))
+    assert old.folder.is_dir()
+    staged = tmp_path / "mine/versions/.tmp-20260101T000000Z-0000000a"
+    staged.mkdir()
+    store.gc(keep=1)
+    assert not old.folder.exists()
+    assert new.folder.is_dir()
+    assert staged.exists()
+    os.utime(staged, (0, 0))
+    store.gc(keep=1)
+    assert not staged.exists()
+    assert torch.equal(rows(new), small_bundle(1).table.read_rows(0, 8))
+
+
+def test_what_can_not_be_reached_is_said(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="404"):
+        Store("s3://no-such-bucket/store").versions()
+    for uri in ("https://host/store", "ftp://host/x", "s3:///", "file://host/store"):
+        with pytest.raises(StoreError, match=r"store .*; expected"):
+            Store(uri)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="EMBSTORE_CACHE"):
+        Store(s3, cache=tmp_path / "file").publish(small_bundle())
+    Store(s3).publish(small_bundle())
+    with pytest.raises(StoreError, match="EMBSTORE_CACHE"):
+        Store(s3, cache=tmp_path / "file").open()
+
+
+# Processes.
+
+
+@pytest.mark.parametrize(("processes", "each"), [(3, 3), pytest.param(16, 10, marks=pytest.mark.slow)])
+def test_no_update_is_lost_in_s3(processes: int, each: int, s3: str, tmp_path: Path) -> None:
+    beside, publisher = tmp_path / "here", Publisher()
+    verbs = ["publish", "production"] * each
+    end = publisher.order(root=s3, beside=str(beside), verbs=verbs, processes=processes)
+    publisher.close()
+    assert (end["done"], end["failed"]) == (processes, 0)
+    found = read_store(buckets.mirror(s3, tmp_path / "mirror"))
+    words = [word for word in said(beside) if word[0] != "begin"]
+    assert sorted(version for verb, version in words if verb == "publish") == sorted(found.versions)
+    assert sorted(version for _, _, version in found.history) == sorted(found.versions)
+    assert len(found.versions) == processes * each
+
+
+@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_a_publisher_killed_at_every_request(times: int, s3: str, tmp_path: Path) -> None:
+    verbs, publisher = ["publish", "production", "publish", "production", "rollback"], Publisher()
+    whole = tmp_path / "whole"
+    assert publisher.order(root=s3, beside=str(whole), verbs=verbs, step=0, how="")["done"] == 1
+    calls = json.loads(whole.with_suffix(".calls").read_text())
+    assert set(calls) == {"put"}, "the only request that changes a bucket"
+    for step in range(1, len(calls) + 1):
+        for turn in range(times):
+            root, beside = f"{s3}-{step}-{turn}", tmp_path / f"{step}-{turn}"
+            how = ("before", "after")[(step + turn) % 2]
+            end = publisher.order(root=root, beside=str(beside), verbs=verbs, step=step, how=how)
+            assert end["killed"] == 1
+            found = read_store(buckets.mirror(root, tmp_path / f"mirror-{step}-{turn}"))
+            words = said(beside)
+            acknowledged = [version for verb, version in words if verb == "publish"]
+            assert found.versions[: len(acknowledged)] == acknowledged
+            assert len(found.versions) <= len(acknowledged) + (words[-1] == ["begin", "publish"])
+            moved = [version for verb, version in words if verb in ("production", "rollback")]
+            assert [version for _, _, version in found.history][: len(moved)] == moved
+            assert publisher.order(root=root, beside=str(beside), verbs=["publish"], step=0, how="")["done"] == 1
+            assert len(Store(root, cache=tmp_path / "cache").versions()) == len(found.versions) + 1
+    publisher.close()
