@@ -121,10 +121,15 @@ class RunConfig:
         """The same run on the schema, table and model of a version; its optimizer's settings where the run has none.
 
         Raises:
-            ConfigError: the run asks for another table or model than the version's.
+            ConfigError: the run asks for another table or model than the version's, or its rows are float64, which no
+                kernel trains.
         """
         assert self.start is not None
         layout, lineage = version.table.layout, version.manifest["lineage"]["config"] or {}
+        dtype = str(layout.dtype).removeprefix("torch.")
+        if dtype not in DTYPES:
+            expected, do = f"rows of {', '.join(DTYPES)}", 'publish it with encoding="float32" and start from that'
+            raise ConfigError(f"start from version {version.id}", expected=expected, found=dtype, do=do)
         table = parse(TableSettings, lineage.get("table") or {}, where=f"version {version.id}: table")
         plain, asked = TableSettings(), self.table
         optimizer = table.optimizer if asked.optimizer == plain.optimizer else asked.optimizer
@@ -134,7 +139,7 @@ class RunConfig:
             dim=layout.dim,
             num_tables=layout.num_tables,
             seed=layout.seed,
-            dtype=str(layout.dtype).removeprefix("torch."),
+            dtype=dtype,
             kernel=asked.kernel,
             optimizer=optimizer,
         )

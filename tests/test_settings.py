@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from embstore.config import parse
 from embstore.errors import ConfigError
 from embstore.kernels import TableOptimizer
 from embstore.settings import RunConfig, TableSettings
+from embstore.store.manifest import Layout
 
 SCHEMA = {"label": "click", "features": ["user", {"name": "hour", "column": "time", "transform": "hour"}]}
 
@@ -85,3 +87,13 @@ def test_the_least_there_is() -> None:
     assert least.table.optimizer == TableOptimizer()
     with pytest.raises(ConfigError, match="a schema, or the label"):
         parse(RunConfig, {"logs": {"train": "logs"}})
+
+
+def test_a_version_of_float64_rows_is_no_start() -> None:
+    """They are read by everyone, but no kernel trains them."""
+    layout = Layout(dim=4, encoding="float64", rows=8, hashed_rows=8, num_tables=1, hash_spec=1, seed=0, bucket_rows=8)
+    version: Any = SimpleNamespace(
+        id="v1", table=SimpleNamespace(layout=layout), manifest={"lineage": {"config": None}}
+    )
+    with pytest.raises(ConfigError, match=r"start from version v1; expected rows of float32.*found float64; publish"):
+        config(start={"store": "s"}).with_start(version)
