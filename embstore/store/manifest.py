@@ -46,7 +46,7 @@ class DeltaInfo:
         base_digest: sha256 of that one's manifest.
         rows: changed ones in it.
         encoding: of the changed rows.
-        significance: rows that changed by less (L2) than this are not in it; 0 when all are.
+        significance: rows that changed by no more (L2) than this are not in it; 0 when all are.
         depth: deltas from here to a whole version, this one included.
     """
 
