@@ -18,7 +18,8 @@ from typing import Any
 from benchmarks.report import Result, claim, main
 from embstore import models
 from embstore.errors import DatasetError
-from embstore.run import Run, RunConfig
+from embstore.run import Run
+from embstore.settings import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -17,7 +17,7 @@ _HOMES = {
     "FeatureTokens": "embstore.batch",
     "ParquetLog": "embstore.logs",
     "Run": "embstore.run",
-    "RunConfig": "embstore.run",
+    "RunConfig": "embstore.settings",
     "Schema": "embstore.schema",
     "Store": "embstore.store",
     "SyntheticLog": "embstore.synthetic",

@@ -1,14 +1,15 @@
 """Training that goes on: from a published version, publishing what changes as deltas on its way.
 
 store     v1 ──start──> run over the next log ──every 10 minutes──> v2 (delta of v1), v3 (delta of v2), ...
-                                               ──every 10 deltas──> a whole version
+                                              └─every 10 versions─> a whole one
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -17,7 +18,7 @@ import torch
 
 from embstore.checkpoints import load_adam, load_into
 from embstore.ctr import CtrModel
-from embstore.errors import ConfigError, VersionNotFoundError
+from embstore.errors import ConfigError, SchemaError, VersionNotFoundError
 from embstore.store import Bundle, Change, Store, Version
 
 _CHUNK_ROWS = 1 << 20
@@ -95,6 +96,31 @@ def load_version(model: CtrModel, adam: torch.optim.Optimizer, version: Version)
     table.load_optimizer_state(state)
     load_adam(adam, state.dense)
     return True
+
+
+def check_columns(types: Mapping[str, str], start: Version) -> None:
+    """A value of another type is another token: what a version has learnt of it would not be found again.
+
+    Args:
+        types: by feature, of its values in the training log (``ParquetLog.value_types``).
+        start: the version.
+
+    Raises:
+        SchemaError: a feature's column has not the type it had when the version was trained.
+    """
+
+    def written(kind: str) -> str:
+        return re.sub(r"u?int(8|16|32|64)", "integer", kind.replace("large_", ""))
+
+    for name, kind in types.items():
+        before = start.manifest["columns"].get(name, kind)
+        if written(kind) != written(before):
+            raise SchemaError(
+                f"feature {name!r} of the training log",
+                expected=f"{before}, as when {start.id} was trained",
+                found=kind,
+                do="write the column as it was, or train a new table without --from",
+            )
 
 
 class Publisher:

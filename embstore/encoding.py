@@ -124,9 +124,25 @@ def encode_feature(table: pa.Table | pa.RecordBatch, feature: Feature) -> Tokens
     return tokenize(column, name=feature.name, max_length=feature.max_length)
 
 
+def column_of(values: Any, name: str) -> pa.Array | pa.ChunkedArray:
+    """Values as an Arrow column, which they may be already.
+
+    Raises:
+        SchemaError: text instead of a list of it, or values of several types.
+    """
+    if isinstance(values, (pa.Array, pa.ChunkedArray)):
+        return values
+    if isinstance(values, (str, bytes)):
+        raise SchemaError(f"column {name!r}", expected="a list of values", found=repr(values))
+    try:
+        return pa.array(list(values))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError) as error:
+        raise SchemaError(f"column {name!r}", expected="values of one type", found=str(error)) from error
+
+
 def encode_columns(columns: Mapping[str, Any], features: Sequence[Feature] | None = None) -> FeatureTokens:
     """Raw values, a column for each name, as tokens; see ``FeatureTokens.from_columns``."""
-    arrays = {name: _array(values, name) for name, values in columns.items()}
+    arrays = {name: column_of(values, name) for name, values in columns.items()}
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name!r} of {length:,}" for name, length in lengths.items())
@@ -145,17 +161,6 @@ def encode_columns(columns: Mapping[str, Any], features: Sequence[Feature] | Non
 def check_types(columns: pa.Schema, schema: Schema, *, labelled: bool = True) -> None:
     """Encode no rows of these columns: raises what ``encode`` would for missing columns and wrong types."""
     encode(columns.empty_table(), schema, labelled=labelled)
-
-
-def _array(values: Any, name: str) -> pa.Array | pa.ChunkedArray:
-    if isinstance(values, (pa.Array, pa.ChunkedArray)):
-        return values
-    if isinstance(values, (str, bytes)):
-        raise SchemaError(f"column {name!r}", expected="a list of values", found=repr(values))
-    try:
-        return pa.array(list(values))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, TypeError) as error:
-        raise SchemaError(f"column {name!r}", expected="values of one type", found=str(error)) from error
 
 
 def _column(table: pa.Table | pa.RecordBatch, name: str) -> pa.ChunkedArray:

@@ -151,6 +151,17 @@ class ParquetLog:
             digest.update(f"{name}\0{piece.row_group}\0{piece.rows}\0{piece.sizes}\n".encode())
         return digest.hexdigest()[:16]
 
+    def value_types(self) -> dict[str, str]:
+        """By feature, the Arrow type of its column in the first file, dictionaries taken off: what its values are.
+
+        Raises:
+            LogError: the file broke since it was opened.
+        """
+        path = self.paths[0]
+        with _reading(path), pq.ParquetFile(path, filesystem=self.filesystem) as file:
+            columns = file.schema_arrow
+        return {feature.name: str(_plain(columns.field(feature.source).type)) for feature in self.schema.features}
+
     def batch_count(self, batch_size: int) -> int:
         """Batches of an epoch (of all ranks together): the steps it takes."""
         return len(_Order(self, batch_size, 0, 0).batch_bounds) - 1
@@ -400,6 +411,15 @@ def _kind(kind: pa.DataType) -> str:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
         return "string"
     return str(kind)
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """A type without its dictionary: what the values are."""
+    if pa.types.is_dictionary(kind):
+        return kind.value_type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain(kind.value_type))
+    return kind
 
 
 def _show(source: Any) -> str:

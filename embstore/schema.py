@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -214,10 +214,6 @@ class Schema:
             if feature.name == name:
                 return feature
         raise SchemaError(f"no feature {name!r}", do=nearest(name, [feature.name for feature in self.features]))
-
-    def with_features(self, **changes: Any) -> Schema:
-        """A copy in which every feature has these settings, e.g. ``with_features(lookups=2, exact=False)``."""
-        return replace(self, features=tuple(replace(feature, **changes) for feature in self.features))
 
 
 def _changed(entry: Feature | Dense) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from embstore.errors import SchemaError
 
 _DATE_ONLY = ("weekday", "day", "month")
 
+_RESULTS = {"hour": (0, 23), "weekday": (0, 6), "day": (1, 31), "month": (1, 12)}
+
 TRANSFORMS: dict[str, Callable[[pa.ChunkedArray], pa.ChunkedArray]] = {
     "hour": pc.hour,  # 0-23
     "weekday": pc.day_of_week,  # Monday is 0
@@ -42,3 +44,28 @@ def apply(column: pa.ChunkedArray, transform: str, *, name: str) -> pa.ChunkedAr
         found=str(kind),
         do="remove the transform, or convert the column when the log is written",
     )
+
+
+def apply_or_keep(column: pa.Array | pa.ChunkedArray, transform: str, *, name: str) -> pa.Array | pa.ChunkedArray:
+    """What ``apply`` gives for a timestamp or date column; integers that it could have given are kept as they are.
+
+    Raises:
+        SchemaError: another type, or an integer that the transform never gives (seconds since 1970, say).
+    """
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    low, high = _RESULTS[transform]
+    if pa.types.is_null(kind):
+        return column
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return apply(column, transform, name=name)
+    what, expected = (
+        f"values of feature {name!r}",
+        f"timestamps, or what {transform!r} takes from them: {low} to {high}",
+    )
+    if not pa.types.is_integer(kind):
+        raise SchemaError(what, expected=expected, found=str(column.type))
+    bounds = pc.min_max(column.cast(kind))
+    for bound in (bounds["min"].as_py(), bounds["max"].as_py()):
+        if bound is not None and not low <= bound <= high:
+            raise SchemaError(what, expected=expected, found=str(bound))
+    return column

@@ -6,7 +6,8 @@ import sys
 
 from embstore import models
 from embstore.config import parse
-from embstore.run import Run, RunConfig
+from embstore.run import Run
+from embstore.settings import RunConfig
 
 
 def config(logs: str, folder: str) -> RunConfig:

@@ -16,7 +16,8 @@ from embstore.config import parse
 from embstore.continuous import Publisher, PublishSettings
 from embstore.errors import ConfigError, SchemaError, VersionNotFoundError
 from embstore.logs import ParquetLog
-from embstore.run import Run, RunConfig
+from embstore.run import Run
+from embstore.settings import RunConfig
 from embstore.store import Store, Version
 from embstore.synthetic import SyntheticLog
 from embstore.training import Trainer

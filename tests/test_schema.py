@@ -120,13 +120,6 @@ def test_feature_by_name() -> None:
         SCHEMA.feature("genre")
 
 
-def test_with_features_changes_them_all() -> None:
-    changed = SCHEMA.with_features(lookups=3)
-    assert [feature.lookups for feature in changed.features] == [3, 3, 3, 3]
-    assert changed.with_features(lookups=1) == SCHEMA.with_features(lookups=1)
-    assert changed.dense == SCHEMA.dense
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from embstore.errors import ConfigError, SchemaError
 from embstore.schema import Feature
-from embstore.transforms import TRANSFORMS, apply
+from embstore.transforms import TRANSFORMS, apply, apply_or_keep
 
 EXPECTED = {
     "hour": lambda t: t.hour,
@@ -50,3 +50,23 @@ def test_other_columns_and_unknown_transforms_are_refused() -> None:
         apply(pa.chunked_array([pa.array(["2025-01-01"])]), "day", name="t")
     with pytest.raises(ConfigError, match="did you mean 'hour'"):
         Feature(name="t", transform="hours")
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_what_a_transform_gives_is_taken_as_it_is(transform: str) -> None:
+    """Every day of four years and every hour: their results, all of them, and nothing beyond."""
+    start = datetime(2024, 1, 1)
+    column = pa.chunked_array([pa.array([start + timedelta(hours=h) for h in range(0, 4 * 366 * 24, 5)])])
+    given = apply(column, transform, name="t")
+    assert apply_or_keep(column, transform, name="t") == given
+    for integers in (given, given.cast(pa.int8()), given.dictionary_encode(), given.combine_chunks()):
+        assert apply_or_keep(integers, transform, name="t").to_pylist() == given.to_pylist()
+    values = set(given.to_pylist())
+    assert apply_or_keep(pa.array([], pa.int64()), transform, name="t").to_pylist() == []
+    assert apply_or_keep(pa.array([None]), transform, name="t").to_pylist() == [None]
+    for wrong in (min(values) - 1, max(values) + 1, 1_767_225_600):
+        with pytest.raises(SchemaError, match=f"'t'; expected timestamps, or what '{transform}' .*; found {wrong}"):
+            apply_or_keep(pa.array([min(values), None, wrong]), transform, name="t")
+    for column in (pa.array(["5"]), pa.array([5.0]), pa.array([True])):
+        with pytest.raises(SchemaError, match=f"expected timestamps, or .*; found {column.type}"):
+            apply_or_keep(column, transform, name="t")

@@ -26,9 +26,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from embstore import hashing
+from embstore import hashing, transforms
 from embstore.batch import Batch, FeatureTokens
-from embstore.encoding import encode_feature
+from embstore.encoding import column_of
 from embstore.errors import ConfigError, SchemaError, nearest
 from embstore.kernels import Kernel, LookupPlan, Request, Table, TableOptimizer, choose
 from embstore.kernels.cpu import CpuKernel
@@ -36,6 +36,7 @@ from embstore.kernels.native import advise_huge_pages
 from embstore.kernels.reference import ReferenceKernel
 from embstore.schema import Feature
 from embstore.store.bundle import OptimizerState, TableSource
+from embstore.tokens import tokenize
 
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor
@@ -143,12 +144,15 @@ class UnifiedEmbedding(nn.Module):
     def restore(cls, source: TableSource, **settings: Any) -> UnifiedEmbedding:
         """The table that was published as ``source`` (``Version.table``), on the rows where they lie.
 
+        Rows of float64, which no kernel has, are rounded to float32: a copy.
+
         Args:
             source: what ``describe``, ``exact_tokens`` and ``read_rows`` give.
             settings: ``optimizer`` and ``kernel``, as for a new table; the optimizer starts afresh.
         """
         about = source.describe()
         names = {f.name for f in fields(Feature)}
+        rows_ND = source.read_rows(0, source.num_rows)
         return cls(
             [Feature(**{key: value for key, value in of.items() if key in names}) for of in about["features"]],
             about["hashed_rows"],
@@ -156,7 +160,7 @@ class UnifiedEmbedding(nn.Module):
             num_tables=about["num_tables"],
             exact_tokens=source.exact_tokens(),
             seed=about["seed"],
-            rows=source.read_rows(0, source.num_rows),
+            rows=rows_ND.float() if rows_ND.dtype == torch.float64 else rows_ND,
             **settings,
         )
 
@@ -266,17 +270,20 @@ class UnifiedEmbedding(nn.Module):
 
         Args:
             feature: name.
-            values: raw values (what the log's column would hold, ``None`` for missing; lists for list features).
+            values: raw values (what the log's column would hold, ``None`` for missing; lists for list features). For a
+                feature with a transform also what the transform gives: ``lookup("hour", [17])``.
 
         Returns:
             float32 ``[len(values), lookups * dim]``.
 
         Raises:
-            SchemaError: no such feature, or values of a type that is not categorical.
+            SchemaError: no such feature, values of a type that is not categorical, or what its transform can't give.
         """
         spec = self.feature(feature)
-        column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else _array(values, feature)
-        tokens = encode_feature(pa.table({spec.source: column}), spec)
+        column = column_of(values, feature)
+        if spec.transform is not None:
+            column = transforms.apply_or_keep(column, spec.transform, name=feature)
+        tokens = tokenize(column, name=feature, max_length=spec.max_length)
         device = self.weight.device
         offsets = None if tokens.offsets is None else torch.from_numpy(tokens.offsets)
         columns = {feature: (torch.from_numpy(tokens.values.view("int64")), offsets)}
@@ -437,10 +444,3 @@ class UnifiedEmbedding(nn.Module):
         self.kernel, self.kernel_reason = choose(
             self._kernel_wanted, optimizer=self.optimizer, dtype=self.dtype, device=self.weight.device, dim=self.dim
         )
-
-
-def _array(values: Iterable[Any], feature: str) -> pa.Array:
-    try:
-        return pa.array(list(values))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
-        raise SchemaError(f"values of feature {feature!r}", expected="values of one type", found=str(error)) from error

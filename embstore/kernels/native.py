@@ -29,25 +29,39 @@ _ONE, _U16, _U31 = np.uint32(1), np.uint32(16), np.uint32(31)
 
 
 def _prefetch(*, to_write: bool) -> Any:
+    """An intrinsic that asks for each cache line of a row, without waiting; any address is safe.
+
+    ``ask(base, row, width)``: the row of that number of an array at ``base`` (uint64) whose rows have ``width`` bytes.
+    """
+
     @intrinsic
-    def ask(typingctx, address):  # type: ignore[no-untyped-def]
+    def ask(typingctx, base, row, width):  # type: ignore[no-untyped-def]
         def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-            pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+            base, row, width = args
+            pointer, number, size = ir.IntType(8).as_pointer(), ir.IntType(32), ir.IntType(64)
             kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
             function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
             how = number(1 if to_write else 0), number(2), number(1)
-            builder.call(function, [builder.inttoptr(args[0], pointer), *how])
+            address = builder.add(base, builder.mul(row, width))
+
+            def line_at(place: Any) -> None:
+                builder.call(function, [builder.inttoptr(builder.add(address, place), pointer), *how])
+
+            with cgutils.for_range_slice(builder, size(0), width, size(LINE), size) as (start, _):
+                line_at(start)
+            # Rows of no whole number of lines may reach into one line more.
+            with builder.if_then(cgutils.is_not_null(builder, builder.and_(width, size(LINE - 1)))):
+                line_at(builder.sub(width, size(1)))
             return context.get_dummy_value()
 
-        return types.void(types.uint64), codegen
+        return types.void(types.uint64, types.int64, types.int64), codegen
 
     return ask
 
 
-# Both ask for the cache line at an address (uint64) without waiting for it; any address is safe. To be read, it comes
-# to the second-level cache, which can wait for more lines at a time than the first. To be written, it is taken from
-# other cores at once: between cores without a common cache, asking a second time takes longer.
-prefetch, prefetch_to_write = _prefetch(to_write=False), _prefetch(to_write=True)
+# To be read, a line comes to the second-level cache, which can wait for more lines at a time than the first. To be
+# written, it is taken from other cores at once: between cores without a common cache, asking twice takes longer.
+prefetch_row, prefetch_row_to_write = _prefetch(to_write=False), _prefetch(to_write=True)
 
 
 @intrinsic
@@ -135,26 +149,6 @@ def claim(counter):  # type: ignore[no-untyped-def]
 def keep_alive(one, other):  # type: ignore[no-untyped-def]
     """Arrays used by their addresses are named here after the last use: numba frees them after the last use by name."""
     return len(one) + len(other)
-
-
-@compiled(forceinline=True)
-def prefetch_row(base, row, width):  # type: ignore[no-untyped-def]
-    """Prefetch a row of an array at ``base`` (uint64) whose rows have ``width`` bytes: each of its cache lines."""
-    address = base + np.uint64(row) * np.uint64(width)
-    for start in range(0, width, LINE):
-        prefetch(address + np.uint64(start))
-    if width & (LINE - 1):  # such rows may reach into one line more
-        prefetch(address + np.uint64(width - 1))
-
-
-@compiled(forceinline=True)
-def prefetch_row_to_write(base, row, width):  # type: ignore[no-untyped-def]
-    """The same for a row that will be written."""
-    address = base + np.uint64(row) * np.uint64(width)
-    for start in range(0, width, LINE):
-        prefetch_to_write(address + np.uint64(start))
-    if width & (LINE - 1):
-        prefetch_to_write(address + np.uint64(width - 1))
 
 
 @compiled(forceinline=True)

@@ -6,7 +6,7 @@ from typing import Any
 from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource
 from embstore.store.consumer import Consumer, Update
 from embstore.store.diff import Difference, RowChanges
-from embstore.store.files import FileDigest, fsync_folder, make_folder, sha256_file
+from embstore.store.files import FileDigest, sha256_file
 from embstore.store.format import schema_sha256
 from embstore.store.gc import Collected
 from embstore.store.lease import Lease
@@ -44,8 +44,6 @@ __all__ = [
     "Version",
     "VersionInfo",
     "VersionTable",
-    "fsync_folder",
-    "make_folder",
     "new_space",
     "open_tensors",
     "schema_sha256",

@@ -15,7 +15,6 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from embstore import transforms
 from embstore.errors import SchemaError, StoreError, nearest
-from embstore.schema import Feature
 from embstore.store.files import fsync_file, fsync_folder, make_folder
 from embstore.store.tensors import SafetensorsWriter
 from embstore.store.values import COUNT, FEATURE, VALUE, ValueColumn, check_values, in_memory, open_values
@@ -77,7 +74,7 @@ def export_parquet(
         StoreError: ``target`` exists, or can't be written.
     """
     chosen = chosen_values(version, values, features)
-    table = _single_value_table(version)
+    table = _stateless(version)
     written = {}
     with _appearing(Path(target)) as temporary:
         temporary.mkdir()
@@ -178,7 +175,8 @@ def _write_feature(
         with pq.ParquetWriter(file, schema, **options) as writer:
             for piece in column.pieces(step):
                 arrays = dict(zip(piece.column_names, piece.columns, strict=True))
-                arrays["vector"] = _vectors(table, name, piece.column(VALUE), version.schema.feature(name), width)
+                numbers = table.lookup(name, piece.column(VALUE)).numpy().reshape(-1)
+                arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(numbers), width)
                 arrays["created"] = pa.repeat(created, piece.num_rows)
                 writer.write_table(pa.table([arrays[field.name] for field in schema], schema=schema))
                 done += piece.num_rows
@@ -188,25 +186,12 @@ def _write_feature(
     return done
 
 
-def _vectors(
-    table: UnifiedEmbedding, name: str, values: pa.ChunkedArray, feature: Feature, width: int
-) -> pa.FixedSizeListArray:
-    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-        assert feature.transform is not None
-        values = transforms.apply(values, feature.transform, name=name)
-    numbers = table.lookup(name, values).numpy().reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(numbers), width)
-
-
-def _single_value_table(version: Version) -> UnifiedEmbedding:
-    """The version's table, asked for single values: those that a transform gives, not those it takes."""
+def _stateless(version: Version) -> UnifiedEmbedding:
+    """The version's table to be looked up: plain SGD has no state, so nothing as long as the table is allocated."""
     from embstore.embeddings.unified import UnifiedEmbedding  # which itself needs the store's format
     from embstore.kernels import TableOptimizer
 
-    # Plain SGD has no state, so nothing as long as the table is allocated.
-    table = UnifiedEmbedding.restore(version.table, optimizer=TableOptimizer(name="sgd"))
-    table.features = tuple(replace(feature, column=None, transform=None) for feature in table.features)
-    return table
+    return UnifiedEmbedding.restore(version.table, optimizer=TableOptimizer(name="sgd"))
 
 
 def _identity(version: Version) -> dict[str, str]:

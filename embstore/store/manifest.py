@@ -46,7 +46,7 @@ class DeltaInfo:
         base_digest: sha256 of that one's manifest.
         rows: changed ones in it.
         encoding: of the changed rows.
-        significance: rows that changed by less (L2) than this are not in it; 0 when all are.
+        significance: rows that changed by no more (L2) than this are not in it; 0 when all are.
         depth: deltas from here to a whole version, this one included.
     """
 
@@ -133,11 +133,7 @@ def check_format(body: dict[str, Any], where: str) -> None:
         StoreError: a format number this reader doesn't know.
         CorruptVersionError: no format number.
     """
-    number = Fields(body, where).whole("format", 1, 2**31)
-    if number > FORMAT:
-        raise StoreError(
-            where, expected=f"format {FORMAT} or less", found=str(number), do="upgrade embstore to read it"
-        )
+    _refuse_later(body, where, format=FORMAT)
 
 
 def check_reader(compat: dict[str, Any], where: str) -> None:
@@ -147,10 +143,7 @@ def check_reader(compat: dict[str, Any], where: str) -> None:
         StoreError: it needs a later embstore.
         CorruptVersionError: it doesn't say what it needs.
     """
-    for key, known in (("minimal_reader", FORMAT), ("hash_spec", HASH_SPEC)):
-        number = Fields(compat, where).whole(key, 1, 2**31)
-        if number > known:
-            raise StoreError(f"{where}: {key}", expected=f"{known} or less", found=str(number), do="upgrade embstore")
+    _refuse_later(compat, where, minimal_reader=FORMAT, hash_spec=HASH_SPEC)
 
 
 def check_compat(compat: dict[str, Any], expected: dict[str, Any], where: str) -> None:
@@ -178,11 +171,8 @@ def check_body(body: dict[str, Any], schema: Schema, where: str) -> Layout:
     if body.get("compacts") is not None:
         fields.text("compacts", VERSION_ID)
     layout = _layout(Fields(fields.mapping("table"), f"{where}: table"))
-    features = fields.entries("features")
-    if [entry.get("name") if isinstance(entry, dict) else None for entry in features] != [
-        feature.name for feature in schema.features
-    ]:
-        names = [feature.name for feature in schema.features]
+    features, names = fields.entries("features"), [feature.name for feature in schema.features]
+    if [entry.get("name") if isinstance(entry, dict) else None for entry in features] != names:
         raise fields.wrong("features", f"the schema's, {shown(names)}", shown(features))
     for entry, feature in zip(features, schema.features, strict=True):
         at = Fields(entry, f"{where}: feature {feature.name!r}")
@@ -195,7 +185,7 @@ def check_body(body: dict[str, Any], schema: Schema, where: str) -> Layout:
                 raise at.wrong(key, f"{getattr(feature, key)!r} as in the schema", repr(found))
         _check_rows(at, layout, feature.lookups, feature.exact)
     columns = Fields(fields.mapping("columns"), f"{where}: columns")
-    unknown = body["columns"].keys() - {feature.name for feature in schema.features}
+    unknown = body["columns"].keys() - set(names)
     if unknown:
         raise fields.wrong("columns", "features of the schema", shown(min(unknown)))
     for name in body["columns"]:
@@ -261,15 +251,15 @@ def read_files(body: dict[str, Any], where: str) -> dict[str, FileDigest]:
     Raises:
         CorruptVersionError: naming the file.
     """
-    files = {}
-    for name, entry in Fields(body, where).mapping("files").items():
+    files, fields = {}, Fields(body, where)
+    for name, entry in fields.mapping("files").items():
         if not _FILE.fullmatch(name) or name == MANIFEST:
-            raise CorruptVersionError(f"{where}: files", expected="names inside the version", found=shown(name))
-        fields = Fields(entry, f"{where}: {name}")
-        files[name] = FileDigest(fields.whole("bytes", 0, _MAX_TABLE_BYTES), fields.text("sha256", SHA256))
+            raise fields.wrong("files", "names inside the version", shown(name))
+        at = Fields(entry, f"{where}: {name}")
+        files[name] = FileDigest(at.whole("bytes", 0, _MAX_TABLE_BYTES), at.text("sha256", SHA256))
     for name in (COMPAT, SCHEMA, TOKENS, DENSE):
         if name not in files:
-            raise CorruptVersionError(f"{where}: files", expected=name, found="no such entry")
+            raise fields.wrong("files", name, "no such entry")
     return files
 
 
@@ -289,6 +279,14 @@ def check_buckets(files: dict[str, FileDigest], layout: Layout, where: str, *, f
         raise CorruptVersionError(
             f"{where}: table", expected=f"at most the {held:,} bytes of its files", found=f"{table:,}"
         )
+
+
+def _refuse_later(body: dict[str, Any], where: str, **known: int) -> None:
+    for key, highest in known.items():
+        number = Fields(body, where).whole(key, 1, 2**31)
+        if number > highest:
+            do = "upgrade embstore to read it"
+            raise StoreError(f"{where}: {key}", expected=f"{highest} or less", found=str(number), do=do)
 
 
 def _layout(fields: Fields) -> Layout:

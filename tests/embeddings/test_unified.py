@@ -159,6 +159,25 @@ def test_restored_from_what_it_says_of_itself() -> None:
     assert again.describe() == table.describe()
 
 
+def test_rows_of_float64_are_restored_as_float32() -> None:
+    class Wide:
+        """A table whose rows are published in float64."""
+
+        def __init__(self, table: UnifiedEmbedding) -> None:
+            self.table, self.dim, self.num_rows = table, table.dim, table.num_rows
+            self.rows_ND = torch.randn(table.num_rows, table.dim, dtype=torch.float64)
+            self.describe, self.exact_tokens, self.dtype = table.describe, table.exact_tokens, torch.float64
+
+        def read_rows(self, start: int, stop: int) -> torch.Tensor:
+            return self.rows_ND[start:stop]
+
+    wide = Wide(UnifiedEmbedding([Feature(name="a", lookups=2)], 30, 4, seed=5))
+    again = UnifiedEmbedding.restore(wide)
+    assert again.weight.dtype == torch.float32
+    np.testing.assert_array_equal(again.weight.numpy(), wide.rows_ND.numpy().astype(np.float32))
+    assert again.lookup("a", ["x"]).dtype == torch.float32
+
+
 def test_lookup_takes_raw_values_as_the_log_holds_them() -> None:
     features = [
         Feature(name="user", lookups=2),
@@ -172,6 +191,10 @@ def test_lookup_takes_raw_values_as_the_log_holds_them() -> None:
     assert torch.equal(table.lookup("tags", pa.array([[]], pa.list_(pa.string())))[0], torch.zeros(4))
     times = pa.array([3_600_000_000 * 5, 3_600_000_000 * 29], pa.timestamp("us"))
     assert torch.equal(*table.lookup("hour", times))
+    assert torch.equal(table.lookup("hour", times), table.lookup("hour", [5, 5]))
+    assert torch.equal(table.lookup("hour", pa.array([None], pa.timestamp("s"))), table.lookup("hour", [None]))
+    with pytest.raises(SchemaError, match="a list of values; found 'ann'"):
+        table.lookup("user", "ann")
     with pytest.raises(SchemaError, match="did you mean 'user'"):
         table.lookup("usr", [1])
     with pytest.raises(SchemaError, match=r"float|double"):

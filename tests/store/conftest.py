@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from embstore.schema import Dense, Feature, Schema
-from embstore.store import Bundle
+from embstore.store import Bundle, Version
 
 SCHEMA = Schema(
     features=(
@@ -62,6 +62,14 @@ class MemoryTable:
 
     def exact_tokens(self) -> Mapping[str, Tensor]:
         return {"day": TOKENS}
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def version(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Version:
+    """A published table of every sort of feature (``vectors.py``)."""
+    from vectors import make_table, publish
+
+    return publish(tmp_path_factory.mktemp("store"), make_table(request.param))
 
 
 @pytest.fixture

@@ -1,0 +1,160 @@
+"""A run's folder: whose it is, and what came of the run.
+
+    runs/frappe/
+      config.yaml        the settings, complete
+      schema.yaml        what the log's columns mean
+      logs.json          fingerprints of the logs it learns from, and the type of each feature's values
+      exact.safetensors  known tokens of the exact features
+      metrics.jsonl  checkpoints/  tensorboard/     see ``embstore.training``
+      published.json     the version published last, see ``embstore.continuous``
+      result.json        the metrics of the finished run
+
+A file appears under its name when it is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import Tensor
+
+from embstore.checkpoints import Checkpoints
+from embstore.errors import CheckpointError, ConfigError
+from embstore.schema import Schema
+from embstore.settings import RunConfig
+from embstore.store.tensors import open_tensors, write_tensors
+
+_CONFIG, _SCHEMA, _LOGS, _EXACT, _RESULT = "config.yaml", "schema.yaml", "logs.json", "exact.safetensors", "result.json"
+_FILES = (_CONFIG, _SCHEMA, _LOGS, _EXACT, _RESULT, "metrics.jsonl", "published.json")
+_FOLDERS = ("checkpoints", "tensorboard")
+
+
+class RunFolder:
+    """The folder of one run.
+
+    Args:
+        path: made by ``claim``.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def config(self) -> RunConfig | None:
+        """The settings of the run it belongs to, if it belongs to one.
+
+        Raises:
+            ConfigError: they can't be read.
+        """
+        path = self.path / _CONFIG
+        return replace(RunConfig.from_yaml(path), output=str(self.path)) if path.exists() else None
+
+    def claim(
+        self, config: RunConfig, schema: Schema, fingerprints: Mapping[str, str], columns: Mapping[str, str]
+    ) -> None:
+        """Make it this run's; files of a run that never came to a checkpoint are replaced.
+
+        Args:
+            config: with the schema written out.
+            schema: the same, with the reasons for what was inferred.
+            fingerprints: of the logs it learns from, by name.
+            columns: by feature, the type of its values.
+
+        Raises:
+            CheckpointError: it holds checkpoints of other settings or logs.
+            ConfigError: it can't be made or written to.
+        """
+        there = self.config()
+        if there is not None:
+            changed, before = config.changed_from(there), self._read(_LOGS).get("fingerprints", {})
+            names = before.keys() | fingerprints.keys()
+            changed += [f"logs.{name}" for name in names if before.get(name) != fingerprints.get(name)]
+            if changed and Checkpoints(self.path / "checkpoints").names():
+                raise CheckpointError(
+                    f"{self.path} holds a run of other settings or logs",
+                    expected=f"those in {self.path / _CONFIG}",
+                    found=f"another {', '.join(sorted(changed))}",
+                    do="name another folder with --output, or start afresh with --fresh",
+                )
+            if changed:
+                self.clear()
+        make_output(self.path)
+        settings = asdict(config)
+        del settings["label"]
+        self._write(_CONFIG, yaml.safe_dump(settings, sort_keys=False))
+        self._write(_SCHEMA, schema.to_yaml())
+        self._write(_LOGS, json.dumps({"fingerprints": dict(fingerprints), "columns": dict(columns)}))
+
+    def clear(self) -> None:
+        """Remove what a run left there (only files a run makes)."""
+        if not self.path.is_dir():
+            return
+        for name in _FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for name in _FILES:
+            (self.path / name).unlink(missing_ok=True)
+
+    def lineage(self) -> dict[str, Any]:
+        """The logs and the settings, as a version's manifest has them."""
+        path = self.path / _CONFIG
+        config = yaml.safe_load(path.read_text()) if path.exists() else {}
+        return {"logs": self.result().get("logs", {}), "config": config}
+
+    def columns(self) -> dict[str, str]:
+        """By feature, the type of its values."""
+        found: dict[str, str] = self._read(_LOGS).get("columns", {})
+        return found
+
+    def result(self) -> dict[str, Any]:
+        """What ``Run.train`` returned; empty before it is finished."""
+        return self._read(_RESULT)
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Keep what ``Run.train`` returns."""
+        self._write(_RESULT, json.dumps(result, indent=1))
+
+    def exact_tokens(self) -> dict[str, Tensor] | None:
+        """Known tokens by exact feature, if they were collected."""
+        path = self.path / _EXACT
+        return dict(open_tensors(path)) if path.exists() else None
+
+    def write_exact_tokens(self, tokens: Mapping[str, Tensor]) -> None:
+        """Keep them, so that a resumed run doesn't read the log for them again."""
+        partial = self.path / f".{_EXACT}"
+        partial.unlink(missing_ok=True)  # of a process that was killed
+        write_tensors(partial, tokens)
+        os.replace(partial, self.path / _EXACT)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return found
+
+    def _write(self, name: str, text: str) -> None:
+        partial = self.path / f".{name}"
+        partial.write_text(text)
+        os.replace(partial, self.path / name)
+
+
+def make_output(folder: Path) -> None:
+    """Make the folder that was named for results, and those above it; fine when it exists.
+
+    Raises:
+        ConfigError: it can't be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        found = "a file" if folder.is_file() else str(error.strerror)
+        raise ConfigError(
+            f"output {folder}", expected="a folder that can be made and written to", found=found, do="name another"
+        ) from error
