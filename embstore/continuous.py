@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from urllib.parse import unquote, urlsplit
 
 import torch
 
@@ -28,7 +29,7 @@ class StartSettings:
     """What a run goes on from: table, network, normalizer, and the state of both optimizers if the version has it.
 
     Args:
-        store: its folder.
+        store: its folder or URI.
         version: id, unique prefix of one, or alias; the run's ``config.yaml`` has the id it meant.
     """
 
@@ -41,7 +42,7 @@ class PublishSettings:
     """What a run publishes while it trains, and at its end.
 
     Args:
-        store: its folder; made when it doesn't exist.
+        store: its folder or URI; made when it doesn't exist.
         every_minutes, every_rows: publish when so much time or so many rows have passed since the last version;
             without either, only at the end.
         whole_every: versions from one that is whole to the next; those between are deltas.
@@ -65,6 +66,21 @@ class PublishSettings:
                 raise ConfigError(f"publish.{name}", expected=f"more than {least:g}", found=str(value))
         if not 0 <= self.significance < float("inf"):
             raise ConfigError("publish.significance", expected="0 or more", found=str(self.significance))
+
+
+def place_of(store: str | Path) -> Path | str:
+    """Where a store is, the same for all the names it has: a folder as a whole path, anything else as a URI.
+
+    >>> place_of("s3://bucket/models/")
+    's3://bucket/models'
+    >>> place_of("file:///models") == place_of("/models/")
+    True
+    """
+    text = str(store)
+    uri = urlsplit(text)
+    if isinstance(store, Path) or "://" not in text:
+        return Path(store).resolve()
+    return Path(unquote(uri.path)).resolve() if uri.scheme == "file" else text.rstrip("/")
 
 
 @torch.no_grad()

@@ -32,12 +32,12 @@ from torch import Tensor
 from embstore import training
 from embstore.checkpoints import Checkpoints, adam_tensors
 from embstore.config import load_yaml, parse
-from embstore.continuous import Publisher, PublishSettings, StartSettings, load_version
+from embstore.continuous import Publisher, PublishSettings, StartSettings, load_version, place_of
 from embstore.ctr import BuildNetwork, CtrModel, NetworkDescription, build_network
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CheckpointError, ConfigError, SchemaError, nearest
 from embstore.kernels import TableOptimizer
-from embstore.logs import ParquetLog
+from embstore.logs import ParquetLog, check_alike
 from embstore.metrics import finite
 from embstore.normalization import StreamingNormalizer
 from embstore.progress import Progress, no_progress
@@ -238,6 +238,7 @@ class Run:
             for name, source in asdict(self.config.logs).items()
             if source is not None
         }
+        check_alike(logs)
         self._begin(logs)
         model = self.build(self._exact(logs["train"]))
         publisher: Publisher | None = None
@@ -283,7 +284,7 @@ class Run:
         config, ref = self.folder / "config.yaml", start.version
         if not ref[:1].isdigit() and config.exists():
             begun = RunConfig.from_yaml(config).start
-            if begun is not None and begun.store == start.store:
+            if begun is not None and place_of(begun.store) == place_of(start.store):
                 ref = begun.version
         return Store(start.store).open(ref)
 
@@ -292,14 +293,18 @@ class Run:
             self.progress.say(f"{self.start.id} has no optimizer's state: it starts afresh")
 
     def _publisher(self, settings: PublishSettings, trainer: Trainer) -> Publisher:
-        make_output(Path(settings.store))  # not when hours of training are over
+        place = place_of(settings.store)  # tried now, not when hours of training are over
+        if isinstance(place, Path):
+            make_output(place)
+        else:
+            Store(place).aliases()
         start = self.start if self.parent(settings.store) is not None else None
         return Publisher(settings, trainer.model, lambda: self._bundle(trainer), self.folder, start=start)
 
     def parent(self, store: str | Path) -> str | None:
         """The version of this store that the run goes on from, if there is one."""
         start = self.config.start
-        return None if start is None or Path(start.store).resolve() != Path(store).resolve() else start.version
+        return None if start is None or place_of(start.store) != place_of(store) else start.version
 
     def build(self, exact: Mapping[str, Tensor]) -> CtrModel:
         """The run's model before training."""

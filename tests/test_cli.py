@@ -103,7 +103,18 @@ def test_an_alias_is_promoted_and_rolled_back(trained: Path, tmp_path: Path) -> 
         said = json.loads(invoke("publish", trained / "run", "--store", store, "--json").output)
     first, second = (info.id for info in Store(store).versions())
     version = Store(store).open(second)
-    assert said == {"version": second, "parent": None, "digest": version.digest, "folder": str(version.folder)}
+    assert said == {
+        "version": second,
+        "parent": None,
+        "digest": version.digest,
+        "encoding": "float32",
+        "loss": None,
+        "optimizer": True,
+        "bytes": sum(
+            path.stat().st_size for path in version.folder.rglob("*") if path.name != "manifest.json" and path.is_file()
+        ),
+        "folder": str(version.folder),
+    }
     moved = json.loads(invoke("promote", first, "--store", store, "--json").output)
     assert moved == {"alias": "production", "version": first, "aliases": ["production"]}
     assert second in invoke("promote", "latest", "--store", store).output
