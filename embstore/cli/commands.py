@@ -8,7 +8,7 @@ import click
 
 from embstore.cli.data import dataset, schema
 from embstore.cli.demo import demo
-from embstore.cli.store import compact, lookup, promote, publish, rollback
+from embstore.cli.store import WHEN_DAMAGED, compact, lookup, promote, publish, rollback
 from embstore.cli.train import evaluate, train
 from embstore.cli.upkeep import diff, gc, tag, untag, verify
 from embstore.cli.vectors import export, import_
@@ -17,7 +17,7 @@ from embstore.errors import CorruptVersionError, EmbstoreError, Interrupted
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog="""\b
 From nothing to a lookup:
   embstore demo
@@ -69,7 +69,7 @@ def run() -> int:
 def _remedy(error: CorruptVersionError) -> str:
     if re.match(r"log\b", error.what):
         return "restore it from a copy of the store: nothing can be read without the log"
-    return "roll back, or publish it again; `embstore verify --all` lists what is damaged"
+    return WHEN_DAMAGED
 
 
 def _failed(kind: str, message: str) -> int:

@@ -26,6 +26,7 @@ version_option = click.option(
 _alias = click.option("--alias", default="production", show_default=True, help="The alias that moves.")
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+WHEN_DAMAGED = "roll back, or publish it again; `embstore verify --all` lists what is damaged"
 ENCODINGS = (
     "float32",
     "float16",

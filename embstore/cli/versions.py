@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embstore.cli.store import as_json_option, bytes_of, store_option
+from embstore.cli.store import WHEN_DAMAGED, as_json_option, bytes_of, store_option
 
 if TYPE_CHECKING:
     from embstore.store import Store, VersionInfo
@@ -43,11 +43,13 @@ def versions(root: str, as_json: bool) -> None:
         out.print(f"no versions in {root}", markup=False, highlight=False)
         return
     ids = [row["version"] for row in rows]
-    columns = ("version", "names", "parent", "table", "bytes", "model", *(f"{split} auc" for split in SPLITS))
+    columns = ("version", "names", "parent", "table", "bytes", *(f"{split} auc" for split in SPLITS))
     out.print(plain_table(columns, (_cells(row, ids) for row in rows)))
-    for row in rows:
-        if row["damaged"]:
-            out.print(f"damaged: {row['damaged']}", markup=False, highlight=False)
+    damaged = [row for row in rows if row["damaged"]]
+    for row in damaged:
+        out.print(f"{row['version']} damaged: {row['damaged']}", markup=False, highlight=False)
+    if damaged:
+        out.print(WHEN_DAMAGED, markup=False, highlight=False)
 
 
 def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
@@ -92,7 +94,6 @@ def _cells(row: dict[str, Any], ids: Collection[str]) -> list[str]:
         short(parent, ids),
         table,
         "" if row["bytes"] is None else decimal(row["bytes"]),
-        row["model"] or "",
         *("" if auc.get(split) is None else f"{auc[split]:.5f}" for split in SPLITS),
     ]
 
