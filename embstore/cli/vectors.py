@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,7 +113,7 @@ Examples:
   embstore import titles.parquet --feature item_id --store store --version production --delta
 """,
 )
-@click.argument("vectors", type=click.Path(path_type=Path))
+@click.argument("vectors")
 @click.option("--feature", required=True, help="Whose values these are.")
 @store_option
 @version_option
@@ -123,7 +124,7 @@ Examples:
 @click.option("--delta", is_flag=True, help="Publish only the rows that changed, as a delta of --version.")
 @as_json_option
 def import_(
-    vectors: Path,
+    vectors: str,
     feature: str,
     root: str,
     ref: str,
@@ -136,7 +137,7 @@ def import_(
 ) -> None:
     """Publish a version again with the rows of some values set to VECTORS: a warm start.
 
-    VECTORS is Parquet, a file or folder, of a feature's values and a vector for each: of dim numbers, which every
+    VECTORS is Parquet, a file, folder or URI, of a feature's values and a vector for each: of dim numbers, which every
     lookup gets, or of lookups * dim. Values that hash to the same row get their mean. All other rows, the network and
     the optimizers' state stay; metrics are left out, as nobody has measured this table. Train on from the new version
     with embstore train --from.
@@ -189,15 +190,17 @@ def import_(
         out.print(f"{done.unknown:,} values are unknown to the exact feature and were skipped", highlight=False)
 
 
-def _of_feature(vectors: Path, feature: str) -> Path:
+def _of_feature(vectors: str, feature: str) -> str:
     """The feature's own folder in an export; else what was given."""
     from urllib.parse import unquote
 
-    folders = vectors.glob("feature=*/") if vectors.is_dir() else ()
-    return next((folder for folder in folders if unquote(folder.name.partition("=")[2]) == feature), vectors)
+    for folder in Path(vectors).glob("feature=*/") if os.path.isdir(vectors) else ():
+        if unquote(folder.name.partition("=")[2]) == feature:
+            return str(folder)
+    return vectors
 
 
-def _check_values(version: Version, feature: str, source: Path, column: str) -> None:
+def _check_values(version: Version, feature: str, source: str, column: str) -> None:
     """Refuse values of another type than the feature was trained on: they would hash to other rows."""
     from embstore.errors import SchemaError, nearest
     from embstore.store.values import check_values, open_dataset, reading, stored_type
@@ -211,7 +214,7 @@ def _check_values(version: Version, feature: str, source: Path, column: str) -> 
         check_values(stored_type(types.field(column).type), specs[feature], version.manifest["columns"].get(feature))
 
 
-def _with_rows(version: Version, table: Any, source: Path, done: WarmStart, feature: str) -> Any:
+def _with_rows(version: Version, table: Any, source: str, done: WarmStart, feature: str) -> Any:
     """The version's bundle with another table, and word of where its rows are from."""
     from dataclasses import asdict, replace
 
@@ -220,7 +223,7 @@ def _with_rows(version: Version, table: Any, source: Path, done: WarmStart, feat
 
     bundle = version.bundle()
     before, metadata = bundle.lineage["vocabulary"], open_dataset(source).schema.metadata or {}
-    imported = {"feature": feature, "vectors": str(source), "of": version.id, **asdict(done)}
+    imported = {"feature": feature, "vectors": source, "of": version.id, **asdict(done)}
     vocabulary = {**(before if isinstance(before, dict) else {}), "imported": imported}
     # Vectors from elsewhere can't be compared with the version's, unless they say that they can.
     same = metadata.get(b"embstore.space", b"").decode() == version.space

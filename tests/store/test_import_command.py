@@ -103,7 +103,7 @@ def test_values_get_their_vectors_and_nothing_else_changes(version: Version, tmp
 def test_a_delta_has_the_same_rows_and_only_those_that_changed(version: Version, tmp_path: Path) -> None:
     path, _ = vectors_of(tmp_path, np.arange(VALUES), 2 * DIM)
     _, whole = imported(tmp_path, path, "--feature", "user")
-    said, delta = imported(tmp_path, path, "--feature", "user", "--version", version.id, "--delta")
+    said, delta = imported(tmp_path, path.as_uri(), "--feature", "user", "--version", version.id, "--delta")
     assert delta.delta is not None
     assert (delta.delta.base, delta.delta.rows) == (version.id, said["rows"])
     assert torch.equal(rows_of(delta), rows_of(whole))
