@@ -20,6 +20,7 @@ from embstore.checkpoints import load_adam, load_into
 from embstore.ctr import CtrModel
 from embstore.errors import ConfigError, SchemaError, VersionNotFoundError
 from embstore.store import Bundle, Change, Store, Version
+from embstore.store.place import location
 
 _CHUNK_ROWS = 1 << 20
 
@@ -29,7 +30,7 @@ class StartSettings:
     """What a run goes on from: table, network, normalizer, and the state of both optimizers if the version has it.
 
     Args:
-        store: its folder.
+        store: its folder or URI.
         version: id, unique prefix of one, or alias; the run's ``config.yaml`` has the id it meant.
     """
 
@@ -42,7 +43,7 @@ class PublishSettings:
     """What a run publishes while it trains, and at its end.
 
     Args:
-        store: its folder; made when it doesn't exist.
+        store: its folder or URI; made when it doesn't exist.
         every_minutes, every_rows: publish when so much time or so many rows have passed since the last version;
             without either, only at the end.
         whole_every: versions from one that is whole to the next; those between are deltas.
@@ -66,6 +67,18 @@ class PublishSettings:
                 raise ConfigError(f"publish.{name}", expected=f"more than {least:g}", found=str(value))
         if not 0 <= self.significance < float("inf"):
             raise ConfigError("publish.significance", expected="0 or more", found=str(self.significance))
+
+
+def place_of(store: str | Path) -> Path | str:
+    """Where a store is, the same for all the names it has: a folder as a whole path, anything else as a URI.
+
+    >>> place_of("s3://bucket/models/")
+    's3://bucket/models'
+    >>> place_of("file:///models") == place_of("/models/")
+    True
+    """
+    where = location(store)
+    return where.resolve() if isinstance(where, Path) else where
 
 
 @torch.no_grad()

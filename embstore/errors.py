@@ -89,9 +89,15 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for a misspelt name: ``"did you mean 'user_id'?"``, or the known names when none is near."""
+    """A hint for a misspelt name: ``"did you mean 'user_id'?"``; when none is near, the known names or, where they are
+    too many for a message, the nearest few and how many there are.
+    """
     known = sorted(known)
     close = get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"known: {', '.join(known)}" if known else "none are known"
+    if not known:
+        return "none are known"
+    whole = f"known: {', '.join(known)}"
+    few = get_close_matches(name, known, n=3, cutoff=0)
+    return whole if len(known) <= len(few) or len(whole) <= 120 else f"{len(known):,} are known, e.g. {', '.join(few)}"

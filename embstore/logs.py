@@ -18,7 +18,8 @@ import glob
 import hashlib
 import itertools
 import os
-from collections.abc import Generator, Iterator, Sequence
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -79,6 +80,8 @@ class ParquetLog:
         labelled: whether label, weight and group are read (``False`` to score logs that have none).
         compare_all: whether files must agree on every column of the first one, not only on those of the schema.
 
+    ``types`` is the Arrow schema of its first file.
+
     Raises:
         LogError: nothing there, no rows, a file that is no Parquet or is cut short, files with different schemas.
         SchemaError: a column is missing or has a type its role can't take.
@@ -97,14 +100,14 @@ class ParquetLog:
         extra = () if labelled else tuple(n for n in (schema.label, schema.weight, schema.group) if n)
         inputs = {f.source for f in schema.features} | {d.source for d in schema.dense}
         self.columns = [name for name in schema.columns if name in inputs or name not in extra]
-        self.pieces = self._open(compare_all)
+        self.types, self.pieces = self._open(compare_all)
         self.rows = sum(piece.rows for piece in self.pieces)
         if self.rows == 0:
             raise LogError(
                 f"log {_show(source)}", expected="at least one row", found=f"{len(self.paths)} file(s) without rows"
             )
 
-    def _open(self, compare_all: bool) -> list[Piece]:
+    def _open(self, compare_all: bool) -> tuple[pa.Schema, list[Piece]]:
         pieces: list[Piece] = []
         first: pa.Schema | None = None
         for path in self.paths:
@@ -120,7 +123,8 @@ class ParquetLog:
                 for group in range(metadata.num_row_groups)
                 if metadata.row_group(group).num_rows
             ]
-        return pieces
+        assert first is not None  # there is a path
+        return first, pieces
 
     def _check_same(self, first: pa.Schema, columns: pa.Schema, path: str, names: Sequence[str]) -> None:
         for name in names:
@@ -152,15 +156,8 @@ class ParquetLog:
         return digest.hexdigest()[:16]
 
     def value_types(self) -> dict[str, str]:
-        """By feature, the Arrow type of its column in the first file, dictionaries taken off: what its values are.
-
-        Raises:
-            LogError: the file broke since it was opened.
-        """
-        path = self.paths[0]
-        with _reading(path), pq.ParquetFile(path, filesystem=self.filesystem) as file:
-            columns = file.schema_arrow
-        return {feature.name: str(_plain(columns.field(feature.source).type)) for feature in self.schema.features}
+        """By feature, the Arrow type of its column in the first file, dictionaries taken off: what its values are."""
+        return {feature.name: str(_plain(self.types.field(feature.source).type)) for feature in self.schema.features}
 
     def batch_count(self, batch_size: int) -> int:
         """Batches of an epoch (of all ranks together): the steps it takes."""
@@ -248,6 +245,30 @@ class ParquetLog:
                     f"{piece.path} changed while it was read", expected=f"{piece.rows} rows", found=str(position)
                 )
             start = 0
+
+
+def check_alike(logs: Mapping[str, ParquetLog]) -> None:
+    """Refuse logs in which a feature's values are of other types: ``7`` and ``"7"`` are two values, with two vectors.
+
+    Args:
+        logs: by name, ``"train"`` and so on; all are compared with the first.
+
+    Raises:
+        SchemaError: naming the column, and its type in both.
+    """
+    (first, reference), *others = logs.items()
+    for column in dict.fromkeys(feature.source for feature in reference.schema.features):
+        expected = reference.types.field(column).type
+        for name, log in others:
+            found = log.types.field(column).type
+            ours, theirs = _tokens_of(expected), _tokens_of(found)
+            if ours != theirs and not ("null" in ours or "null" in theirs):  # a column without values has no type
+                raise SchemaError(
+                    f"column {column!r} of the {name} log",
+                    expected=f"{expected} as in the {first} log ({_show(reference.source)})",
+                    found=f"{found} in {log.paths[0]}",
+                    do="write the column alike in both: values of another type are other values",
+                )
 
 
 class _Order:
@@ -420,6 +441,14 @@ def _plain(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return pa.list_(_plain(kind.value_type))
     return kind
+
+
+def _tokens_of(kind: pa.DataType) -> str:
+    """Types whose values are hashed, or taken apart, alike have one name."""
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        zone = kind.tz if pa.types.is_timestamp(kind) else None
+        return f"time in {'UTC' if zone in (None, '+00:00', 'Etc/UTC') else zone}"
+    return re.sub(r"(fixed_size_|large_)?binary(_view)?(\[\d+\])?", "string", _kind(kind))
 
 
 def _show(source: Any) -> str:

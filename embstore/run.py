@@ -19,11 +19,11 @@ from torch import Tensor
 
 from embstore import training
 from embstore.checkpoints import adam_tensors
-from embstore.continuous import Publisher, PublishSettings, StartSettings, check_columns, load_version
+from embstore.continuous import Publisher, PublishSettings, StartSettings, check_columns, load_version, place_of
 from embstore.ctr import BuildNetwork, CtrModel, NetworkDescription, build_network
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CheckpointError, ConfigError
-from embstore.logs import ParquetLog
+from embstore.logs import ParquetLog, check_alike
 from embstore.metrics import finite
 from embstore.normalization import StreamingNormalizer
 from embstore.progress import Progress, no_progress
@@ -91,6 +91,7 @@ class Run:
             for name, source in asdict(self.config.logs).items()
             if source is not None
         }
+        check_alike(logs)
         self._begin(logs)
         model = self.build(self._collected_tokens(logs["train"]))
         publisher: Publisher | None = None
@@ -188,7 +189,7 @@ class Run:
     def parent(self, store: str | Path) -> str | None:
         """The version of this store that the run goes on from, if there is one."""
         start = self.config.start
-        return None if start is None or Path(start.store).resolve() != Path(store).resolve() else start.version
+        return None if start is None or place_of(start.store) != place_of(store) else start.version
 
     @staticmethod
     def parameters(model: CtrModel) -> dict[str, int]:
@@ -199,8 +200,9 @@ class Run:
     def _open_start(self, start: StartSettings) -> Version:
         """The version to go on from. An alias means what it meant when the folder's run began."""
         there, ref = self.files.config(), start.version
-        if there is not None and there.start is not None and there.start.store == start.store and not ref[:1].isdigit():
-            ref = there.start.version
+        if there is not None and there.start is not None and not ref[:1].isdigit():
+            same = place_of(there.start.store) == place_of(start.store)
+            ref = there.start.version if same else ref
         return Store(start.store).open(ref)
 
     def _begin(self, logs: Mapping[str, ParquetLog]) -> None:
@@ -216,7 +218,11 @@ class Run:
             self.progress.say(f"{self.start.id} has no optimizer's state: it starts afresh")
 
     def _publisher(self, settings: PublishSettings, trainer: Trainer) -> Publisher:
-        make_output(Path(settings.store))  # not when hours of training are over
+        place = place_of(settings.store)  # tried now, not when hours of training are over
+        if isinstance(place, Path):
+            make_output(place)
+        else:
+            Store(place).aliases()
         start = self.start if self.parent(settings.store) is not None else None
         return Publisher(settings, trainer.model, lambda: self._bundle(trainer), self.folder, start=start)
 

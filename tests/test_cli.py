@@ -103,7 +103,18 @@ def test_an_alias_is_promoted_and_rolled_back(trained: Path, tmp_path: Path) -> 
         said = json.loads(invoke("publish", trained / "run", "--store", store, "--json").output)
     first, second = (info.id for info in Store(store).versions())
     version = Store(store).open(second)
-    assert said == {"version": second, "parent": None, "digest": version.digest, "folder": str(version.folder)}
+    assert said == {
+        "version": second,
+        "parent": None,
+        "digest": version.digest,
+        "encoding": "float32",
+        "loss": None,
+        "optimizer": True,
+        "bytes": sum(
+            path.stat().st_size for path in version.folder.rglob("*") if path.name != "manifest.json" and path.is_file()
+        ),
+        "folder": str(version.folder),
+    }
     moved = json.loads(invoke("promote", first, "--store", store, "--json").output)
     assert moved == {"alias": "production", "version": first, "aliases": ["production"]}
     assert second in invoke("promote", "latest", "--store", store).output
@@ -112,6 +123,24 @@ def test_an_alias_is_promoted_and_rolled_back(trained: Path, tmp_path: Path) -> 
     assert invoke("promote", first, "--store", store, "--alias", "canary").output == f"canary is {first}\n"
     with pytest.raises(EmbstoreError, match=r"config\.yaml; expected a folder that can be made; found not a folder"):
         invoke("publish", trained / "run", "--store", trained / "run" / "config.yaml")
+
+
+def test_a_version_is_published_smaller_and_says_what_that_costs(trained: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    flags = ["--encoding", "int8", "--no-optimizer"]
+    said = json.loads(invoke("publish", trained / "run", "--store", store, *flags, "--json").output)
+    version, whole = Store(store).open(), Store(trained / "store").open()
+    assert (said["encoding"], version.table.encoding) == ("int8", "int8")
+    assert version.optimizer is None
+    assert whole.optimizer is not None
+    assert not any("optimizer" in name for name in version.files)
+    rows, stored = (of.table.read_rows(0, of.table.num_rows).double() for of in (whole, version))
+    assert said["loss"]["largest"] == pytest.approx(float((rows - stored).abs().max()))
+    assert said["loss"]["relative"] == pytest.approx(float((rows - stored).norm() / rows.norm()))
+    lines = invoke("publish", trained / "run", "--store", store, *flags).output.splitlines()
+    assert lines[0].startswith(f"published {Store(store).resolve('latest')} in {store}: ")
+    assert lines[1].startswith(f"int8: numbers changed by {said['loss']['largest']:.3g} at most")
+    assert "int4" in invoke("publish", trained / "run", "--store", store, "--encoding", "int9").stderr
 
 
 def test_a_published_version_scores_as_the_run_did(trained: Path, logs: Path) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import click
 
 from embstore.cli.data import dataset, schema
 from embstore.cli.demo import demo
-from embstore.cli.export import export
-from embstore.cli.store import lookup, promote, publish, rollback, versions
+from embstore.cli.store import WHEN_DAMAGED, compact, lookup, promote, publish, rollback
 from embstore.cli.train import evaluate, train
 from embstore.cli.upkeep import diff, gc, tag, untag, verify
-from embstore.errors import EmbstoreError, Interrupted
+from embstore.cli.vectors import export, import_
+from embstore.cli.versions import versions
+from embstore.errors import CorruptVersionError, EmbstoreError, Interrupted
 
 
 @click.group(
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog="""\b
 From nothing to a lookup:
   embstore demo
@@ -36,7 +39,7 @@ def cli() -> None:
 
 for command in (
     *(demo, schema, dataset, train, evaluate, publish, versions, promote, rollback, lookup),
-    *(export, verify, diff, tag, untag, gc),
+    *(export, import_, verify, diff, tag, untag, compact, gc),
 ):
     cli.add_command(command)
 
@@ -45,6 +48,8 @@ def run() -> int:
     """Run the command of ``sys.argv`` and return its exit code; what goes wrong on purpose becomes one line."""
     try:
         cli(standalone_mode=False)
+    except CorruptVersionError as error:
+        return _failed(type(error).__name__, str(error) if error.do else f"{error}; {_remedy(error)}")
     except EmbstoreError as error:
         return _failed(type(error).__name__, str(error))
     except Interrupted as stopped:
@@ -59,6 +64,12 @@ def run() -> int:
     except OSError as error:  # a full disk, a folder that can't be read: nothing a traceback would explain
         return _failed("OSError", f"{error.filename or 'file'}; found {error.strerror or error}")
     return 0
+
+
+def _remedy(error: CorruptVersionError) -> str:
+    if re.match(r"log\b", error.what):
+        return "restore it from a copy of the store: nothing can be read without the log"
+    return WHEN_DAMAGED
 
 
 def _failed(kind: str, message: str) -> int:

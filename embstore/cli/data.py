@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
+
+from embstore.cli.store import as_json_option
 
 
 @click.command(
@@ -19,18 +22,22 @@ Examples:
 @click.option("--group", help="Column over whose values GAUC is averaged, usually the user.")
 @click.option("--weight", help="Column of sample weights.")
 @click.option("--output", type=click.Path(path_type=Path), help="Write here instead of to the terminal.")
-def schema(logs: tuple[str, ...], label: str, group: str | None, weight: str | None, output: Path | None) -> None:
+@as_json_option
+def schema(
+    logs: tuple[str, ...], label: str, group: str | None, weight: str | None, output: Path | None, as_json: bool
+) -> None:
     """Say what each column of LOGS is, and why.
 
-    LOGS are Parquet: files, folders, globs or URIs. The result is YAML; edit it and give it to ``embstore train``:
-    move a column between features (looked up in the table) and dense (numbers for the model), give a feature more
-    lookups or an exact block, or take it out.
+    LOGS are Parquet: files, folders, globs or URIs. The result is YAML, with the reasons, or JSON, without; edit it and
+    give it to ``embstore train``: move a column between features (looked up in the table) and dense (numbers for the
+    model), give a feature more lookups or an exact block, or take it out.
     """
     from embstore.cli.console import warn
     from embstore.errors import ConfigError
     from embstore.schema import Schema
 
-    text = Schema.infer(list(logs), label=label, group=group, weight=weight, warn=warn).to_yaml()
+    inferred = Schema.infer(list(logs), label=label, group=group, weight=weight, warn=warn)
+    text = json.dumps(inferred.to_dict()) + "\n" if as_json else inferred.to_yaml()
     if output is None:
         click.echo(text, nl=False)
     else:
@@ -55,7 +62,8 @@ Examples:
     "--from", "source", required=True, type=click.Path(path_type=Path), help="Folder of the official raw files."
 )
 @click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="Folder to make.")
-def dataset(name: str, source: Path, target: Path) -> None:
+@as_json_option
+def dataset(name: str, source: Path, target: Path, as_json: bool) -> None:
     """Turn the raw files of data set NAME into Parquet logs and a schema.
 
     NAME is criteo, avazu, movielens-100k, movielens-1m, movielens-latest or frappe. TARGET gets train/, valid/ and
@@ -66,5 +74,8 @@ def dataset(name: str, source: Path, target: Path) -> None:
 
     with progress(f"convert {name}", None) as bar:
         result = datasets.convert(name, source, target, progress=bar.advance)
+    if as_json:
+        click.echo(json.dumps({"name": name, "target": str(target), "rows": dict(result.rows)}))
+        return
     counts = ", ".join(f"{split} {rows:,}" for split, rows in result.rows.items())
     out.print(f"{name}: {counts} rows in {target}")

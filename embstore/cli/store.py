@@ -1,4 +1,4 @@
-"""``embstore publish``, ``versions``, ``promote``, ``rollback`` and ``lookup``."""
+"""``embstore publish``, ``compact``, ``promote``, ``rollback`` and ``lookup``."""
 
 from __future__ import annotations
 
@@ -10,102 +10,128 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from embstore.store import Store, VersionInfo
+    from embstore.store import Version, VersionInfo
 
+# As text, all the way to Store: a path would make one slash of the two in s3://.
 store_option = click.option(
-    "--store", "root", default="store", show_default=True, type=click.Path(path_type=Path), help="The store."
+    "--store",
+    "root",
+    default="store",
+    show_default=True,
+    help="The store: a folder, or a URI such as s3://bucket/models.",
+)
+version_option = click.option(
+    "--version", "ref", default="latest", show_default=True, help="Version id, unique prefix of one, alias or tag."
 )
 _alias = click.option("--alias", default="production", show_default=True, help="The alias that moves.")
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
+WHEN_DAMAGED = "roll back, or publish it again; `embstore verify --all` lists what is damaged"
+ENCODINGS = (
+    "float32",
+    "float16",
+    "bfloat16",
+    "float64",
+    "int8",
+    "int4",
+)  # embstore.store.quantization's, without torch
+
 
 @click.command(
     epilog="""\b
-Example:
+Examples:
   embstore publish runs/first --store store
+  embstore publish runs/first --store s3://bucket/models --encoding int8 --no-optimizer
 """
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @store_option
 @click.option("--parent", help="Version (id, prefix, alias or tag) it was trained on from.")
+@click.option(
+    "--encoding",
+    type=click.Choice(ENCODINGS),
+    help="How rows are stored; what it costs is said.  [default: as trained]",
+)
+@click.option("--no-optimizer", is_flag=True, help="Leave out what only training on needs: the optimizers' state.")
 @as_json_option
-def publish(run: Path, root: Path, parent: str | None, as_json: bool) -> None:
+def publish(run: Path, root: str, parent: str | None, encoding: str | None, no_optimizer: bool, as_json: bool) -> None:
     """Publish the trained table, schema and model of RUN as an immutable version.
 
     The version appears in the store all at once or, after a crash, not at all. Its manifest holds the sha256 of
     every file and where the version came from.
     """
-    from embstore.cli.console import bytes_bar, out
+    from dataclasses import replace
+
+    from embstore.cli.console import bytes_bar
     from embstore.models import build
     from embstore.run import Run
     from embstore.store import Store
 
     trained = Run.open(run, build)
     bundle, parent = trained.bundle(), parent or trained.parent(root)
+    if no_optimizer:
+        bundle = replace(bundle, optimizer=None)
     with bytes_bar() as progress:
-        version = Store(root).publish(bundle, parent=parent, progress=progress)
+        version = Store(root).publish(bundle, parent=parent, encoding=encoding, progress=progress)
+    _show_published(version, root, as_json)
+
+
+def _show_published(version: Version, root: str, as_json: bool) -> None:
+    from rich.filesize import decimal
+
+    from embstore.cli.console import out
+
+    table = version.manifest["table"]
+    loss = table.get("loss")
     if as_json:
-        values = {"version": version.id, "parent": version.parent, "digest": version.digest}
-        click.echo(json.dumps({**values, "folder": str(version.folder)}))
-    else:
-        out.print(f"published {version.id} in {version.folder}", highlight=False)
+        values: dict[str, Any] = {"version": version.id, "parent": version.parent, "digest": version.digest}
+        values |= {"encoding": table["dtype"], "loss": loss, "optimizer": version.optimizer is not None}
+        click.echo(json.dumps({**values, "bytes": bytes_of(version), "folder": str(version.folder)}))
+        return
+    out.print(f"published {version.id} in {root}: {decimal(bytes_of(version))}", markup=False, highlight=False)
+    if loss is not None:
+        changed = f"numbers changed by {loss['largest']:.3g} at most, {loss['relative']:.3%} of their size in all"
+        out.print(f"{table['dtype']}: {changed} (root mean square)", markup=False, highlight=False)
 
 
 @click.command(
     epilog="""\b
-Example:
-  embstore versions --store store
+Examples:
+  embstore compact --store store
+  embstore compact production --store store --json
 """
 )
+@click.argument("ref", default="latest")
 @store_option
 @as_json_option
-def versions(root: Path, as_json: bool) -> None:
-    """List the versions in a store, the newest first; a damaged one is shown as such."""
-    from embstore.cli.console import out, plain_table
+def compact(ref: str, root: str, as_json: bool) -> None:
+    """Publish a delta's rows as a whole version, so that readers need none of those it is based on.
+
+    REF is an id, a unique prefix of one, an alias or a tag; the latest version when absent. Aliases stay where they
+    are: promote the new version where readers should use it. A version that is whole already is left as it is.
+    """
+    from rich.filesize import decimal
+
+    from embstore.cli.console import bytes_bar, out
     from embstore.store import Store
 
     store = Store(root)
-    rows = [_row(store, info) for info in reversed(store.versions())]
+    of = store.resolve(ref)
+    with bytes_bar() as progress:
+        version = store.compact(of, progress=progress)
     if as_json:
-        click.echo(json.dumps(rows))
-        return
-    shown = [
-        {
-            **row,
-            "aliases": " ".join(row["aliases"]),
-            "tags": " ".join(row["tags"]),
-            "table": "damaged" if row["damaged"] else row["table"],
-            "auc": "" if row["auc"] is None else f"{row['auc']:.5f}",
-        }
-        for row in rows
-    ]
-    columns = ("version", "created", "aliases", "tags", "parent", "table", "model", "auc")
-    table = plain_table(columns, ([row[name] or "" for name in columns] for row in shown))
-    out.print(table if rows else f"no versions in {root}")
-    for row in rows:
-        if row["damaged"]:
-            out.print(f"damaged: {row['damaged']}", markup=False, highlight=False)
+        values = {"version": version.id, "of": of, "compacted": version.id != of}
+        click.echo(json.dumps({**values, "bytes": bytes_of(version)}))
+    elif version.id == of:
+        out.print(f"{of} is whole already", markup=False, highlight=False)
+    else:
+        shown = f"published {version.id}, {of} whole: {decimal(bytes_of(version))}"
+        out.print(shown, markup=False, highlight=False)
 
 
-def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
-    """What ``versions`` shows of one; of a damaged version, what the log knows."""
-    from embstore.errors import StoreError
-
-    row = {
-        "version": info.id,
-        "created": info.created,
-        "aliases": list(info.aliases),
-        "tags": list(info.tags),
-        "parent": info.parent,
-        **dict.fromkeys(("table", "model", "auc", "damaged")),
-    }
-    try:
-        manifest = store.open(info.id).manifest
-    except StoreError as error:
-        return {**row, "damaged": str(error)}
-    table = f"{manifest['table']['rows']:,} x {manifest['table']['dim']} {manifest['table']['dtype']}"
-    metrics = manifest["metrics"].get("test") or manifest["metrics"].get("valid") or {}
-    return {**row, "table": table, "model": manifest["model"]["name"], "auc": metrics.get("auc")}
+def bytes_of(version: Version) -> int:
+    """Of all the files its manifest names; of a delta, its own."""
+    return sum(file.bytes for file in version.files.values())
 
 
 @click.command(
@@ -119,7 +145,7 @@ Examples:
 @store_option
 @_alias
 @as_json_option
-def promote(version: str, root: Path, alias: str, as_json: bool) -> None:
+def promote(version: str, root: str, alias: str, as_json: bool) -> None:
     """Let an alias mean VERSION (an id, a unique prefix of one, an alias or a tag) from now on.
 
     A reader that asks for the alias gets VERSION's table, schema and model together.
@@ -138,7 +164,7 @@ Example:
 @store_option
 @_alias
 @as_json_option
-def rollback(root: Path, alias: str, as_json: bool) -> None:
+def rollback(root: str, alias: str, as_json: bool) -> None:
     """Let an alias mean what it meant before; a second rollback undoes the first."""
     from embstore.store import Store
 
@@ -164,11 +190,9 @@ Examples:
 @click.argument("feature")
 @click.argument("values", nargs=-1, required=True)
 @store_option
-@click.option(
-    "--version", "ref", default="latest", show_default=True, help="Version id, unique prefix of one, alias or tag."
-)
+@version_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, all numbers.")
-def lookup(feature: str, values: tuple[str, ...], root: Path, ref: str, as_json: bool) -> None:
+def lookup(feature: str, values: tuple[str, ...], root: str, ref: str, as_json: bool) -> None:
     """Print the vectors of raw VALUES of FEATURE, straight from the version's files.
 
     VALUES are written as in the log's column: text, digits, true or false; for a feature taken from a timestamp, a

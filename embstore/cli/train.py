@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embstore.cli.store import as_json_option
+
 if TYPE_CHECKING:
     from embstore.run import RunConfig
 
@@ -39,15 +41,23 @@ The least a config.yaml says, as the flags do (a table of 262,144 rows of 16 num
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one setting, e.g. model.name=dlrm."
 )
 @click.option("--output", help="Folder of the run.  [default: runs/default]")
-@click.option("--seed", type=int, help="Seed of everything drawn: hashes, first weights, order.")
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**63 - 1),
+    metavar="INTEGER",
+    help="Seed of everything drawn: hashes, first weights, order.",
+)
 @click.option(
     "--seeds", type=click.IntRange(min=1), help="Train this many times, seeds 0, 1, ...; print mean and deviation."
 )
 @click.option("--from", "start", help="Go on from a version: an id, a unique prefix of one, or an alias.")
-@click.option("--store", help="The store of --from.  [default: store]")
-@click.option("--publish", "publish_to", help="Publish to this store at the end, and on the way with:")
+@click.option("--store", help="The store of --from: a folder or URI.  [default: store]")
+@click.option(
+    "--publish", "publish_to", help="Publish to this store (a folder or URI) at the end, and on the way with:"
+)
 @click.option("--publish-every", type=float, metavar="MINUTES", help="A version every so many minutes, as a delta.")
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds instead of going on from its checkpoint.")
+@as_json_option
 def train(
     config: Path | None,
     train_logs: str | None,
@@ -64,6 +74,7 @@ def train(
     publish_to: str | None,
     publish_every: float | None,
     fresh: bool,
+    as_json: bool,
 ) -> None:
     """Train a CTR model over one unified table, as CONFIG (YAML) says.
 
@@ -77,7 +88,7 @@ def train(
     the run's. With --publish it publishes its model when it is finished and, every so often, the rows that have changed
     since (publish.every_minutes, publish.every_rows; publish.whole_every deltas apart, the whole table).
     """
-    from embstore.cli.console import metrics_table, out, progress, show_notes
+    from embstore.cli.console import progress, show_notes
     from embstore.config import load_yaml, parse
     from embstore.errors import ConfigError
     from embstore.models import build
@@ -101,6 +112,9 @@ def train(
         raise ConfigError("--publish-every", expected="--publish STORE with it", found="none")
     if publish_to is not None or publish_every is not None:
         data["publish"] = {**(data.get("publish") or {}), **_given(store=publish_to, every_minutes=publish_every)}
+    if data.get("start") and not (data.get("logs") or {}).get("train"):
+        do = "give it with --train LOGS, or as logs.train in CONFIG"
+        raise ConfigError("train --from", expected="a log to train on", found="none", do=do)
     if config is None and not ("logs" in data and data.keys() & {"schema", "label", "start"}):
         raise ConfigError(
             "train",
@@ -116,34 +130,45 @@ def train(
     runs = [run_config]
     if seeds is not None:
         runs = [run_config.with_seed(number, f"{run_config.output}/seed-{number}") for number in range(seeds)]
-    results = []
+    results, summary = [], {}
     for each in runs:
         if fresh:
             Run.clear(each.output)
         run = Run(each, build, progress=progress)
         result = run.train()
         results.append(result)
-        shown = {name: result[name] for name in ("valid", "test") if result.get(name)}
-        parameters = result["parameters"]
-        out.print(
-            f"{each.output}: {parameters['total']:,} parameters "
-            f"(table {parameters['table']:,}, network {parameters['network']:,})",
-            highlight=False,
-        )
-        out.print(f"kernel {result['kernel']['name']} ({result['kernel']['reason']})", highlight=False)
-        if shown:
-            out.print(metrics_table("", shown))
+        if not as_json:
+            _show(each.output, result)
         show_notes(result)
     if seeds is not None:
-        _summarise(run_config.output, results)
+        summary = _summarise(run_config.output, results, quiet=as_json)
+    if as_json:
+        only = {"output": run_config.output, **(results[0] if seeds is None else summary)}
+        click.echo(json.dumps(only))
+
+
+def _show(folder: str, result: dict[str, Any]) -> None:
+    """A finished run, for people."""
+    from embstore.cli.console import metrics_table, out
+
+    shown = {name: result[name] for name in ("valid", "test") if result.get(name)}
+    parameters = result["parameters"]
+    out.print(
+        f"{folder}: {parameters['total']:,} parameters "
+        f"(table {parameters['table']:,}, network {parameters['network']:,})",
+        highlight=False,
+    )
+    out.print(f"kernel {result['kernel']['name']} ({result['kernel']['reason']})", highlight=False)
+    if shown:
+        out.print(metrics_table("", shown))
 
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _summarise(folder: str, results: list[dict[str, Any]]) -> None:
-    """Mean and deviation over the seeds, printed and written to ``summary.json``."""
+def _summarise(folder: str, results: list[dict[str, Any]], *, quiet: bool) -> dict[str, Any]:
+    """Mean and deviation over the seeds: what is written to ``summary.json`` and, unless ``quiet``, printed."""
     from embstore.cli.console import metrics_table, out
 
     columns: dict[str, dict[str, float | None]] = {}
@@ -156,7 +181,9 @@ def _summarise(folder: str, results: list[dict[str, Any]]) -> None:
             }
     summary = {"seeds": len(results), **columns, "runs": results}
     (Path(folder) / "summary.json").write_text(json.dumps(summary, indent=1))
-    out.print(metrics_table(f"{len(results)} seeds", columns))
+    if not quiet:
+        out.print(metrics_table(f"{len(results)} seeds", columns))
+    return summary
 
 
 def _of(statistic: Callable[[list[Any]], float], values: list[float | None]) -> float | None:
@@ -199,7 +226,7 @@ Example:
 )
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--log", "source", required=True, help="A labelled log: a Parquet file, folder, glob or URI.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@as_json_option
 def evaluate(run: Path, source: str, as_json: bool) -> None:
     """Measure the trained model of RUN on another log.
 

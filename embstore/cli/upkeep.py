@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -25,7 +24,7 @@ Examples:
 @store_option
 @click.option("--all", "every", is_flag=True, help="All versions, each to its end, whatever is found in another.")
 @as_json_option
-def verify(ref: str, root: Path, every: bool, as_json: bool) -> None:
+def verify(ref: str, root: str, every: bool, as_json: bool) -> None:
     """Read every byte of a version and compare it with what its manifest and the log promise.
 
     REF is an id, a unique prefix of one, an alias or a tag; the latest version when absent. The exit code is 1 if
@@ -71,7 +70,7 @@ Examples:
 )
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @as_json_option
-def gc(root: Path, keep: int, grace: float, dry_run: bool, as_json: bool) -> None:
+def gc(root: str, keep: int, grace: float, dry_run: bool, as_json: bool) -> None:
     """Collect the versions that nothing holds, and what crashes left behind.
 
     Aliases (and what a rollback of each would reach), tags, leases and the newest versions hold what they mean.
@@ -106,7 +105,7 @@ Example:
 @click.argument("version")
 @store_option
 @as_json_option
-def tag(name: str, version: str, root: Path, as_json: bool) -> None:
+def tag(name: str, version: str, root: str, as_json: bool) -> None:
     """Give VERSION (an id, a unique prefix of one, an alias or a tag) a NAME that never moves and keeps it from gc."""
     from embstore.store import Store
 
@@ -122,7 +121,7 @@ Example:
 @click.argument("name")
 @store_option
 @as_json_option
-def untag(name: str, root: Path, as_json: bool) -> None:
+def untag(name: str, root: str, as_json: bool) -> None:
     """Take the tag NAME off its version, which gc may then collect."""
     from embstore.store import Store
 
@@ -143,7 +142,7 @@ Example:
 @click.argument("new")
 @store_option
 @as_json_option
-def diff(old: str, new: str, root: Path, as_json: bool) -> None:
+def diff(old: str, new: str, root: str, as_json: bool) -> None:
     """Show what changed from version OLD to NEW: features, settings, metrics, and how far the rows moved.
 
     Rows are compared where row numbers mean the same in both; where they don't, it says why.
@@ -216,6 +215,6 @@ def _cells(name: str, part: RowChanges) -> list[str]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.5f}"
+        return f"{value:,.0f}" if value.is_integer() and abs(value) > 1 else f"{value:.5f}"
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:59]}…"

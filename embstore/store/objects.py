@@ -75,7 +75,7 @@ class ObjectPlace:
             objects = from_url(uri, checksum_algorithm="SHA256") if scheme in ("s3", "s3a") else from_url(uri)
         except (BaseError, ValueError, TypeError) as error:
             raise StoreError(f"store {uri}", expected="a bucket and a prefix", found=_first_line(error)) from error
-        return cls(objects, uri.rstrip("/"), cache)
+        return cls(objects, uri, cache)
 
     def __str__(self) -> str:
         return self._name

@@ -14,6 +14,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote, urlsplit
 
 from obstore.store import ObjectStore
 
@@ -133,6 +134,22 @@ class Place(Protocol):
 
     def tidy(self, living: Collection[str], grace_seconds: float) -> None:
         """Drop what this machine keeps of other versions than these."""
+
+
+def location(store: str | Path) -> Path | str:
+    """A folder, as it was called; or the URI of a bucket and a prefix.
+
+    Raises:
+        StoreError: a ``file://`` URI of another machine.
+    """
+    if isinstance(store, Path) or "://" not in store:
+        return Path(store)
+    uri = urlsplit(store)
+    if uri.scheme != "file":
+        return store.rstrip("/")
+    if uri.netloc not in ("", "localhost"):
+        raise StoreError(f"store {store}", expected="a folder or file:// URI", found=f"a folder of {uri.netloc}")
+    return Path(unquote(uri.path))
 
 
 def read_manifest(files: Files, sha256: str) -> bytes:

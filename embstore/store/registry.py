@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 from weakref import WeakValueDictionary
 
 from obstore.store import ObjectStore
@@ -34,7 +33,7 @@ from embstore.store.local import LocalPlace
 from embstore.store.log import Clock, Log, stamp, utc_now
 from embstore.store.manifest import MANIFEST, DeltaInfo, read_files
 from embstore.store.objects import ObjectPlace
-from embstore.store.place import Place
+from embstore.store.place import Place, location
 from embstore.store.refs import check_living, check_store, resolve
 from embstore.store.state import ALIAS, LATEST, PREVIOUS, PRODUCTION, TAG, State
 from embstore.store.version import Version
@@ -408,16 +407,8 @@ def _info(state: State, version: str) -> VersionInfo:
     )
 
 
-def _place(path: str | Path | ObjectStore, cache: Path | None) -> Place:
-    if isinstance(path, Path):
-        return LocalPlace(path)
-    if not isinstance(path, str):
-        return ObjectPlace(path, repr(path), cache)
-    if "://" not in path:
-        return LocalPlace(Path(path))
-    uri = urlsplit(path)
-    if uri.scheme != "file":
-        return ObjectPlace.at(path, cache)
-    if uri.netloc not in ("", "localhost"):
-        raise StoreError(f"store {path}", expected="a folder or file:// URI", found=f"a folder of {uri.netloc}")
-    return LocalPlace(Path(unquote(uri.path)))
+def _place(store: str | Path | ObjectStore, cache: Path | None) -> Place:
+    if not isinstance(store, (str, Path)):
+        return ObjectPlace(store, repr(store), cache)
+    where = location(store)
+    return LocalPlace(where) if isinstance(where, Path) else ObjectPlace.at(where, cache)

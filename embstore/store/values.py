@@ -305,4 +305,5 @@ class reading:  # noqa: N801 - reads as a phrase: with reading(where)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (OSError, pa.ArrowException)):
-            raise LogError(self.where, expected="Parquet that can be read", found=str(error)) from error
+            found = "no such file" if isinstance(error, FileNotFoundError) else str(error)  # which is only the path
+            raise LogError(self.where, expected="Parquet that can be read", found=found) from error

@@ -73,9 +73,9 @@ def test_a_damaged_version_is_listed_with_the_others(versions: list[Version], tm
         "aliases": [],
         "tags": [],
         "parent": versions[0].id,
-        **dict.fromkeys(("table", "model", "auc", "damaged")),
+        **dict.fromkeys(("table", "delta", "bytes", "model", "auc", "damaged")),
     }
-    assert listed[0]["auc"] == 0.75
+    assert listed[0]["auc"] == {"valid": 0.75, "test": None}
     text = run("versions", "--store", tmp_path)
     assert all(version.id in text for version in versions)
     assert f"damaged: {versions[1].folder}/schema.yaml" in text

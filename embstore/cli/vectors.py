@@ -1,0 +1,231 @@
+"""``embstore export`` and ``import``: a version's vectors for others to read, and rows set from vectors of others."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embstore.cli.store import as_json_option, store_option, version_option
+
+if TYPE_CHECKING:
+    from embstore.store import Version
+    from embstore.store.warm_start import WarmStart
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  embstore export --store store --version production --log logs/train --to vectors
+  embstore export --store store --values vocab.parquet --feature item_id --to items
+  embstore export --store store --values vectors --to newer --version latest     the same values once more
+  embstore export --store store --format safetensors --to table.safetensors
+"""
+)
+@store_option
+@version_option
+@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="Folder (or file) to make.")
+@click.option("--values", type=click.Path(path_type=Path), help="Parquet of the values to export.")
+@click.option("--log", help="Export the values in this log: a Parquet file, folder, glob or URI.")
+@click.option("--feature", "features", multiple=True, help="Export this feature only; may be repeated.")
+@click.option(
+    "--format",
+    "kind",
+    default="parquet",
+    show_default=True,
+    type=click.Choice(["parquet", "safetensors"]),
+    help="Vectors by value, or the table as it is.",
+)
+@as_json_option
+def export(
+    root: str,
+    ref: str,
+    target: Path,
+    values: Path | None,
+    log: str | None,
+    features: tuple[str, ...],
+    kind: str,
+    as_json: bool,
+) -> None:
+    """Write a version's vectors for others to read.
+
+    A table holds rows, not values: say whose vectors are wanted, with --values or --log. Parquet gets a folder
+    feature=NAME for each feature; safetensors gets all rows in one file and needs no values. docs/export.md says what
+    is in them and how Spark, DuckDB, Lance and Feast read it.
+    """
+    from embstore.cli.console import out, progress
+    from embstore.errors import ConfigError
+    from embstore.store import Store, export_parquet, export_safetensors
+    from embstore.store.export import refuse_existing
+
+    if kind == "safetensors" and (values is not None or log is not None or features):
+        do = "take --values, --log and --feature away"
+        raise ConfigError("--format safetensors", expected="nothing but a version", found="values or features", do=do)
+    if kind == "parquet" and (values is None) == (log is None):
+        found = "neither" if log is None else "both"
+        raise ConfigError("export", expected="--values or --log, whose values to export", found=found)
+    refuse_existing(target)  # before a long log is counted
+    version = Store(root).open(ref)
+    result: dict[str, Any] = {"version": version.id, "target": str(target), "format": kind}
+    if kind == "safetensors":
+        with progress("export", version.table.num_rows) as bar:
+            export_safetensors(version, target, progress=bar.advance)
+        result["rows"] = version.table.num_rows
+    else:
+        chosen = _values(version, values, log, features)
+        with progress("export", sum(column.rows() for column in chosen.values())) as bar:
+            result["features"] = export_parquet(version, chosen, target, progress=bar.advance)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    counts = result.get("features", {"rows": result.get("rows")})
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    out.print(f"exported {version.id} to {target}: {shown}", highlight=False, markup=False)
+
+
+def _values(version: Version, values: Path | None, log: str | None, features: tuple[str, ...]) -> dict[str, Any]:
+    """The values to export, by feature."""
+    from dataclasses import replace
+
+    from embstore.cli.console import progress
+    from embstore.logs import ParquetLog
+    from embstore.store.export import chosen_values
+    from embstore.store.values import vocabulary_of
+
+    if values is not None:
+        return chosen_values(version, values, features or None)
+    wanted = tuple(version.schema.feature(name) for name in dict.fromkeys(features)) or version.schema.features
+    source = ParquetLog(log or "", replace(version.schema, features=wanted, dense=()), labelled=False)
+    with progress("count", source.rows) as bar:
+        counted = vocabulary_of(source, source.schema, progress=bar.advance)
+    return chosen_values(version, counted)
+
+
+@click.command(
+    "import",
+    epilog="""\b
+Examples:
+  embstore import titles.parquet --feature item_id --store store
+  embstore import vectors --feature item_id --store store --weight-column count        vectors: an export
+  embstore import titles.parquet --feature item_id --store store --version production --delta
+""",
+)
+@click.argument("vectors")
+@click.option("--feature", required=True, help="Whose values these are.")
+@store_option
+@version_option
+@click.option("--parent", help="What the new version comes from, if not --version: an id, prefix, alias or tag.")
+@click.option("--value-column", default="value", show_default=True, help="Column of the values, each once.")
+@click.option("--vector-column", default="vector", show_default=True, help="Column of the vectors, lists of floats.")
+@click.option("--weight-column", help="Column of weights, e.g. count, for values that share a row.")
+@click.option("--delta", is_flag=True, help="Publish only the rows that changed, as a delta of --version.")
+@as_json_option
+def import_(
+    vectors: str,
+    feature: str,
+    root: str,
+    ref: str,
+    parent: str | None,
+    value_column: str,
+    vector_column: str,
+    weight_column: str | None,
+    delta: bool,
+    as_json: bool,
+) -> None:
+    """Publish a version again with the rows of some values set to VECTORS: a warm start.
+
+    VECTORS is Parquet, a file, folder or URI, of a feature's values and a vector for each: of dim numbers, which every
+    lookup gets, or of lookups * dim. Values that hash to the same row get their mean. All other rows, the network and
+    the optimizers' state stay; metrics are left out, as nobody has measured this table. Train on from the new version
+    with embstore train --from.
+    """
+    from embstore.cli.console import bytes_bar, out
+    from embstore.embeddings.unified import UnifiedEmbedding
+    from embstore.errors import DataError
+    from embstore.kernels import TableOptimizer
+    from embstore.store import Change, Store, import_vectors
+
+    store = Store(root)
+    version = store.open(ref)
+    source = _of_feature(vectors, feature)
+    _check_values(version, feature, source, value_column)
+    # Plain SGD has no state, so nothing as long as the table is allocated; what is published is the version's own.
+    table = UnifiedEmbedding.restore(version.table, optimizer=TableOptimizer(name="sgd"))
+    done = import_vectors(
+        table,
+        feature,
+        source,
+        value_column=value_column,
+        vector_column=vector_column,
+        weight_column=weight_column,
+    )
+    if not done.rows:
+        found = f"none of its {done.values:,}" if done.values else "no values"
+        raise DataError(f"vectors {vectors}", expected=f"values that {feature!r} has rows for", found=found)
+    # The restored table may lie where the version's did: what changed shows against one opened anew.
+    change = Change(base=store.open(version.id)) if delta else None
+    bundle = _with_rows(version, table, source, done, feature)
+    with bytes_bar() as progress:
+        new = store.publish(
+            bundle,
+            parent=parent or version.id,
+            encoding=None if delta else version.table.encoding,
+            change=change,
+            progress=progress,
+        )
+    taken = done.values - done.unknown
+    if as_json:
+        counts = {"values": done.values, "taken": taken, "rows": done.rows, "shared": done.shared}
+        said = {"version": new.id, "of": version.id, "parent": new.parent, "feature": feature}
+        click.echo(json.dumps({**said, **counts, "unknown": done.unknown}))
+        return
+    out.print(f"published {new.id} in {root}", markup=False, highlight=False)
+    out.print(f"{feature}: {taken:,} values in {done.rows:,} rows", markup=False, highlight=False)
+    if done.shared:
+        out.print(f"{done.shared:,} values share a row with another: it is their mean", highlight=False)
+    if done.unknown:
+        out.print(f"{done.unknown:,} values are unknown to the exact feature and were skipped", highlight=False)
+
+
+def _of_feature(vectors: str, feature: str) -> str:
+    """The feature's own folder in an export; else what was given."""
+    from urllib.parse import unquote
+
+    for folder in Path(vectors).glob("feature=*/") if os.path.isdir(vectors) else ():
+        if unquote(folder.name.partition("=")[2]) == feature:
+            return str(folder)
+    return vectors
+
+
+def _check_values(version: Version, feature: str, source: str, column: str) -> None:
+    """Refuse values of another type than the feature was trained on: they would hash to other rows."""
+    from embstore.errors import SchemaError, nearest
+    from embstore.store.values import check_values, open_dataset, reading, stored_type
+
+    specs = {spec.name: spec for spec in version.schema.features}
+    if feature not in specs:
+        raise SchemaError(f"no feature {feature!r} in version {version.id}", do=nearest(feature, specs))
+    with reading(f"vectors {source}"):
+        types = open_dataset(source).schema
+    if types.names.count(column) == 1:  # else import_vectors says what there is
+        check_values(stored_type(types.field(column).type), specs[feature], version.manifest["columns"].get(feature))
+
+
+def _with_rows(version: Version, table: Any, source: str, done: WarmStart, feature: str) -> Any:
+    """The version's bundle with another table, and word of where its rows are from."""
+    from dataclasses import asdict, replace
+
+    from embstore.store.registry import new_space
+    from embstore.store.values import open_dataset
+
+    bundle = version.bundle()
+    before, metadata = bundle.lineage["vocabulary"], open_dataset(source).schema.metadata or {}
+    imported = {"feature": feature, "vectors": source, "of": version.id, **asdict(done)}
+    vocabulary = {**(before if isinstance(before, dict) else {}), "imported": imported}
+    # Vectors from elsewhere can't be compared with the version's, unless they say that they can.
+    same = metadata.get(b"embstore.space", b"").decode() == version.space
+    lineage = {**bundle.lineage, "vocabulary": vocabulary, "space": version.space if same else new_space()}
+    return replace(bundle, table=table, metrics={}, lineage=lineage)

@@ -1,0 +1,110 @@
+"""``embstore versions``: what is in a store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from embstore.cli.store import WHEN_DAMAGED, as_json_option, bytes_of, store_option
+
+if TYPE_CHECKING:
+    from embstore.store import Store, VersionInfo
+
+SPLITS = ("valid", "test")
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  embstore versions --store store
+  embstore versions --store s3://bucket/models --json
+"""
+)
+@store_option
+@as_json_option
+def versions(root: str, as_json: bool) -> None:
+    """List the versions in a store, the newest first; a damaged one is shown as such.
+
+    An id begins with the time of publishing, UTC. The table of a delta is given as the rows it changes of another
+    version, its bytes as those of its own files. What an alias or tag means is among the names.
+    """
+    from embstore.cli.console import out, plain_table
+    from embstore.store import Store
+
+    store = Store(root)
+    rows = [_row(store, info) for info in reversed(store.versions())]
+    if as_json:
+        click.echo(json.dumps(rows))
+        return
+    if not rows:
+        out.print(f"no versions in {root}", markup=False, highlight=False)
+        return
+    ids = [row["version"] for row in rows]
+    columns = ("version", "names", "parent", "table", "bytes", *(f"{split} auc" for split in SPLITS))
+    out.print(plain_table(columns, (_cells(row, ids) for row in rows)))
+    damaged = [row for row in rows if row["damaged"]]
+    for row in damaged:
+        out.print(f"{row['version']} damaged: {row['damaged']}", markup=False, highlight=False)
+    if damaged:
+        out.print(WHEN_DAMAGED, markup=False, highlight=False)
+
+
+def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
+    """What ``versions`` shows of one; of a damaged version, what the log knows."""
+    from embstore.errors import StoreError
+
+    row = {
+        "version": info.id,
+        "created": info.created,
+        "aliases": list(info.aliases),
+        "tags": list(info.tags),
+        "parent": info.parent,
+        **dict.fromkeys(("table", "delta", "bytes", "model", "auc", "damaged")),
+    }
+    try:
+        version = store.open(info.id)
+    except StoreError as error:
+        return {**row, "damaged": str(error)}
+    manifest, delta = version.manifest, version.delta
+    metrics = {split: (manifest["metrics"].get(split) or {}).get("auc") for split in SPLITS}
+    return {
+        **row,
+        "table": f"{manifest['table']['rows']:,} x {manifest['table']['dim']} {manifest['table']['dtype']}",
+        "delta": None if delta is None else {"base": delta.base, "rows": delta.rows, "depth": delta.depth},
+        "bytes": bytes_of(version),
+        "model": manifest["model"]["name"],
+        "auc": metrics,
+    }
+
+
+def _cells(row: dict[str, Any], ids: Collection[str]) -> list[str]:
+    from rich.filesize import decimal
+
+    parent, delta, auc = row["parent"] or "", row["delta"], row["auc"] or {}
+    table = "damaged" if row["damaged"] else row["table"]
+    if delta is not None:
+        base = "parent" if delta["base"] == parent else short(delta["base"], ids)
+        table = f"{base} + {delta['rows']:,} rows"
+    return [
+        row["version"],
+        " ".join((*row["aliases"], *row["tags"])),
+        short(parent, ids),
+        table,
+        "" if row["bytes"] is None else decimal(row["bytes"]),
+        *("" if auc.get(split) is None else f"{auc[split]:.5f}" for split in SPLITS),
+    ]
+
+
+def short(version: str, ids: Collection[str]) -> str:
+    """The time in an id, if that is enough to tell it from the others; else the whole id.
+
+    >>> short("20261124T034420Z-1f0c2a9b", ["20261124T034420Z-1f0c2a9b", "20261124T034421Z-77ab01cd"])
+    '20261124T034420Z'
+    >>> short("20261124T034420Z-1f0c2a9b", ["20261124T034420Z-1f0c2a9b", "20261124T034420Z-77ab01cd"])
+    '20261124T034420Z-1f0c2a9b'
+    """
+    time = version.partition("-")[0]
+    return version if any(other != version and other.startswith(time) for other in ids) else time
