@@ -169,6 +169,7 @@ def test_no_values_are_an_empty_file(version: Version, tmp_path: Path) -> None:
         ({"tags": pa.array([1])}, None, SchemaError, "expected values like list"),
         ({"tags": pa.array([["a"]])}, None, SchemaError, "expected single values"),
         ({"hour": pa.array(["5"])}, None, SchemaError, "expected values like hour"),
+        ({"hour": pa.array([5, 24])}, None, SchemaError, "takes from them: 0 to 23; found 24"),
         ({"user": pa.array([1.5])}, None, SchemaError, "found double"),
         ({"day": pa.array([datetime(2026, 1, 1)])}, None, SchemaError, "can't be a feature"),
         ({"user": pa.array(["a", None])}, None, DataError, "value, row 1; expected a value"),
