@@ -7,7 +7,6 @@ store     v1 ──start──> run over the next log ──every 10 minutes─�
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from embstore.checkpoints import load_adam, load_into
 from embstore.ctr import CtrModel
 from embstore.errors import ConfigError, SchemaError, VersionNotFoundError
 from embstore.store import Bundle, Change, Store, Version
+from embstore.store.files import replace_small
 from embstore.store.place import location
 
 _CHUNK_ROWS = 1 << 20
@@ -223,6 +223,4 @@ class Publisher:
             return None
 
     def _write(self, version: Version) -> None:
-        partial = self.path.with_name(f".{self.path.name}")
-        partial.write_text(json.dumps({"version": version.id}))
-        os.replace(partial, self.path)
+        replace_small(self.path, json.dumps({"version": version.id}).encode())

@@ -33,8 +33,6 @@ from embstore.store import Bundle, Store, Version
 from embstore.training import Trainer
 from embstore.vocabulary import exact_tokens
 
-__all__ = ["Run", "RunConfig", "make_output"]
-
 FEW_STEPS = 100  # so few hardly move a network's weights
 
 

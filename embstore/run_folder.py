@@ -30,6 +30,7 @@ from embstore.checkpoints import Checkpoints
 from embstore.errors import CheckpointError, ConfigError
 from embstore.schema import Schema
 from embstore.settings import RunConfig
+from embstore.store.files import replace_small
 from embstore.store.tensors import open_tensors, write_tensors
 
 _CONFIG, _SCHEMA, _LOGS, _EXACT, _RESULT = "config.yaml", "schema.yaml", "logs.json", "exact.safetensors", "result.json"
@@ -138,9 +139,7 @@ class RunFolder:
         return found
 
     def _write(self, name: str, text: str) -> None:
-        partial = self.path / f".{name}"
-        partial.write_text(text)
-        os.replace(partial, self.path / name)
+        replace_small(self.path / name, text.encode())
 
 
 def make_output(folder: Path) -> None:

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from embstore.cli import cli, main
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import EmbstoreError
-from embstore.run import RunConfig
+from embstore.settings import RunConfig
 from embstore.store import Store, open_tensors
 from embstore.synthetic import SyntheticLog
 from embstore.tokens import token

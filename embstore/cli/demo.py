@@ -39,7 +39,9 @@ def demo(folder: Path, rows: int) -> None:
     from embstore.cli.console import metrics_table, out, progress, show_notes
     from embstore.config import parse
     from embstore.models import build
-    from embstore.run import Run, RunConfig, make_output
+    from embstore.run import Run
+    from embstore.run_folder import make_output
+    from embstore.settings import RunConfig
     from embstore.store import Store
     from embstore.synthetic import SyntheticLog
 

@@ -86,9 +86,9 @@ def _show_published(version: Version, root: str, as_json: bool) -> None:
     if as_json:
         values: dict[str, Any] = {"version": version.id, "parent": version.parent, "digest": version.digest}
         values |= {"encoding": table["dtype"], "loss": loss, "optimizer": version.optimizer is not None}
-        click.echo(json.dumps({**values, "bytes": bytes_of(version), "folder": str(version.folder)}))
+        click.echo(json.dumps({**values, "bytes": bytes_of(version.manifest), "folder": str(version.folder)}))
         return
-    out.print(f"published {version.id} in {root}: {decimal(bytes_of(version))}", markup=False, highlight=False)
+    out.print(f"published {version.id} in {root}: {decimal(bytes_of(version.manifest))}", markup=False, highlight=False)
     if loss is not None:
         changed = f"numbers changed by {loss['largest']:.3g} at most, {loss['relative']:.3%} of their size in all"
         out.print(f"{table['dtype']}: {changed} (root mean square)", markup=False, highlight=False)
@@ -121,17 +121,17 @@ def compact(ref: str, root: str, as_json: bool) -> None:
         version = store.compact(of, progress=progress)
     if as_json:
         values = {"version": version.id, "of": of, "compacted": version.id != of}
-        click.echo(json.dumps({**values, "bytes": bytes_of(version)}))
+        click.echo(json.dumps({**values, "bytes": bytes_of(version.manifest)}))
     elif version.id == of:
         out.print(f"{of} is whole already", markup=False, highlight=False)
     else:
-        shown = f"published {version.id}, {of} whole: {decimal(bytes_of(version))}"
+        shown = f"published {version.id}, {of} whole: {decimal(bytes_of(version.manifest))}"
         out.print(shown, markup=False, highlight=False)
 
 
-def bytes_of(version: Version) -> int:
+def bytes_of(manifest: dict[str, Any]) -> int:
     """Of all the files its manifest names; of a delta, its own."""
-    return sum(file.bytes for file in version.files.values())
+    return sum(file["bytes"] for file in manifest["files"].values())
 
 
 @click.command(

@@ -13,7 +13,7 @@ import click
 from embstore.cli.store import as_json_option
 
 if TYPE_CHECKING:
-    from embstore.run import RunConfig
+    from embstore.settings import RunConfig
 
 
 @click.command(
@@ -92,7 +92,8 @@ def train(
     from embstore.config import load_yaml, parse
     from embstore.errors import ConfigError
     from embstore.models import build
-    from embstore.run import Run, RunConfig
+    from embstore.run import Run
+    from embstore.settings import RunConfig
 
     data = load_yaml(config) if config else {}
     for setting in settings:

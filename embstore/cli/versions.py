@@ -65,16 +65,16 @@ def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
         **dict.fromkeys(("table", "delta", "bytes", "model", "auc", "damaged")),
     }
     try:
-        version = store.open(info.id)
+        manifest = store.manifest(info.id)
     except StoreError as error:
         return {**row, "damaged": str(error)}
-    manifest, delta = version.manifest, version.delta
+    delta = manifest.get("delta")
     metrics = {split: (manifest["metrics"].get(split) or {}).get("auc") for split in SPLITS}
     return {
         **row,
         "table": f"{manifest['table']['rows']:,} x {manifest['table']['dim']} {manifest['table']['dtype']}",
-        "delta": None if delta is None else {"base": delta.base, "rows": delta.rows, "depth": delta.depth},
-        "bytes": bytes_of(version),
+        "delta": None if delta is None else {key: delta[key] for key in ("base", "rows", "depth")},
+        "bytes": bytes_of(manifest),
         "model": manifest["model"]["name"],
         "auc": metrics,
     }

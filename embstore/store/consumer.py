@@ -10,7 +10,6 @@ applied last, is a small file of its own; any number of consumers follow one sto
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from embstore.errors import StoreError, VersionNotFoundError
 from embstore.store.documents import Fields, read_json, write_json
-from embstore.store.files import fsync_folder, make_folder, read_small, write_small
+from embstore.store.files import make_folder, read_small, replace_small
 from embstore.store.manifest import SHA256, VERSION_ID
 from embstore.store.registry import Store
 from embstore.store.state import PRODUCTION
@@ -112,11 +111,7 @@ class Consumer:
                 f"update to {update.version.id}", expected=f"after {update.after}", found=str(position), do=do
             )
         make_folder(self.path.parent)
-        partial = self.path.with_name(f".{self.path.name}")
-        partial.unlink(missing_ok=True)
-        write_small(partial, write_json({"version": update.version.id, "digest": update.version.digest}))
-        os.replace(partial, self.path)
-        fsync_folder(self.path.parent)
+        replace_small(self.path, write_json({"version": update.version.id, "digest": update.version.digest}))
 
     def _read(self) -> tuple[str | None, str | None]:
         if not self.path.exists():

@@ -68,6 +68,15 @@ def write_small(path: Path, data: bytes) -> FileDigest:
     return FileDigest(len(data), hashlib.sha256(data).hexdigest())
 
 
+def replace_small(path: Path, data: bytes) -> None:
+    """Let a file hold ``data``, durable; whoever looks meanwhile, or after a crash, finds the old bytes or the new."""
+    partial = path.with_name(f".{path.name}")
+    partial.unlink(missing_ok=True)  # of a process that was killed
+    write_small(partial, data)
+    os.replace(partial, path)
+    fsync_folder(path.parent)
+
+
 def sha256_file(path: Path) -> FileDigest:
     """Length and sha256 of a file's bytes as they are now.
 

@@ -36,7 +36,7 @@ from embstore.store.objects import ObjectPlace
 from embstore.store.place import Place, location
 from embstore.store.refs import check_living, check_store, resolve
 from embstore.store.state import ALIAS, LATEST, PREVIOUS, PRODUCTION, TAG, State
-from embstore.store.version import Version
+from embstore.store.version import Version, read_body
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +227,17 @@ class Store:
         """A base that someone still holds is not opened again: its deltas need not be laid over one another anew."""
         version = self.resolve(delta.base)
         return self._opened.get(version) or self._open(version)
+
+    def manifest(self, ref: str = LATEST) -> dict[str, Any]:
+        """What a version says of itself, without opening it (or what it is a delta of); its files are all there.
+
+        Raises:
+            VersionNotFoundError: no such version.
+            CorruptVersionError: its manifest is not what the log says, or a file is missing or of another length.
+        """
+        version = self.resolve(ref)
+        digest = self._log.state().published[version].manifest_sha256
+        return read_body(self.place.files(version), version=version, digest=digest)[0]
 
     def verify(self, ref: str = LATEST, *, progress: Progress | None = None) -> None:
         """Read every file of a version and compare it with the manifest, and the manifest with the log.

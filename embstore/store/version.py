@@ -94,13 +94,7 @@ class Version:
             StoreError: a later embstore wrote it.
         """
         where = source.where(MANIFEST)
-        sizes = source.sizes()  # before any file is opened: no folder or file in it is a link
-        manifest = read_json(read_manifest(source, digest), where)
-        check_format(manifest, where)
-        if manifest.get("version") != version:
-            raise CorruptVersionError(where, expected=f"version {version}", found=shown(manifest.get("version")))
-        files = read_files(manifest, where)
-        format.check_files(source, files, sizes)
+        manifest, files = read_body(source, version=version, digest=digest)
         compat = read_json(_read_whole(source, COMPAT, files), source.where(COMPAT))
         check_reader(compat, source.where(COMPAT))
         schema = _parse_schema(_read_whole(source, SCHEMA, files), source.where(SCHEMA))
@@ -235,6 +229,24 @@ class Version:
         format.verify(self.source, self.files, progress=progress)
         if self.base is not None:
             self.base.verify(progress=progress)
+
+
+def read_body(source: Files, *, version: str, digest: str) -> tuple[dict[str, Any], dict[str, FileDigest]]:
+    """A version's manifest and what it says of the version's files, which are all there, each as long as it says.
+
+    Raises:
+        CorruptVersionError: it is not so.
+        StoreError: a later embstore wrote it.
+    """
+    where = source.where(MANIFEST)
+    sizes = source.sizes()  # before any file is opened: no folder or file in it is a link
+    manifest = read_json(read_manifest(source, digest), where)
+    check_format(manifest, where)
+    if manifest.get("version") != version:
+        raise CorruptVersionError(where, expected=f"version {version}", found=shown(manifest.get("version")))
+    files = read_files(manifest, where)
+    format.check_files(source, files, sizes)
+    return manifest, files
 
 
 def _read_whole(source: Files, name: str, files: dict[str, FileDigest]) -> bytes:
