@@ -1,7 +1,8 @@
 """Saving and opening a table: the store against ``torch.save`` and torch's distributed checkpoint (DCP).
 
 A table of 2 GiB (float32, dim 16). *Save* is ``Store.publish``: streamed out in buckets, hashed, fsynced, read back
-and compared, named in the log; its peers write one file, or DCP's, and promise none of this. *Load* is opening the
+and compared, named in the log; its peers write one file, or DCP's, and promise none of this: what they leave to be
+written later is written (``sync``) before the next one's time begins. *Load* is opening the
 version and having every row, each bucket's sha256 checked, in memory that is the process's own (mapped, copied where
 it is written to); its peers read their files into memory. *Open* is ``Store.open`` alone; ``open_and_row`` reads a row,
 too, and so checks its bucket. Files stay in the page cache, for all alike.
@@ -100,6 +101,7 @@ def _times(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[f
     for _ in range(repeats):
         for name, run in runs.items():
             gc.collect()
+            os.sync()
             start = time.perf_counter()
             run()
             out[name].append(time.perf_counter() - start)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from embstore.errors import CorruptVersionError, StoreError
-from embstore.store.bundle import Bundle, Change, OptimizerState, Progress
+from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.files import FileDigest
 from embstore.store.manifest import MAX_DEPTH, DeltaInfo, Layout, OptimizerInfo
 from embstore.store.quantization import (
@@ -65,7 +65,7 @@ def write_delta(
         body["delta"]["loss"] = Loss.of_rows(rows_RD, decode(stored_RS, encoding, layout.dim)).report()
     tensors = {"index": index_R, "rows": stored_RS}
     if bundle.optimizer is not None:
-        tensors |= {f"optimizer.{name}": of.cpu()[index_R] for name, of in bundle.optimizer.table.items()}
+        tensors |= {f"optimizer.{name}": _of_rows(of, index_R) for name, of in bundle.optimizer.table.items()}
     return write_tensors(path, tensors)
 
 
@@ -127,7 +127,7 @@ def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tenso
     A row that waits keeps its optimizer state, too: nearly every state of a row that was trained differs in a bit.
     """
     base, table = change.base, bundle.table
-    before = base.optimizer_state() if bundle.optimizer is not None and not change.significance else None
+    states = {} if bundle.optimizer is None or change.significance else bundle.optimizer.table
     found = []
     for index_R in _candidates(change, table.num_rows):
         ours_RD, theirs_RD = table.gather(index_R), base.table.gather(index_R)
@@ -135,9 +135,9 @@ def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tenso
             changed_R = (ours_RD.double() - theirs_RD.double()).norm(dim=1) > change.significance
         else:
             changed_R = _differ(ours_RD, theirs_RD)
-        if bundle.optimizer is not None and before is not None:
-            for name, tensor in bundle.optimizer.table.items():
-                changed_R |= _differ(tensor.cpu()[index_R], before.table[name][index_R])
+        before = base.optimizer_rows.gather(index_R) if states else {}
+        for name, tensor in states.items():
+            changed_R |= _differ(_of_rows(tensor, index_R), before[name])
         found.append(index_R[changed_R])
         if progress:
             progress("compare", int(index_R[-1]) + 1, table.num_rows)
@@ -157,18 +157,12 @@ def _candidates(change: Change, rows: int) -> Iterator[Tensor]:
     yield from (part for part in touched_R.split(CHUNK_ROWS) if len(part))
 
 
+def _of_rows(tensor: Tensor, index_R: Tensor) -> Tensor:
+    return tensor.detach().index_select(0, index_R.to(tensor.device)).cpu()
+
+
 def _differ(one: Tensor, other: Tensor) -> Tensor:
     """Which rows differ in a bit (as numbers, -0 and 0 or two NaNs would not do)."""
     kind = _BITS[one.dtype.itemsize]
     different = one.contiguous().view(kind) != other.contiguous().view(kind)
     return different.reshape(len(one), -1).any(dim=1)
-
-
-def with_changes(
-    under: OptimizerState, index_R: Tensor, rows: dict[str, Tensor], over: OptimizerState
-) -> OptimizerState:
-    """The state of a delta's optimizer: its base's with the changed rows in their place."""
-    table = {name: tensor.clone() for name, tensor in under.table.items()}
-    for name, tensor in rows.items():
-        table[name][index_R] = tensor
-    return OptimizerState(name=over.name, steps=over.steps, rates=over.rates, table=table, dense=over.dense)

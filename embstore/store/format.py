@@ -17,7 +17,7 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,10 @@ from embstore.threads import usable_cores
 BUCKET_BYTES = 64 << 20
 # Bucket data starts on a page of every common machine (4 KiB; 16 KiB on Apple's), so it can be mapped where it belongs.
 BUCKET_ALIGNMENT = 16 << 10
-_CHUNK_BYTES = 8 << 20
+_CHUNK_BYTES = 2 << 20
+# Files written at a time: more than cores, so that all are busy while some files wait for their fsync, and few enough
+# that a chunk of each, quantised, takes less memory than a bucket.
+_WRITERS = min(usable_cores() + 2, 8)
 
 
 def write(
@@ -79,7 +82,7 @@ def write(
     change: Change | None = None,
     progress: Progress | None = None,
 ) -> bytes:
-    """Write a version into an empty folder, fsync it, read it back and compare.
+    """Write a version into an empty folder, read it back, compare, and fsync it.
 
     Args:
         encoding: how the rows are stored: ``int8``, ``int4`` or a dtype; the table's own dtype when not given.
@@ -114,14 +117,18 @@ def write(
     files[COMPAT] = write_small(folder / COMPAT, write_json(compat(bundle.schema, layout)))
     body["files"] = {name: digest._asdict() for name, digest in sorted(files.items())}
     manifest = write_json(body)
-    write_small(folder / MANIFEST, manifest)
+    about = write_small(folder / MANIFEST, manifest)
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not any(path.iterdir()):
             path.rmdir()
         elif path.is_dir():
             fsync_folder(path)
     fsync_folder(folder)
-    verify(LocalFiles(folder), files, progress=progress)
+    source = LocalFiles(folder)
+    _check_lengths(source, files)
+    # Files of tensors were read back as they were written.
+    for name, digest in {SCHEMA: files[SCHEMA], COMPAT: files[COMPAT], MANIFEST: about}.items():
+        _check_file(source, name, digest)
     return manifest
 
 
@@ -131,20 +138,30 @@ def verify(source: Files, files: Mapping[str, FileDigest], *, progress: Progress
     Raises:
         CorruptVersionError: naming the file, what was expected and what was found.
     """
+    _check_lengths(source, files)
+    total, done = sum(digest.bytes for digest in files.values()), 0
+    # sha256 and reading both release the interpreter lock.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for digest in pool.map(lambda name: _check_file(source, name, files[name]), files):
+            done += digest.bytes
+            if progress:
+                progress("verify", done, total)
+
+
+def _check_lengths(source: Files, files: Mapping[str, FileDigest]) -> None:
+    """The manifest's files are there, each with its length, and no other file is."""
     sizes = source.sizes()
     check_files(source, files, sizes)
     stray = sizes.keys() - files.keys() - {MANIFEST}
     if stray:
         raise CorruptVersionError(source.where(min(stray)), expected="only files of the manifest", found="another file")
-    total, done = sum(digest.bytes for digest in files.values()), 0
-    # sha256 and reading both release the interpreter lock.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for name, found in zip(files, pool.map(source.digest, files), strict=True):
-            if found != files[name]:
-                raise CorruptVersionError(source.where(name), expected=str(files[name]), found=str(found))
-            done += found.bytes
-            if progress:
-                progress("verify", done, total)
+
+
+def _check_file(source: Files, name: str, digest: FileDigest) -> FileDigest:
+    found = source.digest(name)
+    if found != digest:
+        raise CorruptVersionError(source.where(name), expected=str(digest), found=str(found))
+    return found
 
 
 def check_files(source: Files, files: Mapping[str, FileDigest], sizes: Mapping[str, int]) -> None:
@@ -298,21 +315,26 @@ def _write_table(
                         progress("write", done, layout.rows * layout.row_bytes)
             return writer.close()
 
-    # Hashing, writing and fsyncing release the interpreter lock.
-    with ThreadPoolExecutor(min(layout.buckets, usable_cores())) as pool:
-        digests = list(pool.map(write_bucket, range(layout.buckets)))
+    digests = _for_each_bucket(write_bucket, layout)
     if loss is not None:
         body["table"]["loss"] = loss.report()
     return {bucket_name(number): digest for number, digest in enumerate(digests)}
 
 
 def _write_optimizer(folder: Path, optimizer: OptimizerState, layout: Layout) -> dict[str, FileDigest]:
-    files = {}
-    for number in range(layout.buckets):
+    def write_bucket(number: int) -> FileDigest:
         first, last = layout.bucket(number)
-        name = bucket_name(number, "optimizer")
-        files[name] = write_tensors(folder / name, {key: of[first:last] for key, of in optimizer.table.items()})
-    return files
+        tensors = {name: tensor[first:last] for name, tensor in optimizer.table.items()}
+        return write_tensors(folder / bucket_name(number, "optimizer"), tensors)
+
+    digests = _for_each_bucket(write_bucket, layout)
+    return {bucket_name(number, "optimizer"): digest for number, digest in enumerate(digests)}
+
+
+def _for_each_bucket(write_bucket: Callable[[int], FileDigest], layout: Layout) -> list[FileDigest]:
+    # Copying, hashing, writing, reading and fsyncing all release the interpreter lock.
+    with ThreadPoolExecutor(min(layout.buckets, _WRITERS)) as pool:
+        return list(pool.map(write_bucket, range(layout.buckets)))
 
 
 def _said_of(optimizer: OptimizerState) -> dict[str, Any]:

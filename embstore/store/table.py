@@ -98,6 +98,14 @@ class Buckets:
         self._headers[number] = header
 
 
+def find_rows(index_R: Tensor, rows_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each of ``rows_N`` is, or would have to be put, in the ascending ``index_R``; and whether it is there."""
+    place_N = torch.searchsorted(index_R, rows_N)
+    if not len(index_R):
+        return place_N, torch.zeros(len(rows_N), dtype=torch.bool)
+    return place_N, index_R[place_N.clamp(max=len(index_R) - 1)] == rows_N
+
+
 @dataclass(frozen=True)
 class Overlay:
     """Rows that deltas have changed, in memory.
@@ -114,17 +122,21 @@ class Overlay:
         """Both; where both have a row, this one's."""
         if under is None:
             return self
-        kept_R = ~torch.isin(under.index_R, self.index_R, assume_unique=True)
-        index_R = torch.cat([under.index_R[kept_R], self.index_R])
-        order_R = index_R.argsort()
-        return Overlay(index_R[order_R], torch.cat([under.rows_RD[kept_R], self.rows_RD])[order_R])
+        place_R, both_R = find_rows(self.index_R, under.index_R)
+        kept_R = (~both_R).nonzero().flatten()
+        # Of two ascending lists a row's place in both together is the number of smaller ones in each.
+        at_R = place_R[kept_R] + torch.arange(len(kept_R))
+        ours_R = torch.ones(len(kept_R) + len(self.index_R), dtype=torch.bool).index_fill_(0, at_R, False)
+        ours_R = ours_R.nonzero().flatten()
+        index_R = self.index_R.new_empty(len(kept_R) + len(self.index_R))
+        index_R[at_R], index_R[ours_R] = under.index_R[kept_R], self.index_R
+        rows_RD = self.rows_RD.new_empty(len(index_R), self.rows_RD.shape[1])
+        rows_RD.index_copy_(0, at_R, under.rows_RD.index_select(0, kept_R)).index_copy_(0, ours_R, self.rows_RD)
+        return Overlay(index_R, rows_RD)
 
     def put(self, rows_N: Tensor, into_ND: Tensor) -> Tensor:
         """``into_ND`` with the rows it has of those numbered ``rows_N`` in their place."""
-        if not len(self.index_R) or not len(rows_N):
-            return into_ND
-        place_N = torch.searchsorted(self.index_R, rows_N).clamp_(max=len(self.index_R) - 1)
-        hit_N = self.index_R[place_N] == rows_N
+        place_N, hit_N = find_rows(self.index_R, rows_N)
         into_ND[hit_N] = self.rows_RD[place_N[hit_N]]
         return into_ND
 

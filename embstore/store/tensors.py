@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,10 +50,14 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _MAX_DIMENSIONS = 32
 _MAX_BYTES = 2**62
+_PIECE_BYTES = 1 << 20  # copied, hashed, written and read back at a time: small enough to stay in a core's cache
 
 
 class SafetensorsWriter:
-    """Writes a safetensors file piece by piece, taking its sha256 on the way.
+    """Writes a safetensors file piece by piece, taking its sha256 on the way and reading back what it wrote.
+
+    What is given may change meanwhile (a table in training): each piece is copied once, and the copy is what is hashed,
+    what is written, and what the bytes read back are compared with.
 
     Args:
         path: a file that doesn't exist yet.
@@ -63,6 +69,7 @@ class SafetensorsWriter:
 
     Raises:
         StoreError: the file exists, a dtype has no code, or what is written isn't what was announced.
+        CorruptVersionError: what was read back isn't what was written.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "table.safetensors"
@@ -89,14 +96,18 @@ class SafetensorsWriter:
         self.names = tuple(sorted(tensors, key=lambda name: -tensors[name][0].itemsize))
         self._tensors = {name: (tensors[name][0], tuple(tensors[name][1])) for name in self.names}
         self._left = {name: math.prod(shape) for name, (_, shape) in self._tensors.items()}
+        header = _header(self._tensors, metadata or {}, alignment)
+        numbers = sum(math.prod(shape) * dtype.itemsize for dtype, shape in self._tensors.values())
+        size = min(_PIECE_BYTES, max(len(header), numbers))
+        self._piece, self._found = bytearray(size), bytearray(size)
         self._sha256, self._bytes = hashlib.sha256(), 0
         self._digest: FileDigest | None = None
         try:
-            self._file: BinaryIO = path.open("xb")
+            self._file: io.FileIO = path.open("x+b", buffering=0)
         except FileExistsError as error:
             raise StoreError(str(path), expected="a new file", found="one that exists") from error
         try:
-            self._put(_header(self._tensors, metadata or {}, alignment))
+            self._put(np.frombuffer(header, np.uint8))
         except BaseException:  # no block has been entered yet that would clean up
             self._abandon()
             raise
@@ -119,7 +130,7 @@ class SafetensorsWriter:
         self._left[name] -= chunk.numel()
         if chunk.numel():
             flat = chunk.detach().cpu().contiguous().reshape(-1)
-            self._put(flat.view(torch.uint8).numpy().data)
+            self._put(flat.view(torch.uint8).numpy())
 
     def close(self) -> FileDigest:
         """Fsync and close; the file's length and sha256. The folder's fsync is the caller's.
@@ -151,24 +162,48 @@ class SafetensorsWriter:
                 self._abandon()
 
     def _abandon(self) -> None:
-        # Closing writes what is still buffered, which may fail as the first attempt did; the file goes either way.
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # the file goes either way
             self._file.close()
         self.path.unlink(missing_ok=True)
 
-    def _put(self, data: bytes | memoryview) -> None:
-        self._sha256.update(data)
-        self._file.write(data)
-        self._bytes += len(data)
+    def _put(self, data: np.ndarray) -> None:
+        into = np.frombuffer(self._piece, np.uint8)
+        for start in range(0, len(data), len(into)):
+            part = data[start : start + len(into)]
+            np.copyto(into[: len(part)], part)
+            piece = memoryview(self._piece)[: len(part)]
+            self._sha256.update(piece)
+            done = 0
+            while done < len(piece):
+                done += self._file.write(piece[done:])
+            self._read_back(len(piece))
+            self._bytes += len(piece)
+
+    def _read_back(self, size: int) -> None:
+        """Compare the ``size`` bytes written last with what the file now holds."""
+        done, found = 0, memoryview(self._found)
+        while done < size:
+            read = os.preadv(self._file.fileno(), [found[done:size]], self._bytes + done)
+            if not read:
+                raise CorruptVersionError(
+                    str(self.path), expected=f"{self._bytes + size:,} bytes", found=f"{self._bytes + done:,}"
+                )
+            done += read
+        # Of bytearrays the comparison is memcmp; of views it would go byte by byte.
+        whole = size == len(self._piece)
+        if (self._piece if whole else self._piece[:size]) != (self._found if whole else self._found[:size]):
+            expected = f"from byte {self._bytes:,}, the {size:,} bytes that were written"
+            raise CorruptVersionError(str(self.path), expected=expected, found="others")
 
 
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str] | None = None
 ) -> FileDigest:
-    """Write tensors to a new safetensors file, fsynced.
+    """Write tensors to a new safetensors file, read back and fsynced.
 
     Raises:
         StoreError: the file exists, or a dtype has no code.
+        CorruptVersionError: what was read back isn't what was written.
     """
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
     with SafetensorsWriter(path, specs, metadata=metadata) as writer:

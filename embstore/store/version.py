@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from embstore.errors import ConfigError, CorruptVersionError, StoreError
 from embstore.schema import Schema
 from embstore.store import format
 from embstore.store.bundle import Bundle, OptimizerState, Progress
-from embstore.store.delta import read_delta_rows, with_changes
+from embstore.store.delta import read_delta_rows
 from embstore.store.documents import read_json, shown
 from embstore.store.files import FileDigest, read_small
 from embstore.store.manifest import (
@@ -30,7 +31,6 @@ from embstore.store.manifest import (
     DeltaInfo,
     Layout,
     OptimizerInfo,
-    bucket_name,
     check_body,
     check_buckets,
     check_compat,
@@ -40,6 +40,7 @@ from embstore.store.manifest import (
     read_files,
     read_optimizer,
 )
+from embstore.store.optimizer import OptimizerBuckets, OptimizerRows
 from embstore.store.place import Files, read_manifest
 from embstore.store.table import Buckets, Overlay, VersionTable
 from embstore.store.tensors import open_tensors
@@ -63,6 +64,7 @@ class Version:
         delta: what it is a change of, and by how much; ``None`` for a whole version.
         optimizer: what of the optimizers' state it holds; ``optimizer_state`` reads it.
         base: of a delta, opened.
+        changed: a delta's own rows, and those of its optimizer's tensors by name.
     """
 
     id: str
@@ -76,6 +78,7 @@ class Version:
     delta: DeltaInfo | None = None
     optimizer: OptimizerInfo | None = None
     base: Version | None = None
+    changed: tuple[Overlay, dict[str, Tensor]] | None = None
 
     @classmethod
     def open(
@@ -105,16 +108,16 @@ class Version:
         tokens, dense = _tensors(source, TOKENS, files), _tensors(source, DENSE, files)
         format.check_tokens(tokens, manifest["features"], source.where(TOKENS))
         format.check_dense(dense, source.where(DENSE))
-        base = None
+        base = changed = None
         if delta is None:
             table = VersionTable(layout, manifest["features"], tokens, Buckets(source, layout, files))
         else:
             base = _opened(delta, open_base, where)
             _check_base(base, layout, manifest, tokens, where)
             path = source.fetch(DELTA, files[DELTA])
-            changes, _ = read_delta_rows(path, files[DELTA].sha256, delta, layout, optimizer)
+            changed = read_delta_rows(path, files[DELTA].sha256, delta, layout, optimizer)
             under = base.table
-            table = VersionTable(layout, manifest["features"], tokens, under.buckets, changes.over(under.overlay))
+            table = VersionTable(layout, manifest["features"], tokens, under.buckets, changed[0].over(under.overlay))
         return cls(
             id=version,
             digest=digest,
@@ -127,6 +130,7 @@ class Version:
             delta=delta,
             optimizer=optimizer,
             base=base,
+            changed=changed,
         )
 
     @property
@@ -150,17 +154,14 @@ class Version:
         return self.manifest.get("compacts")
 
     def changes(self) -> Overlay:
-        """A delta's own rows.
+        """A delta's own rows, as they were read when it was opened.
 
         Raises:
             StoreError: it is a whole version.
-            CorruptVersionError: its file is not what was published.
         """
-        if self.delta is None:
+        if self.changed is None:
             raise StoreError(f"version {self.id}", expected="a delta", found="a whole version")
-        layout, digest = self.table.layout, self.files[DELTA]
-        path = self.source.fetch(DELTA, digest)
-        return read_delta_rows(path, digest.sha256, self.delta, layout, self.optimizer)[0]
+        return self.changed[0]
 
     def bundle(self) -> Bundle:
         """What it holds, to publish again: whole where it is a delta."""
@@ -180,42 +181,42 @@ class Version:
         return {name: tensor.clone() for name, tensor in self.dense.items()}
 
     def optimizer_state(self) -> OptimizerState:
-        """What training goes on from, read and checked whole.
+        """What training goes on from, read and checked whole; a copy.
 
         Raises:
             StoreError: it was published without.
             CorruptVersionError: its files are not what was published.
         """
+        info = self._optimizer_info()
+        return OptimizerState(
+            name=info.name,
+            steps=info.steps,
+            rates=info.rates,
+            table=self.optimizer_rows.whole(),
+            dense=_tensors(self.source, DENSE_OPTIMIZER, self.files),
+        )
+
+    @cached_property
+    def optimizer_rows(self) -> OptimizerRows:
+        """The table's part of ``optimizer_state``, row by row: a bucket is read when a row of it is first asked for.
+
+        Raises:
+            StoreError: it was published without.
+        """
+        info = self._optimizer_info()
+        if self.base is None or self.changed is None:
+            return OptimizerRows(OptimizerBuckets(self.source, self.table.layout, self.files, info))
+        under, (changes, tensors) = self.base.optimizer_rows, self.changed
+        if under.buckets.info.tensors != info.tensors:
+            where, expected = self.source.where(MANIFEST), f"tensors {under.buckets.info.tensors}, as its base has"
+            raise CorruptVersionError(f"{where}: optimizer", expected=expected, found=f"{info.tensors}")
+        return OptimizerRows(under.buckets, (*under.changes, (changes.index_R, tensors)))
+
+    def _optimizer_info(self) -> OptimizerInfo:
         if self.optimizer is None:
             do = "publish with optimizer=..., or train afresh on its rows"
             raise StoreError(f"version {self.id}", expected="an optimizer's state", found="none", do=do)
-        own = OptimizerState(
-            name=self.optimizer.name,
-            steps=self.optimizer.steps,
-            rates=self.optimizer.rates,
-            table={},
-            dense=_tensors(self.source, DENSE_OPTIMIZER, self.files),
-        )
-        if self.delta is not None and self.base is not None:
-            layout, digest = self.table.layout, self.files[DELTA]
-            path = self.source.fetch(DELTA, digest)
-            changes, rows = read_delta_rows(path, digest.sha256, self.delta, layout, self.optimizer)
-            return with_changes(self.base.optimizer_state(), changes.index_R, rows, own)
-        parts: dict[str, list[Tensor]] = {name: [] for name in self.optimizer.tensors}
-        for number in range(self.table.layout.buckets):
-            first, last = self.table.layout.bucket(number)
-            name = bucket_name(number, "optimizer")
-            tensors = _tensors(self.source, name, self.files)
-            expected = {
-                key: (dtype, (last - first, width) if width else (last - first,))
-                for key, (dtype, width) in self.optimizer.tensors.items()
-            }
-            found = {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
-            if found != expected:
-                raise CorruptVersionError(self.source.where(name), expected=f"tensors {expected}", found=f"{found}")
-            for key, tensor in tensors.items():
-                parts[key].append(tensor)
-        return replace(own, table={name: torch.cat(part) for name, part in parts.items()})
+        return self.optimizer
 
     def verify(self, *, progress: Progress | None = None) -> None:
         """Read every file again and compare its length and sha256.

@@ -88,6 +88,8 @@ def intercepted(root: Path, react: Callable[[Call], Any]) -> Iterator[None]:
             return raw
 
         raw = run() if isinstance(file, int) else react(Call("open to write" if writes else "open to read", path, run))
+        if not buffering:
+            return raw
         buffer: Any = io.BufferedWriter(raw) if writes else io.BufferedReader(raw)
         return buffer if "b" in mode else io.TextIOWrapper(buffer, *args, **options)
 

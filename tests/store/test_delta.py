@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from disk import Call, intercepted
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from embstore.batch import FeatureTokens
@@ -17,7 +20,8 @@ from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.kernels import TableOptimizer
 from embstore.schema import Feature, Schema
-from embstore.store import Bundle, Change, Store, Version
+from embstore.store import Bundle, Change, Store, Version, format
+from embstore.store.table import Overlay
 
 MakeBundle = Callable[..., Bundle]
 
@@ -148,6 +152,79 @@ def test_insignificant_changes_wait_with_their_state(make_bundle: MakeBundle, tm
     assert version.changes().index_R.tolist() == [7]
     before[7] += 1
     assert torch.equal(version.optimizer_state().table["sum"], before)
+
+
+@given(under=st.sets(st.integers(0, 30)), over=st.sets(st.integers(0, 30)))
+def test_the_later_of_two_changes_stands(under: set[int], over: set[int]) -> None:
+    def overlay(rows: set[int], sign: int) -> Overlay:
+        index_R = torch.tensor(sorted(rows), dtype=torch.int64)
+        return Overlay(index_R, sign * index_R.float().unsqueeze(1))
+
+    both = overlay(over, -1).over(overlay(under, 1))
+    expected = {row: row for row in under} | {row: -row for row in over}
+    assert both.index_R.tolist() == sorted(expected)
+    assert both.rows_RD.flatten().tolist() == [expected[row] for row in sorted(expected)]
+
+
+def _chain(make_bundle: MakeBundle, store: Store) -> tuple[UnifiedEmbedding, Version]:
+    """A version in several buckets and a delta of it: row 5 changed."""
+    table = _table(OPTIMIZERS[0])
+    with torch.no_grad():
+        table.state_sum.copy_(torch.arange(table.num_rows))
+        base = store.publish(_bundle(table, make_bundle))
+        table.state_sum[5] += 0.5
+    touched = torch.tensor([5])
+    version = store.publish(_bundle(table, make_bundle), change=Change(base=base, touched=touched))
+    assert version.table.layout.buckets == 3
+    return table, version
+
+
+def test_only_touched_states_are_read(make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(format, "BUCKET_BYTES", 1024 * 16)
+    table, version = _chain(make_bundle, Store(tmp_path))
+    for touched, buckets in (([5], set()), ([5, 6, 1500], {0, 1}), ([], set()), (None, {0, 1, 2})):
+        store, read = Store(tmp_path), []
+
+        def react(call: Call) -> Any:
+            if call.name == "open to read" and call.path.parent.name == "optimizer" and "bucket" in call.path.name:
+                read.append((call.path.parent.parent.name, int(call.path.stem[-5:])))  # noqa: B023
+            return call.run()
+
+        base = store.open(version.id)
+        rows = None if touched is None else torch.tensor(touched, dtype=torch.int64)
+        with torch.no_grad():
+            table.state_sum[rows if rows is not None else slice(None)] += 1
+        with intercepted(tmp_path, react):
+            delta = store.publish(_bundle(table, make_bundle), change=Change(base=base, touched=rows))
+        assert version.parent is not None
+        assert sorted(read) == [(version.parent, number) for number in sorted(buckets)]
+        assert delta.changes().index_R.tolist() == (list(range(table.num_rows)) if rows is None else touched)
+        _same(delta, table)
+        with torch.no_grad():
+            table.state_sum[rows if rows is not None else slice(None)] -= 1
+
+
+def test_a_damaged_state_is_found_when_it_is_touched(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(format, "BUCKET_BYTES", 1024 * 16)
+    table, version = _chain(make_bundle, Store(tmp_path))
+    assert version.base is not None
+    path = version.base.folder / "optimizer/bucket-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    rows = torch.tensor([5, 1023, 2048])
+    base = Store(tmp_path).open(version.id)
+    assert torch.equal(base.optimizer_rows.gather(rows)["sum"], table.state_sum[rows])
+    for touched in ([1024], [2047], [0, 1500, 2999]):
+        with pytest.raises(CorruptVersionError, match=r"bucket-00001\.safetensors.*sha256"):
+            base.optimizer_rows.gather(torch.tensor(touched))
+        change = Change(base=base, touched=torch.tensor(touched))
+        with pytest.raises(CorruptVersionError, match=r"bucket-00001\.safetensors.*sha256"):
+            Store(tmp_path).publish(_bundle(table, make_bundle), change=change)
+    with pytest.raises(CorruptVersionError, match="sha256"):
+        base.optimizer_state()
 
 
 @pytest.mark.parametrize("encoding", ["int8", "float16"])

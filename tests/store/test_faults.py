@@ -21,7 +21,7 @@ import torch
 from disk import OBJECTS, READS, Call, check_store, intercepted
 from publisher import small_bundle
 
-from embstore.errors import StoreError
+from embstore.errors import CorruptVersionError, StoreError
 from embstore.store import SafetensorsWriter, Store
 
 Failure = Callable[[Call], Any]
@@ -163,10 +163,64 @@ def test_short_writes_and_reads_are_gone_on_with(tmp_path: Path) -> None:
     assert len(check_store(tmp_path).versions) == 1
 
 
+def _dropped(call: Call) -> int:
+    """Said to be written, but it isn't."""
+    return len(call.data)
+
+
+def _cut(call: Call) -> int:
+    """Half of it reaches the file."""
+    call.run(len(call.data) // 2)
+    return len(call.data)
+
+
+def _flipped(call: Call) -> int:
+    """One bit of it is another."""
+    done: int = call.run()
+    number = os.open(call.path, os.O_RDWR)
+    at = os.fstat(number).st_size - 1
+    (byte,) = os.pread(number, 1, at)
+    os.pwrite(number, bytes([byte ^ 1]), at)
+    os.close(number)
+    return done
+
+
+@pytest.mark.parametrize("fault", [_dropped, _cut, _flipped], ids=lambda fault: fault.__name__)
+def test_writes_that_lie_are_found_before_the_version_exists(fault: Callable[[Call], int], tmp_path: Path) -> None:
+    """The disk reports no error; reading back finds it, in whichever file of a version."""
+    paths = set()
+    for step in itertools.count(1):
+        root, seen, lock = tmp_path / str(step), 0, threading.Lock()
+
+        def react(call: Call) -> Any:
+            nonlocal seen
+            if call.name != "write" or "versions" not in call.path.parts:
+                return call.run()
+            with lock:  # noqa: B023
+                seen += 1
+                mine = seen == step  # noqa: B023 - called before the loop goes on
+            if mine:
+                paths.add(call.path.name)
+            return fault(call) if mine else call.run()
+
+        found = None
+        with intercepted(root, react):
+            try:
+                Store(root).publish(small_bundle())
+            except CorruptVersionError as error:
+                found = error
+        if seen < step:
+            assert found is None
+            break
+        assert found is not None, paths
+        assert not Store(root).versions()
+    assert len(paths) == 6
+
+
 LIMITED = """
 import json, os, resource, signal, sys
 from publisher import small_bundle
-from embstore.errors import StoreError
+from embstore.errors import CorruptVersionError, StoreError
 from embstore.store import Store
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a file over the limit is then an error of write

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -209,3 +210,23 @@ def test_a_span_outside_its_file_or_region_is_refused(tmp_path: Path) -> None:
         for at, offset, nbytes in ((0, 0, 6), (0, 4, 2), (3, 0, 2), (-1, 0, 1)):
             with pytest.raises(StoreError, match="a span inside"):
                 Region(4).place(at, file.fileno(), offset, nbytes)
+
+
+def test_numbers_that_change_as_they_are_written(tmp_path: Path) -> None:
+    """The sha256 is of what lies in the file, and it is no error."""
+    rows_ND, stop = torch.zeros(1 << 20, 4), threading.Event()
+
+    def change() -> None:
+        while not stop.is_set():
+            rows_ND.add_(1)
+
+    trainer = threading.Thread(target=change)
+    trainer.start()
+    try:
+        for number in range(5):
+            path = tmp_path / str(number)
+            digest = write_tensors(path, {"rows": rows_ND})
+            assert hashlib.sha256(path.read_bytes()).hexdigest() == digest.sha256
+    finally:
+        stop.set()
+        trainer.join()

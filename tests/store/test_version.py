@@ -162,9 +162,14 @@ def test_a_table_is_read_in_pieces(make_bundle: MakeBundle, tmp_path: Path, monk
 def test_progress_goes_to_its_end(make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(format, "BUCKET_BYTES", 1024)
     seen: dict[str, list[tuple[int, int]]] = {"write": [], "verify": []}
-    version = Store(tmp_path).publish(
-        make_bundle(rows=1500), progress=lambda what, done, total: seen[what].append((done, total))
-    )
+    store = Store(tmp_path)
+
+    def progress(what: str, done: int, total: int) -> None:
+        seen[what].append((done, total))
+
+    version = store.publish(make_bundle(rows=1500), progress=progress)
+    assert not seen["verify"]  # what is written is read back as it is written
+    store.verify(progress=progress)
     assert seen["write"][-1] == (1500 * 12, 1500 * 12)
     assert seen["verify"][-1][0] == seen["verify"][-1][1] == sum(file.bytes for file in version.files.values())
     assert all(calls == sorted(calls) and len(calls) > 5 for calls in seen.values())
