@@ -26,7 +26,7 @@ Examples:
 @store_option
 @as_json_option
 def versions(root: str, as_json: bool) -> None:
-    """List the versions in a store, the newest first; a damaged one is shown as such.
+    """List the versions in a store, the newest first; one whose manifest is damaged or that lacks files says so.
 
     An id begins with the time of publishing, UTC. The table of a delta is given as the rows it changes of another
     version, its bytes as those of its own files. What an alias or tag means is among the names.
