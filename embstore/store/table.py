@@ -1,7 +1,7 @@
 """The table of a version: mapped, checked where it is first read, with the changes of deltas laid over it.
 
     stored    bucket 0 | bucket 1 | ...       files as they lie, mapped side by side
-    overlay   rows 3, 17, 4711                changed since by deltas, in memory
+    overlays  rows 3, 17, 4711                changed since, by each delta, in memory
 
 A bucket's bytes are compared with their sha256 when a row of it is first asked for: opening a version takes no longer
 for a large table, and yet nothing that is not what was published is ever given.
@@ -118,27 +118,11 @@ class Overlay:
     index_R: Tensor
     rows_RD: Tensor
 
-    def over(self, under: Overlay | None) -> Overlay:
-        """Both; where both have a row, this one's."""
-        if under is None:
-            return self
-        place_R, both_R = find_rows(self.index_R, under.index_R)
-        kept_R = (~both_R).nonzero().flatten()
-        # Of two ascending lists a row's place in both together is the number of smaller ones in each.
-        at_R = place_R[kept_R] + torch.arange(len(kept_R))
-        ours_R = torch.ones(len(kept_R) + len(self.index_R), dtype=torch.bool).index_fill_(0, at_R, False)
-        ours_R = ours_R.nonzero().flatten()
-        index_R = self.index_R.new_empty(len(kept_R) + len(self.index_R))
-        index_R[at_R], index_R[ours_R] = under.index_R[kept_R], self.index_R
-        rows_RD = self.rows_RD.new_empty(len(index_R), self.rows_RD.shape[1])
-        rows_RD.index_copy_(0, at_R, under.rows_RD.index_select(0, kept_R)).index_copy_(0, ours_R, self.rows_RD)
-        return Overlay(index_R, rows_RD)
-
-    def put(self, rows_N: Tensor, into_ND: Tensor) -> Tensor:
-        """``into_ND`` with the rows it has of those numbered ``rows_N`` in their place."""
+    def put(self, rows_N: Tensor, into_ND: Tensor) -> None:
+        """Those it has of the rows numbered ``rows_N``, each in its place of ``into_ND``."""
         place_N, hit_N = find_rows(self.index_R, rows_N)
-        into_ND[hit_N] = self.rows_RD[place_N[hit_N]]
-        return into_ND
+        hit = hit_N.nonzero().flatten()
+        into_ND.index_copy_(0, hit, self.rows_RD.index_select(0, place_N[hit]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +134,7 @@ class VersionTable:
         features: the manifest's.
         tokens: the sorted int64 tokens of each exact feature.
         buckets: the stored rows.
-        overlay: rows changed since, by deltas.
+        overlays: rows changed since, by each delta, oldest first.
 
     Every method that reads rows raises ``CorruptVersionError`` when they are not what was published.
     """
@@ -159,7 +143,7 @@ class VersionTable:
     features: list[dict[str, Any]]
     tokens: dict[str, Tensor]
     buckets: Buckets
-    overlay: Overlay | None = None
+    overlays: tuple[Overlay, ...] = ()
 
     @property
     def dim(self) -> int:
@@ -194,11 +178,11 @@ class VersionTable:
         size = self.layout.bucket_rows
         self.buckets.check(range(start // size, -(-stop // size) if stop > start else start // size))
         rows_ND = decode(self.buckets.rows[start:stop], self.encoding, self.dim)
-        if self.overlay is None:
-            return rows_ND
-        low, high = torch.searchsorted(self.overlay.index_R, torch.tensor([start, stop])).tolist()
-        rows_ND = rows_ND.clone()
-        rows_ND[self.overlay.index_R[low:high] - start] = self.overlay.rows_RD[low:high]
+        if self.overlays:
+            rows_ND = rows_ND.clone()
+        for overlay in self.overlays:
+            low, high = torch.searchsorted(overlay.index_R, torch.tensor([start, stop])).tolist()
+            rows_ND[overlay.index_R[low:high] - start] = overlay.rows_RD[low:high]
         return rows_ND
 
     def gather(self, rows: Tensor) -> Tensor:
@@ -222,7 +206,9 @@ class VersionTable:
         asked[rows // self.layout.bucket_rows] = True
         self.buckets.check(asked.nonzero().flatten().tolist())
         rows_ND = decode(self.buckets.rows.index_select(0, rows), self.encoding, self.dim)
-        return rows_ND if self.overlay is None else self.overlay.put(rows, rows_ND)
+        for overlay in self.overlays:
+            overlay.put(rows, rows_ND)
+        return rows_ND
 
     def describe(self) -> dict[str, Any]:
         """As the table that was published said."""

@@ -117,7 +117,7 @@ class Version:
             path = source.fetch(DELTA, files[DELTA])
             changed = read_delta_rows(path, files[DELTA].sha256, delta, layout, optimizer)
             under = base.table
-            table = VersionTable(layout, manifest["features"], tokens, under.buckets, changed[0].over(under.overlay))
+            table = VersionTable(layout, manifest["features"], tokens, under.buckets, (*under.overlays, changed[0]))
         return cls(
             id=version,
             digest=digest,

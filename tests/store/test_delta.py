@@ -160,10 +160,11 @@ def test_the_later_of_two_changes_stands(under: set[int], over: set[int]) -> Non
         index_R = torch.tensor(sorted(rows), dtype=torch.int64)
         return Overlay(index_R, sign * index_R.float().unsqueeze(1))
 
-    both = overlay(over, -1).over(overlay(under, 1))
-    expected = {row: row for row in under} | {row: -row for row in over}
-    assert both.index_R.tolist() == sorted(expected)
-    assert both.rows_RD.flatten().tolist() == [expected[row] for row in sorted(expected)]
+    rows_ND = torch.full((31, 1), 100.0)
+    for changes in (overlay(under, 1), overlay(over, -1)):
+        changes.put(torch.arange(31), rows_ND)
+    expected = dict.fromkeys(range(31), 100) | {row: row for row in under} | {row: -row for row in over}
+    assert rows_ND.flatten().tolist() == list(expected.values())
 
 
 def _chain(make_bundle: MakeBundle, store: Store) -> tuple[UnifiedEmbedding, Version]:
