@@ -218,7 +218,7 @@ def _with_rows(version: Version, table: Any, source: str, done: WarmStart, featu
     """The version's bundle with another table, and word of where its rows are from."""
     from dataclasses import asdict, replace
 
-    from embstore.store.registry import new_space
+    from embstore.store import new_space
     from embstore.store.values import open_dataset
 
     bundle = version.bundle()

@@ -36,6 +36,7 @@ from embstore.kernels.native import advise_huge_pages
 from embstore.kernels.reference import ReferenceKernel
 from embstore.schema import Feature
 from embstore.store.bundle import OptimizerState, TableSource
+from embstore.store.table import VersionTable
 from embstore.tokens import tokenize
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class UnifiedEmbedding(nn.Module):
 
     @classmethod
     def restore(cls, source: TableSource, **settings: Any) -> UnifiedEmbedding:
-        """The table that was published as ``source`` (``Version.table``), on the rows where they lie.
+        """The table that was published as ``source`` (``Version.table``), on its rows where they lie, mapped anew.
 
         Rows of float64, which no kernel has, are rounded to float32: a copy.
 
@@ -152,7 +153,7 @@ class UnifiedEmbedding(nn.Module):
         """
         about = source.describe()
         names = {f.name for f in fields(Feature)}
-        rows_ND = source.read_rows(0, source.num_rows)
+        rows_ND = source.own_rows() if isinstance(source, VersionTable) else source.read_rows(0, source.num_rows)
         return cls(
             [Feature(**{key: value for key, value in of.items() if key in names}) for of in about["features"]],
             about["hashed_rows"],

@@ -10,7 +10,8 @@ from embstore.store.files import FileDigest, sha256_file
 from embstore.store.format import schema_sha256
 from embstore.store.gc import Collected
 from embstore.store.lease import Lease
-from embstore.store.registry import Store, VersionInfo, new_space
+from embstore.store.publish import new_space
+from embstore.store.registry import Store, VersionInfo
 from embstore.store.table import VersionTable
 from embstore.store.tensors import SafetensorsWriter, open_tensors, write_tensors
 from embstore.store.version import Version

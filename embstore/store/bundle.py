@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from embstore.errors import StoreError
 from embstore.schema import Schema
 
 if TYPE_CHECKING:
@@ -65,6 +66,18 @@ class OptimizerState:
     rates: float
     table: Mapping[str, Tensor]
     dense: Mapping[str, Tensor]
+
+    def kinds(self, rows: int) -> dict[str, tuple[torch.dtype, int]]:
+        """By name of the table's tensors, their dtype and numbers a row, 0 for ``[N]``.
+
+        Raises:
+            StoreError: one is not of ``rows`` rows, or has more than two dimensions.
+        """
+        for name, tensor in self.table.items():
+            if tensor.dim() not in (1, 2) or len(tensor) != rows:
+                expected = f"[{rows:,}] or [{rows:,}, width]"
+                raise StoreError(f"optimizer tensor {name!r}", expected=expected, found=str(list(tensor.shape)))
+        return {name: (of.dtype, of.shape[1] if of.dim() > 1 else 0) for name, of in self.table.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

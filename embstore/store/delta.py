@@ -35,7 +35,7 @@ from embstore.store.quantization import (
 from embstore.store.table import Overlay
 from embstore.store.tensors import open_tensors, write_tensors
 
-CHUNK_ROWS = 1 << 17  # compared at a time
+_CHUNK_ROWS = 1 << 17  # compared at a time
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -115,10 +115,11 @@ def _check(bundle: Bundle, layout: Layout, change: Change) -> None:
         raise StoreError(f"a delta of {base.id}", expected="its exact tokens", found="others", do=do)
     if base.delta is not None and base.delta.depth >= MAX_DEPTH:
         raise StoreError(f"a delta of {base.id}", expected=f"at most {MAX_DEPTH} in a chain", found="more", do=do)
-    optimizer = bundle.optimizer
-    if optimizer and (base.optimizer is None or base.optimizer.tensors.keys() != optimizer.table.keys()):
-        found = "none, or another's"
-        raise StoreError(f"a delta of {base.id}", expected="a base with the optimizer's state", found=found, do=do)
+    ours = None if bundle.optimizer is None else (bundle.optimizer.name, bundle.optimizer.kinds(layout.rows))
+    theirs = None if base.optimizer is None else (base.optimizer.name, base.optimizer.tensors)
+    if ours is not None and ours != theirs:
+        expected = f"a base with the optimizer's state, {ours}"
+        raise StoreError(f"a delta of {base.id}", expected=expected, found=str(theirs), do=do)
 
 
 def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tensor:
@@ -146,15 +147,15 @@ def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tenso
 
 def _candidates(change: Change, rows: int) -> Iterator[Tensor]:
     if change.touched is None:
-        for start in range(0, rows, CHUNK_ROWS):
-            yield torch.arange(start, min(start + CHUNK_ROWS, rows))
+        for start in range(0, rows, _CHUNK_ROWS):
+            yield torch.arange(start, min(start + _CHUNK_ROWS, rows))
         return
     touched_R = change.touched.cpu()
     ascending = bool((touched_R[1:] > touched_R[:-1]).all())
     inside = not len(touched_R) or (int(touched_R[0]) >= 0 and int(touched_R[-1]) < rows)
     if touched_R.dtype != torch.int64 or touched_R.dim() != 1 or not (ascending and inside):
         raise StoreError("touched rows", expected=f"int64, ascending, of {rows:,}", found=f"{touched_R.dtype}")
-    yield from (part for part in touched_R.split(CHUNK_ROWS) if len(part))
+    yield from (part for part in touched_R.split(_CHUNK_ROWS) if len(part))
 
 
 def _of_rows(tensor: Tensor, index_R: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def read_small(path: Path, limit: int) -> bytes:
         if size > limit:
             raise CorruptVersionError(str(path), expected=f"at most {limit:,} bytes", found=f"{size:,}")
         try:
-            return file.read(limit)
+            return file.read(size)  # not limit, all of which Python would allocate first
         except OSError as error:
             raise unreadable(path, error) from error
 

@@ -14,7 +14,6 @@ What a manifest must say is in ``embstore.store.manifest``; opening a version, i
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import threading
 from collections.abc import Callable, Mapping
@@ -99,6 +98,8 @@ def write(
         encoding = change.base.table.encoding  # of the rows that stay
     body = _body(bundle, encoding, version=version, created=created, space=space, parent=parent)
     layout = _checked(bundle, body)
+    if bundle.optimizer is not None:
+        body["optimizer"] = _said_of(bundle.optimizer, layout)
     files: dict[str, FileDigest] = {}
     for folder_name in ("table", "exact", "model", "delta", "optimizer"):
         (folder / folder_name).mkdir()
@@ -109,7 +110,6 @@ def write(
     else:
         files[DELTA] = write_delta(folder / DELTA, bundle, layout, change, body, progress)
     if bundle.optimizer is not None:
-        body["optimizer"] = _said_of(bundle.optimizer)
         files[DENSE_OPTIMIZER] = write_tensors(folder / DENSE_OPTIMIZER, bundle.optimizer.dense)
     files[TOKENS] = write_tensors(folder / TOKENS, bundle.table.exact_tokens())
     files[DENSE] = write_tensors(folder / DENSE, bundle.dense_state)
@@ -141,7 +141,7 @@ def verify(source: Files, files: Mapping[str, FileDigest], *, progress: Progress
     _check_lengths(source, files)
     total, done = sum(digest.bytes for digest in files.values()), 0
     # sha256 and reading both release the interpreter lock.
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for digest in pool.map(lambda name: _check_file(source, name, files[name]), files):
             done += digest.bytes
             if progress:
@@ -252,7 +252,7 @@ def _checked(bundle: Bundle, body: dict[str, Any]) -> Layout:
         check_dense(bundle.dense_state, "bundle: dense state")
     except CorruptVersionError as error:
         raise StoreError(error.what, expected=error.expected, found=error.found) from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise StoreError("bundle", expected="values that JSON can hold", found=str(error)) from error
     return layout
 
@@ -337,9 +337,7 @@ def _for_each_bucket(write_bucket: Callable[[int], FileDigest], layout: Layout) 
         return list(pool.map(write_bucket, range(layout.buckets)))
 
 
-def _said_of(optimizer: OptimizerState) -> dict[str, Any]:
-    tensors = {
-        name: {"dtype": encoding_of(tensor.dtype), "width": tensor.shape[1] if tensor.dim() > 1 else 0}
-        for name, tensor in optimizer.table.items()
-    }
+def _said_of(optimizer: OptimizerState, layout: Layout) -> dict[str, Any]:
+    kinds = optimizer.kinds(layout.rows).items()
+    tensors = {name: {"dtype": encoding_of(dtype), "width": width} for name, (dtype, width) in kinds}
     return {"name": optimizer.name, "steps": optimizer.steps, "rates": optimizer.rates, "tensors": tensors}

@@ -71,8 +71,9 @@ def collect(log: Log, *, keep: int, grace_seconds: float, dry_run: bool) -> Coll
     retired += unwanted  # of a dry run
     freed, removed = 0, []
     for path in _leftovers(log, seen, grace_seconds):
-        freed += _remove(log.place, path, dry_run)
-        if path.split("/")[1] not in retired:
+        size = _remove(log, path, dry_run)
+        freed += size or 0
+        if size is not None and path.split("/")[1] not in retired:
             removed.append(path)
     if dry_run:
         freed += sum(log.place.size(f"versions/{version}") for version in retired)
@@ -149,10 +150,15 @@ def _leftovers(log: Log, state: State, grace_seconds: float) -> Iterator[str]:
         yield path
 
 
-def _remove(place: Place, path: str, dry_run: bool) -> int:
-    """Remove it and all in it; returns its bytes, none when another gc was faster."""
-    size = place.size(path)
+def _remove(log: Log, path: str, dry_run: bool) -> int | None:
+    """Remove it and all in it; returns its bytes, or ``None`` when another gc was faster or its publisher only slow."""
+
+    def wanted() -> bool:
+        state, version = log.state(), path.split("/")[1]
+        return version in state.published and version not in state.retired
+
+    size = log.place.size(path)
     try:
-        return size if dry_run or place.remove(path) else 0
+        return size if dry_run or log.place.remove(path, wanted) else None
     except OSError as error:
         raise StoreError(f"gc: {path}", expected="something that can be removed", found=str(error)) from error

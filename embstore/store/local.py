@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ class LocalPlace:
 
     def create(self, path: str, data: bytes) -> bool:
         """Whole and on the disk before anyone can see it: a power cut leaves no torn entry that others built upon."""
-        staged = f"log/.tmp-{secrets.token_hex(8)}"
+        staged, there = f"log/.tmp-{secrets.token_hex(8)}", False
         refuse_fork()
         try:
             make_folder(self.folder / "log")
@@ -90,11 +90,13 @@ class LocalPlace:
             with (self.folder / staged).open("rb") as file:
                 fsync_file(file)
             obstore.copy(objects, staged, path, overwrite=False)
+            there = True
             fsync_folder(self.folder / "log")
         except AlreadyExistsError:
             return False
         except (BaseError, OSError) as error:
-            raise StoreError(f"{path}", found=str(error).partition("\n")[0]) from error
+            do = "it is there, but may not survive a power cut: look before you try again" if there else ""
+            raise StoreError(path, found=str(error).partition("\n")[0], do=do) from error
         finally:
             with suppress(OSError):
                 os.unlink(self.folder / staged)
@@ -143,14 +145,18 @@ class LocalPlace:
         """Of the files in it."""
         return sum(status.st_size for status in _walk(self.folder / path) if stat.S_ISREG(status.st_mode))
 
-    def remove(self, path: str) -> bool:
-        """A version under another name first: so no half-deleted one is ever seen."""
+    def remove(self, path: str, wanted: Callable[[], bool]) -> bool:
+        """A version under another name first: so no half-deleted one is ever seen, and it can be put back."""
         target, versions = self.folder / path, self.folder / "versions"
         try:
             if VERSION_ID.fullmatch(target.name):
                 gone = versions / f"{GONE}{target.name}-{secrets.token_hex(4)}"
                 os.rename(target, gone)
                 fsync_folder(versions)
+                if wanted():
+                    os.rename(gone, target)
+                    fsync_folder(versions)
+                    return False
                 target = gone
         except FileNotFoundError:
             return False

@@ -73,6 +73,11 @@ class OptimizerInfo:
     rates: float
     tensors: dict[str, tuple[torch.dtype, int]]
 
+    @property
+    def row_bytes(self) -> int:
+        """Of a row of all its tensors."""
+        return sum(dtype.itemsize * max(width, 1) for dtype, width in self.tensors.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -263,8 +268,10 @@ def read_files(body: dict[str, Any], where: str) -> dict[str, FileDigest]:
     return files
 
 
-def check_buckets(files: dict[str, FileDigest], layout: Layout, where: str, *, folder: str = "table") -> None:
-    """The files of ``table/``, or of another folder, are the table's buckets.
+def check_buckets(
+    files: dict[str, FileDigest], layout: Layout, where: str, *, folder: str = "table", row_bytes: int
+) -> None:
+    """The files of ``table/``, or of another folder, are the table's buckets, and long enough for its rows.
 
     Raises:
         CorruptVersionError: one is missing, or another is there.
@@ -274,10 +281,10 @@ def check_buckets(files: dict[str, FileDigest], layout: Layout, where: str, *, f
     if len(found) != layout.buckets or found != {bucket_name(number, folder) for number in range(layout.buckets)}:
         names = f"{layout.buckets:,} buckets from {bucket_name(0, folder)}"
         raise CorruptVersionError(f"{where}: files", expected=names, found=f"{len(found):,}: {shown(sorted(found))}")
-    held, table = sum(files[name].bytes for name in found), layout.rows * layout.row_bytes
-    if folder == "table" and held < table:
+    held, needed = sum(files[name].bytes for name in found), layout.rows * row_bytes
+    if held < needed:
         raise CorruptVersionError(
-            f"{where}: table", expected=f"at most the {held:,} bytes of its files", found=f"{table:,}"
+            f"{where}: {folder}", expected=f"at most the {held:,} bytes of its files", found=f"{needed:,}"
         )
 
 

@@ -164,12 +164,19 @@ class ObjectPlace:
         """Of all in it."""
         return sum(meta["size"] for meta in self.listed(path))
 
-    def remove(self, path: str) -> bool:
-        """The manifest first: what has none is no version."""
+    def remove(self, path: str, wanted: Callable[[], bool]) -> bool:
+        """The manifest first: what has none is no version, and no publisher names it."""
         names = [meta["path"] for meta in self.listed(path)]
+        manifest, held = f"{path}/{MANIFEST}", None
         with self._told(f"delete {path}"), suppress(FileNotFoundError):
-            for name in sorted(names, key=lambda name: not name.endswith(f"/{MANIFEST}")):
-                obstore.delete(self._objects, name)
+            if manifest in names:
+                held = bytes(obstore.get(self._objects, manifest).bytes())
+                obstore.delete(self._objects, manifest)
+            if wanted():
+                if held is not None:
+                    obstore.put(self._objects, manifest, held)
+                return False
+            obstore.delete(self._objects, [name for name in names if name != manifest])
         return bool(names)
 
     def tidy(self, living: Collection[str], grace_seconds: float) -> None:

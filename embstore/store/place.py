@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -125,8 +125,11 @@ class Place(Protocol):
     def size(self, path: str) -> int:
         """Bytes of all in it."""
 
-    def remove(self, path: str) -> bool:
+    def remove(self, path: str, wanted: Callable[[], bool]) -> bool:
         """Remove it and all in it; False when another had before.
+
+        Args:
+            wanted: asked once nobody finds the version any more; if so it is put back, and False is returned.
 
         Raises:
             OSError, StoreError: that can't be done.

@@ -11,29 +11,25 @@ What no entry of the log names does not exist: it is never read, and may be swep
 
 from __future__ import annotations
 
-import secrets
-import shutil
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
 
 from obstore.store import ObjectStore
 
-from embstore.errors import CorruptVersionError, StoreError, nearest
-from embstore.store import format, gc, lease
+from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError, nearest
+from embstore.store import gc, lease
 from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.diff import Difference, diff
-from embstore.store.documents import read_json
-from embstore.store.files import FileDigest
 from embstore.store.gc import Collected
 from embstore.store.lease import Lease
 from embstore.store.local import LocalPlace
 from embstore.store.log import Clock, Log, stamp, utc_now
-from embstore.store.manifest import MANIFEST, DeltaInfo, read_files
+from embstore.store.manifest import DeltaInfo
 from embstore.store.objects import ObjectPlace
 from embstore.store.place import Place, location
+from embstore.store.publish import publish
 from embstore.store.refs import check_living, check_store, resolve
 from embstore.store.state import ALIAS, LATEST, PREVIOUS, PRODUCTION, TAG, State
 from embstore.store.version import Version, read_body
@@ -113,55 +109,18 @@ class Store:
                 version these are changes of, from a publish that took longer than its grace.
             VersionNotFoundError: no such parent.
         """
-        if change is not None:
-            parent = parent or change.base.id
-            if self._log.state().published[self.resolve(change.base.id)].manifest_sha256 != change.base.digest:
-                raise StoreError(f"delta of {change.base.id}", expected="a version of this store", found="another's")
-        above = parent if parent is None or parent in self._log.state().retired else self.resolve(parent)
-        created = stamp(self._log.clock())
-        version = f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
-        space = bundle.lineage.get("space") or (change.base.space if change is not None else new_space())
-        try:
-            staged = self.place.stage(version)
-            try:
-                manifest = format.write(
-                    staged,
-                    bundle,
-                    version=version,
-                    created=created,
-                    space=space,
-                    parent=above,
-                    encoding=encoding,
-                    change=change,
-                    progress=progress,
-                )
-                body, own = read_json(manifest, "manifest"), FileDigest(len(manifest), sha256(manifest).hexdigest())
-                files = {**read_files(body, "manifest"), MANIFEST: own}
-                self.place.keep(staged, version, files, progress)
-            except BaseException:
-                shutil.rmtree(staged, ignore_errors=True)
-                raise
-            entry = {
-                "time": created,
-                "verb": "publish",
-                "version": version,
-                "manifest_sha256": own.sha256,
-                "parent": above,
-            }
-            base = gc.base_of(body)
-
-            def still_whole(state: State) -> dict[str, Any]:
-                if base is not None:
-                    check_living(state, base)
-                if not self.place.holds(version):
-                    raise StoreError(f"publish {version}", found="its files removed by gc", do="allow a longer grace")
-                return entry
-
-            self._log.add(still_whole)
-        except OSError as error:
-            raise StoreError(f"publish {version}", found=str(error), do="see whether `versions` has it") from error
-        if change is not None:
-            self._opened[change.base.id] = change.base
+        version, base = publish(
+            self.place,
+            self._log,
+            bundle,
+            parent=parent,
+            encoding=encoding,
+            change=change,
+            open_base=self._open_base,
+            progress=progress,
+        )
+        if base is not None:
+            self._opened[base.id] = base
         try:
             return self._open(version)
         except StoreError as error:
@@ -211,22 +170,21 @@ class Store:
         version = self.resolve(ref)
         try:
             return self._open(version)
-        except CorruptVersionError:
+        except (CorruptVersionError, VersionNotFoundError):
             if version in self._log.state().retired:  # meanwhile: the ref means another version now, or none
                 return self.open(ref)
             raise
 
-    def _open(self, version: str) -> Version:
-        digest = self._log.state().published[version].manifest_sha256
-        files = self.place.files(version)
-        opened = Version.open(files, version=version, digest=digest, open_base=self._open_base)
+    def _open(self, version: str, depth: int | None = None) -> Version:
+        digest, files = self._log.state().published[version].manifest_sha256, self.place.files(version)
+        opened = Version.open(files, version=version, digest=digest, open_base=self._open_base, depth=depth)
         self._opened[version] = opened
         return opened
 
     def _open_base(self, delta: DeltaInfo) -> Version:
         """A base that someone still holds is not opened again: its deltas need not be laid over one another anew."""
         version = self.resolve(delta.base)
-        return self._opened.get(version) or self._open(version)
+        return self._opened.get(version) or self._open(version, delta.depth - 1)
 
     def manifest(self, ref: str = LATEST) -> dict[str, Any]:
         """What a version says of itself, without opening it (or what it is a delta of); its files are all there.
@@ -398,11 +356,6 @@ class Store:
 
     def _entry(self, verb: str, **values: Any) -> dict[str, Any]:
         return {"time": stamp(self._log.clock()), "verb": verb, **values}
-
-
-def new_space() -> str:
-    """A new id for vectors that compare with no others: what a freshly made table gets."""
-    return secrets.token_hex(16)
 
 
 def _info(state: State, version: str) -> VersionInfo:

@@ -10,6 +10,7 @@ for a large table, and yet nothing that is not what was published is ever given.
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +21,11 @@ import torch
 from torch import Tensor
 
 from embstore.errors import CorruptVersionError, StoreError
-from embstore.store.files import FileDigest, open_regular
+from embstore.store.files import FileDigest, open_regular, unreadable
 from embstore.store.manifest import Layout, bucket_name
 from embstore.store.mapping import Region
 from embstore.store.place import TRANSFERS, Files
-from embstore.store.quantization import decode
+from embstore.store.quantization import decode, encoding_of
 from embstore.store.tensors import read_header
 from embstore.threads import usable_cores
 
@@ -46,6 +47,7 @@ class Buckets:
         self._source, self._layout, self._files = source, layout, files
         self._region = Region(layout.rows * layout.row_bytes)
         self._headers: dict[int, bytes] = {}  # of those that are mapped
+        self._inodes: dict[int, tuple[int, int]] = {}
         if source.at_hand:  # from now on they are ours, whatever happens to their names
             for number in range(layout.buckets):
                 self._map(number)
@@ -74,13 +76,28 @@ class Buckets:
     def _check(self, number: int) -> int:
         if number not in self._headers:
             self._map(number)
-        (first, last), name = self._layout.bucket(number), bucket_name(number)
+        name = bucket_name(number)
+        expected, found = self._files[name].sha256, self._hash(number)
+        if found != expected:
+            raise CorruptVersionError(self._source.where(name), expected=f"sha256 {expected}", found=found)
+        return number
+
+    def _hash(self, number: int) -> str:
+        """Of the file, read: of one that was cut short or can't be read, mapped memory would end the process."""
+        path = self._source.folder / bucket_name(number)
+        try:
+            with open_regular(path) as file:
+                status = os.fstat(file.fileno())
+                if (status.st_dev, status.st_ino) == self._inodes[number]:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except CorruptVersionError:  # its name is gone, the file is not
+            pass
+        first, last = self._layout.bucket(number)
         digest = hashlib.sha256(self._headers[number])
         digest.update(self.bytes[first * self._layout.row_bytes : last * self._layout.row_bytes].numpy().data)
-        expected = self._files[name].sha256
-        if digest.hexdigest() != expected:
-            raise CorruptVersionError(self._source.where(name), expected=f"sha256 {expected}", found=digest.hexdigest())
-        return number
+        return digest.hexdigest()
 
     def _map(self, number: int) -> None:
         layout, name = self._layout, bucket_name(number)
@@ -95,7 +112,16 @@ class Buckets:
                 raise CorruptVersionError(str(path), expected=f"tensors {expected}", found=f"{found}")
             span = spans["rows"]
             self._region.place(first * layout.row_bytes, file.fileno(), span.offset, span.nbytes)
-        self._headers[number] = header
+            status = os.fstat(file.fileno())
+        self._headers[number], self._inodes[number] = header, (status.st_dev, status.st_ino)
+
+    def again(self) -> Buckets:
+        """The same rows in memory of their own, to be written to; not checked yet.
+
+        Raises:
+            CorruptVersionError: the files are gone.
+        """
+        return Buckets(self._source, self._layout, self._files)
 
 
 def find_rows(index_R: Tensor, rows_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +194,7 @@ class VersionTable:
     def read_rows(self, start: int, stop: int) -> Tensor:
         """Rows ``start`` to ``stop``, ``[stop - start, dim]``: a view of the file if it holds them as they are read.
 
-        Writing to it changes this process's view only.
+        Not to be written to: it is what every other reader of this version in the process sees (``own_rows``).
 
         Raises:
             StoreError: a range that is not within the table.
@@ -184,6 +210,17 @@ class VersionTable:
             low, high = torch.searchsorted(overlay.index_R, torch.tensor([start, stop])).tolist()
             rows_ND[overlay.index_R[low:high] - start] = overlay.rows_RD[low:high]
         return rows_ND
+
+    def own_rows(self) -> Tensor:
+        """All rows, ``[N, dim]``, to be written to: mapped anew if files hold them as they are read, else a copy."""
+        if self.overlays or self.encoding != encoding_of(self.dtype):
+            return self.read_rows(0, self.num_rows)
+        try:
+            own = self.buckets.again()
+        except CorruptVersionError:  # the files have gone; what is mapped has not
+            return self.read_rows(0, self.num_rows).clone()
+        own.check(range(self.layout.buckets))
+        return own.rows
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of these numbers.

@@ -82,7 +82,13 @@ class Version:
 
     @classmethod
     def open(
-        cls, source: Files, *, version: str, digest: str, open_base: Callable[[DeltaInfo], Version] | None = None
+        cls,
+        source: Files,
+        *,
+        version: str,
+        digest: str,
+        open_base: Callable[[DeltaInfo], Version] | None = None,
+        depth: int | None = None,
     ) -> Version:
         """Open the version of these files, checking all but the table's rows, which are when they are read.
 
@@ -91,6 +97,7 @@ class Version:
             version: what its manifest must say it is.
             digest: sha256 of its manifest.
             open_base: opens what a delta is a change of.
+            depth: how many deltas lead to it from a whole version, where that is known.
 
         Raises:
             CorruptVersionError: naming the file, what was expected and what was found.
@@ -103,6 +110,8 @@ class Version:
         schema = _parse_schema(_read_whole(source, SCHEMA, files), source.where(SCHEMA))
         layout = check_body(manifest, schema, where)
         delta, optimizer = read_delta(manifest, where), read_optimizer(manifest, where)
+        if depth is not None and depth != (delta.depth if delta is not None else 0):  # before its base is opened
+            raise CorruptVersionError(f"{where}: depth", expected=str(depth), found=shown(manifest["delta"]))
         _check_names(files, layout, delta, optimizer, where)
         check_compat(compat, format.compat(schema, layout, manifest["format"]), source.where(COMPAT))
         tokens, dense = _tensors(source, TOKENS, files), _tensors(source, DENSE, files)
@@ -114,6 +123,9 @@ class Version:
         else:
             base = _opened(delta, open_base, where)
             _check_base(base, layout, manifest, tokens, where)
+            if optimizer is not None and (base.optimizer is None or base.optimizer.tensors != optimizer.tensors):
+                expected = f"tensors as its base {base.id} has"
+                raise CorruptVersionError(f"{where}: optimizer", expected=expected, found=f"{optimizer.tensors}")
             path = source.fetch(DELTA, files[DELTA])
             changed = read_delta_rows(path, files[DELTA].sha256, delta, layout, optimizer)
             under = base.table
@@ -207,9 +219,6 @@ class Version:
         if self.base is None or self.changed is None:
             return OptimizerRows(OptimizerBuckets(self.source, self.table.layout, self.files, info))
         under, (changes, tensors) = self.base.optimizer_rows, self.changed
-        if under.buckets.info.tensors != info.tensors:
-            where, expected = self.source.where(MANIFEST), f"tensors {under.buckets.info.tensors}, as its base has"
-            raise CorruptVersionError(f"{where}: optimizer", expected=expected, found=f"{info.tensors}")
         return OptimizerRows(under.buckets, (*under.changes, (changes.index_R, tensors)))
 
     def _optimizer_info(self) -> OptimizerInfo:
@@ -274,9 +283,9 @@ def _check_names(
 ) -> None:
     """The files that hold tensors are those that the manifest's other keys call for."""
     if delta is None:
-        check_buckets(files, layout, where)
+        check_buckets(files, layout, where, row_bytes=layout.row_bytes)
         if optimizer is not None:
-            check_buckets(files, layout, where, folder="optimizer")
+            check_buckets(files, layout, where, folder="optimizer", row_bytes=optimizer.row_bytes)
     wanted = {DELTA: delta is not None, DENSE_OPTIMIZER: optimizer is not None}
     for name, needed in wanted.items():
         if (name in files) != needed:
@@ -290,7 +299,7 @@ def _opened(delta: DeltaInfo, open_base: Callable[[DeltaInfo], Version] | None, 
     base = open_base(delta)
     if base.digest != delta.base_digest:
         raise CorruptVersionError(f"{where}: base {delta.base}", expected=delta.base_digest, found=base.digest)
-    if delta.depth != 1 + (base.delta.depth if base.delta is not None else 0):
+    if delta.depth != 1 + (base.delta.depth if base.delta is not None else 0):  # of one that was open already
         raise CorruptVersionError(f"{where}: depth", expected="one more than its base's", found=str(delta.depth))
     return base
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.kernels import TableOptimizer
 from embstore.schema import Feature, Schema
-from embstore.store import Bundle, Change, Store, Version, format
+from embstore.store import Bundle, Change, OptimizerState, Store, Version, format
 from embstore.store.table import Overlay
 
 MakeBundle = Callable[..., Bundle]
@@ -243,13 +244,68 @@ def test_changes_in_fewer_bits(encoding: str, make_bundle: MakeBundle, tmp_path:
     assert version.manifest["delta"]["loss"]["largest"] == pytest.approx(loss)
 
 
+def _sums(*shape: int, name: str = "sum") -> OptimizerState:
+    return OptimizerState(name="rowwise_adagrad", steps=1, rates=0.1, table={name: torch.ones(shape)}, dense={})
+
+
+def test_a_delta_of_another_optimizers_state_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    base = store.publish(make_bundle(optimizer=_sums(40)))
+    for other in (_sums(40, 3), _sums(40, name="m"), replace(_sums(40), name="adagrad")):
+        for significance in (0.0, 0.1):
+            with pytest.raises(StoreError, match="a base with the optimizer's state"):
+                store.publish(make_bundle(optimizer=other), change=Change(base=base, significance=significance))
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"optimizer": _sums(40, name="M.x")}, "names like"),
+        ({"optimizer": _sums(39)}, "40, width"),
+        ({"optimizer": _sums(40, 2, 2)}, "40, width"),
+        ({"lineage": {"config": "x" * 100_000_001}}, "at most 100,000,000 bytes"),
+        ({"metrics": {1: 0.5, "1": 0.6}}, "twice"),
+    ],
+    ids=["name", "rows", "dimensions", "manifest", "key"],
+)
+def test_what_no_reader_accepts_is_not_published(
+    fields: dict[str, Any], what: str, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    version = store.publish(make_bundle()).id
+    with pytest.raises(StoreError, match=what):
+        store.publish(make_bundle(**fields))
+    assert [info.id for info in store.versions()] == [version]
+    assert len(list((tmp_path / "versions").iterdir())) == 1
+
+
+def test_a_table_trained_on_a_versions_rows_leaves_the_version_as_it_is(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """Else a delta of it would lack what was trained, and a later one read in this process would be wrong."""
+    store, table = Store(tmp_path), _table(OPTIMIZERS[0])
+    base = store.publish(_bundle(table, make_bundle))
+    before = base.table.read_rows(0, table.num_rows).clone()
+    trained = UnifiedEmbedding.restore(base.table)
+    assert torch.equal(trained.weight, before)
+    trained.weight[7] += 1
+    assert torch.equal(base.table.read_rows(0, table.num_rows), before)
+    bundle = replace(_bundle(table, make_bundle), table=trained, optimizer=None)
+    version = store.publish(bundle, change=Change(base=base))
+    assert version.changes().index_R.tolist() == [7]
+    assert torch.equal(store.compact().table.read_rows(0, table.num_rows), trained.weight)
+    shutil.rmtree(base.folder)  # as gc would
+    assert torch.equal(base.table.own_rows(), before)
+
+
 def test_a_delta_of_another_table_is_refused(make_bundle: MakeBundle, tmp_path: Path) -> None:
     store = Store(tmp_path / "one")
     base = store.publish(make_bundle())
     for other, what in (
         (make_bundle(rows=41), "layout"),
         (make_bundle(dtype=torch.float16), "layout"),
-        (replace(make_bundle(), optimizer=_table(OPTIMIZERS[0]).optimizer_state()), "optimizer's state"),
+        (replace(make_bundle(), optimizer=_sums(40)), "a base with the optimizer's state"),
+        (replace(make_bundle(), optimizer=_sums(41)), r"\[40\] or \[40, width\]"),
     ):
         with pytest.raises(StoreError, match=what):
             store.publish(other, change=Change(base=base))

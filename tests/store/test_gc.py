@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError
 from embstore.schema import Feature, Schema
-from embstore.store import Bundle, Collected, Store, gc
+from embstore.store import Bundle, Change, Collected, Store
 
 MakeBundle = Callable[..., Bundle]
 DAY = 86400
@@ -402,15 +402,41 @@ def test_a_delta_whose_base_was_retired_meanwhile_is_not_published(
     make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path)
-    base, last = (store.publish(make_bundle(seed=seed)).id for seed in range(2))
-    monkeypatch.setattr(gc, "base_of", lambda manifest: base)
-    store.publish(make_bundle())
-    monkeypatch.setattr(gc, "base_of", lambda manifest: None)
-    assert store.gc(keep=1).retired == (base, last)
-    monkeypatch.setattr(gc, "base_of", lambda manifest: base)
-    with pytest.raises(VersionNotFoundError, match=f"{base} was collected"):
-        store.publish(make_bundle())
-    assert len(store.versions()) == 1
+    base, last = (store.publish(make_bundle(seed=seed)) for seed in range(2))
+    keep = store.place.keep
+
+    def slow(*args: Any, **options: Any) -> None:
+        keep(*args, **options)
+        assert Store(tmp_path).gc(keep=1).retired == (base.id,)
+
+    monkeypatch.setattr(store.place, "keep", slow)
+    with pytest.raises(VersionNotFoundError, match=f"{base.id} was collected"):
+        store.publish(make_bundle(seed=2), change=Change(base=base))
+    assert [info.id for info in store.versions()] == [last.id]
+
+
+def test_a_version_named_just_before_it_goes_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """gc has looked, a publisher slower than the grace appends its entry, gc goes on to remove."""
+    add_version(tmp_path, 0)
+    late = add_version(tmp_path, 1)
+    entry = tmp_path / "log" / "000000000002.json"
+    data = entry.read_bytes()
+    entry.unlink()
+    age(tmp_path / "versions" / late, 2 * DAY)
+    before = tree(tmp_path / "versions" / late)
+    store = Store(tmp_path)
+    remove, asked = store.place.remove, []
+
+    def raced(path: str, wanted: Callable[[], bool]) -> bool:
+        entry.write_bytes(data)
+        asked.append(path)
+        return remove(path, wanted)
+
+    monkeypatch.setattr(store.place, "remove", raced)
+    assert store.gc().removed == ()
+    assert asked == [f"versions/{late}"]
+    assert tree(tmp_path / "versions" / late) == before
+    assert [info.id for info in store.versions()][-1] == late
 
 
 # Crashes.

@@ -1,0 +1,104 @@
+"""Publishing: a version is written, read as its readers will read it, put in its place, and then named in the log."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from embstore.errors import CorruptVersionError, StoreError
+from embstore.store import format
+from embstore.store.bundle import Bundle, Change, Progress
+from embstore.store.files import FileDigest
+from embstore.store.local import LocalFiles
+from embstore.store.log import Log, stamp
+from embstore.store.manifest import MANIFEST, DeltaInfo
+from embstore.store.place import Place
+from embstore.store.refs import check_living, resolve
+from embstore.store.state import State
+from embstore.store.version import Version
+
+OpenBase = Callable[[DeltaInfo], Version]
+
+
+def publish(
+    place: Place,
+    log: Log,
+    bundle: Bundle,
+    *,
+    parent: str | None,
+    encoding: str | None,
+    change: Change | None,
+    open_base: OpenBase,
+    progress: Progress | None,
+) -> tuple[str, Version | None]:
+    """See ``Store.publish``.
+
+    Args:
+        open_base: opens what a delta is a change of.
+
+    Returns:
+        The id of the version, and of a delta its base.
+    """
+    state = log.state()
+    if change is not None:
+        parent = parent or change.base.id
+        if state.published[resolve(state, change.base.id, place)].manifest_sha256 != change.base.digest:
+            raise StoreError(f"delta of {change.base.id}", expected="a version of this store", found="another's")
+    parent = parent if parent is None or parent in state.retired else resolve(state, parent, place)
+    created = stamp(log.clock())
+    version = f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
+    try:
+        staged = place.stage(version)
+        try:
+            manifest = format.write(
+                staged,
+                bundle,
+                version=version,
+                created=created,
+                space=bundle.lineage.get("space") or (change.base.space if change is not None else new_space()),
+                parent=parent,
+                encoding=encoding,
+                change=change,
+                progress=progress,
+            )
+            own = FileDigest(len(manifest), sha256(manifest).hexdigest())
+            read = _as_readers_do(staged, version, own.sha256, open_base)
+            place.keep(staged, version, {**read.files, MANIFEST: own}, progress)
+        except BaseException:
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+
+        def entry(state: State) -> dict[str, Any]:
+            if read.base is not None:
+                check_living(state, read.base.id)
+            if not place.holds(version):
+                raise StoreError(f"publish {version}", found="its files removed by gc", do="allow a longer grace")
+            return {
+                "time": created,
+                "verb": "publish",
+                "version": version,
+                "manifest_sha256": own.sha256,
+                "parent": parent,
+            }
+
+        log.add(entry)
+    except OSError as error:
+        raise StoreError(f"publish {version}", found=str(error), do="see whether `versions` has it") from error
+    return version, read.base
+
+
+def new_space() -> str:
+    """A new id for vectors that compare with no others: what a freshly made table gets."""
+    return secrets.token_hex(16)
+
+
+def _as_readers_do(staged: Path, version: str, digest: str, open_base: OpenBase) -> Version:
+    """Open what was written: what no reader accepts is not published."""
+    try:
+        return Version.open(LocalFiles(staged), version=version, digest=digest, open_base=open_base)
+    except CorruptVersionError as error:
+        raise StoreError("bundle", expected="one that readers accept", found=str(error)) from error
