@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import stat
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -69,11 +71,18 @@ def write_small(path: Path, data: bytes) -> FileDigest:
 
 
 def replace_small(path: Path, data: bytes) -> None:
-    """Let a file hold ``data``, durable; whoever looks meanwhile, or after a crash, finds the old bytes or the new."""
-    partial = path.with_name(f".{path.name}")
-    partial.unlink(missing_ok=True)  # of a process that was killed
-    write_small(partial, data)
-    os.replace(partial, path)
+    """Let a file hold ``data``, durable; whoever looks meanwhile, or after a crash, finds the old bytes or the new.
+
+    Of several writers at once, the last one's bytes stay. One that is killed may leave a ``.NAME-<hex>`` beside it.
+    """
+    partial = path.with_name(f".{path.name}-{secrets.token_hex(8)}")  # a writer's own: another may be at work
+    try:
+        write_small(partial, data)
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
     fsync_folder(path.parent)
 
 

@@ -51,6 +51,8 @@ class LocalFiles:
 class LocalPlace:
     """A store in ``folder``; the first publish makes it."""
 
+    at_hand = True
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -96,7 +97,8 @@ class Log:
             StoreError: the entry can't be written.
         """
         path = _path(number)
-        if self.place.create(path, write_json({"number": number, **entry})):
+        own = {} if self.place.at_hand else {"nonce": secrets.token_hex(8)}
+        if self.place.create(path, write_json({"number": number, **entry, **own})):
             return True
         if self.state().number < number:  # else the caller would try the same number for ever
             raise StoreError(path, expected="a readable entry", found="one that can't be read")

@@ -69,6 +69,11 @@ class Place(Protocol):
     def folder(self) -> Path:
         """On this machine: of the store, or of what is fetched from it."""
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether the store lies there. Elsewhere a ``create`` may be tried again after it was done: no two writers'
+        data may be alike."""
+
     def missing(self) -> tuple[str, str] | None:
         """Of a store that is not there, what was expected and what was found."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -302,6 +303,73 @@ def test_a_promotion_that_another_got_in_first_is_not_taken_for_ones_own(
     with pytest.raises(StoreError, match="moved meanwhile"):
         store.promote(a)
     assert store.aliases()["production"] == b
+
+
+@pytest.mark.parametrize("verb", ["rollback", "promote", "tag", "untag"])
+def test_what_two_write_in_the_same_second_is_two_entries_or_an_error(verb: str, tmp_path: Path) -> None:
+    """Their entries say the same: who is second must not take the first one's for its own."""
+    bucket, now = MemoryStore(), datetime.now(UTC)
+    one, two = (Store(bucket, cache=tmp_path / name, clock=lambda: now) for name in "ab")
+    a, b, c = (one.publish(small_bundle(seed)).id for seed in range(3))
+    one.promote(a)
+    one.promote(b)
+    one.tag("spring", a)
+    act: Callable[[Store], Any] = {
+        "rollback": Store.rollback,
+        "promote": lambda store: store.promote(c),
+        "tag": lambda store: store.tag("autumn", c),
+        "untag": lambda store: store.untag("spring"),
+    }[verb]
+    two.aliases()
+    raced: list[str] = []
+
+    def race(name: str, path: str, run: Callable[[], Any]) -> Any:
+        if name == "put" and not raced:
+            raced.append(path)
+            act(one)
+        return run()
+
+    with buckets.intercepted(race), pytest.raises(StoreError, match=r"meanwhile|not taken|no tag"):
+        act(two)
+    assert raced == ["log/000000000007.json"]
+    assert len(list(obstore.list(bucket, "log").collect())) == 7
+
+
+def test_a_rival_s_entry_is_read_no_further_than_one_s_own_is_long(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, size = Store(s3), 8 << 20
+    store.publish(small_bundle())
+    obstore.put(from_url(s3), "log/000000000002.json", bytes(size))
+    read, get_range = [], obstore.get_range
+
+    def counted(*args: Any, **options: Any) -> Any:
+        data = get_range(*args, **options)
+        read.append(len(data))
+        return data
+
+    def whole(*args: Any, **options: Any) -> Any:
+        raise AssertionError("all of it was asked for")
+
+    place, data = store.place, b"{}"
+    monkeypatch.setattr(obstore, "get_range", counted)
+    monkeypatch.setattr(obstore, "get", whole)
+    assert not place.create("log/000000000002.json", data)
+    assert read == [len(data) + 1]
+
+
+def test_entries_in_a_bucket_are_as_the_page_says(s3: str) -> None:
+    store = Store(s3)
+    version = store.publish(small_bundle())
+    store.promote(version.id)
+    objects = from_url(s3)
+    first, second = (json.loads(bytes(obstore.get(objects, f"log/{number:012d}.json").bytes())) for number in (1, 2))
+    nonces = {entry.pop("nonce") for entry in (first, second)}
+    assert len(nonces) == 2
+    assert all(re.fullmatch("[0-9a-f]{16}", nonce) for nonce in nonces)
+    assert first.pop("time") == version.manifest["created"]
+    said = {"version": version.id, "manifest_sha256": version.digest, "parent": None}
+    assert first == {"number": 1, "verb": "publish", **said}
+    assert second.pop("time")
+    assert second == {"number": 2, "verb": "alias", "alias": "production", "version": version.id, "was": None}
 
 
 def test_every_request_that_fails_leaves_a_valid_store(tmp_path: Path) -> None:
