@@ -7,6 +7,7 @@ import click
 from embstore.cli.data import dataset, schema
 from embstore.cli.demo import demo
 from embstore.cli.export import export
+from embstore.cli.plan import plan
 from embstore.cli.store import lookup, promote, publish, rollback, versions
 from embstore.cli.train import evaluate, train
 from embstore.cli.upkeep import diff, gc, tag, untag, verify
@@ -36,7 +37,7 @@ def cli() -> None:
 
 for command in (
     *(demo, schema, dataset, train, evaluate, publish, versions, promote, rollback, lookup),
-    *(export, verify, diff, tag, untag, gc),
+    *(export, verify, diff, tag, untag, gc, plan),
 ):
     cli.add_command(command)
 
