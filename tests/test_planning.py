@@ -364,7 +364,7 @@ def test_the_world_that_would_hold_the_table_does_and_a_smaller_one_would_not(ro
 def test_what_no_world_can_do_is_said() -> None:
     work = Workload(rows=TEN_BILLION, dim=64)
     with pytest.raises(
-        ConfigError, match=r"up to 4 ranks of h100.*77\.0 GB a rank.*650\.\d GB.*40 ranks would.*fp16 24"
+        ConfigError, match=r"up to 4 ranks of h100.*77\.0 GB a rank.*650\.\d GB.*40 ranks would.*UVM\) 16.*fp16 24"
     ):
         cheapest(work, MACHINES["h100"], largest=4)
     with pytest.raises(ConfigError, match="don't shrink with more ranks: take a smaller batch"):

@@ -144,12 +144,13 @@ def count(option: str, text: str) -> int:
 def _workload(config: Path | None, schema_path: Path | None, given: dict[str, Any]) -> Workload:
     from embstore.errors import ConfigError
     from embstore.planning import Workload
-    from embstore.run import RunConfig
     from embstore.schema import Schema
 
     settings: dict[str, Any] = {}
     schema = None if schema_path is None else Schema.from_yaml(schema_path)
     if config is not None:
+        from embstore.run import RunConfig
+
         run = RunConfig.from_yaml(config)
         schema = schema or run.read_schema()
         table = run.table

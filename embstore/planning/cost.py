@@ -261,7 +261,7 @@ def assumptions(work: Workload, machine: Machine) -> list[str]:
     lines = [
         f"rows are drawn independently, {skew} over all {work.rows:,}; ranks own equal shares of the popular ones",
         f"{work.lookups:g} lookups a sample, {work.batch:,} samples a rank; each rank asks once for a row of its batch",
-        f"ids travel as {ID_BYTES} bytes, vectors and gradients as float32; the table's output is kept, and its gradient",
+        f"ids travel as {ID_BYTES} bytes, vectors and gradients as float32; the table's output and gradient are kept",
         f"dense network: {work.dense_parameters:,} parameters of {DENSE_BYTES} bytes (weight, gradient, DDP's bucket, "
         f"Adam), {work.flops_per_sample:,.0f} FLOPs a sample (backward twice forward); its activations are not counted",
         f"{m.name}: {m.memory_gb:,.1f} GB a rank, {m.reserved_gb:g} of them the runtime's; {m.memory_gbps:,.1f} GB/s, "

@@ -78,17 +78,31 @@ class Machine:
                 raise ConfigError(f"machine {name}", expected="at most 1", found=str(value))
 
 
-def _gpu(name: str, **figures: float) -> Machine:
+def _gpu(
+    name: str,
+    *,
+    memory_gb: float,
+    memory_gbps: float,
+    intra_gbps: float,
+    inter_gbps: float,
+    pcie_gbps: float,
+    tflops: float,
+) -> Machine:
     return Machine(
         name=name,
         kind="cuda",
+        memory_gb=memory_gb,
+        memory_gbps=memory_gbps,
+        intra_gbps=intra_gbps,
+        inter_gbps=inter_gbps,
+        pcie_gbps=pcie_gbps,
+        tflops=tflops,
         host_memory_gb=256,  # 2 TB for the eight GPUs of a DGX
         reserved_gb=3,
         ranks_per_host=8,
         dedup_mps=1000,
         collective_us=20,
         peer_us=1,
-        **figures,
     )
 
 

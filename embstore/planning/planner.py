@@ -183,7 +183,7 @@ def _plan(
 def _quiet() -> Iterator[None]:
     """Without what torchrec logs and warns of while it is imported and plans."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(max(before, logging.WARNING))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

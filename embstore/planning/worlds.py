@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass, replace
 
 from embstore.errors import ConfigError
@@ -10,6 +11,7 @@ from embstore.planning.machines import Machine
 from embstore.planning.workload import Workload, memory
 
 _MOST = 1 << 40  # ranks: more than any table needs
+_MOST_TRIED = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +97,10 @@ def _nothing_fits(work: Workload, machine: Machine, last: Prediction) -> ConfigE
         )
     else:
         ways.append(f"{needed:,} ranks would")
+        sizes = worlds(machine, min(needed, _MOST_TRIED))
+        cached = bisect_left(sizes, True, key=lambda world: predict(work, machine, world).fits != "no")
+        if cached < len(sizes) and sizes[cached] < needed:
+            ways.append(f"with rows in host memory (UVM) {sizes[cached]:,}")
         for what, other in (("fp16", replace(work, dtype="fp16")), ("sgd", replace(work, optimizer="sgd"))):
             fewer = smallest_world(other, machine)
             if fewer is not None and fewer < needed:
