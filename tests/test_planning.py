@@ -232,10 +232,10 @@ def test_a_step_by_hand() -> None:
         {
             "dedup": 16_000,
             "exchange ids": 8,  # 4 bytes to the other host at half a byte a nanosecond; 2 bytes meanwhile within
-            "lookup": 16 + 16 + 2 * 16 * 16,
+            "lookup": 16 + 3 * 16 + 2 * 16 * 16,
             "exchange vectors": 16,
             "exchange gradients": 16,
-            "update": 16 * 16 + 2 * 16 + 2 * (16 + 4) / 4,
+            "update": 16 * 16 + 4 * 16 + 2 * (16 + 4) / 4,
             "dense network": 3 * 10 * 8,
             "reduce dense gradients": 1200,
         }

@@ -119,10 +119,11 @@ def predict(work: Workload, machine: Machine, world: int) -> Prediction:
     step.spend("dedup", "compute", L / (machine.dedup_mps * 1e6))
     step.exchange("exchange ids", "ids", U * ID_BYTES, collectives=3)  # sizes, lengths, ids
     step.gather("lookup", U * work.row_bytes)
-    step.stream("lookup", vectors + L * work.dim * WIRE_BYTES + work.output_bytes)
+    # torchrec puts vectors into the batch's order after the exchange, gradients into the owners' before
+    step.stream("lookup", 3 * vectors + L * work.dim * WIRE_BYTES + work.output_bytes)
     step.exchange("exchange vectors", "vectors", vectors)
     step.exchange("exchange gradients", "gradients", vectors)
-    step.stream("update", work.output_bytes + 2 * vectors)
+    step.stream("update", work.output_bytes + 4 * vectors)
     step.gather("update", 2 * G / world * (work.row_bytes + work.state_bytes))
     work_flops = work.flops_per_sample * work.batch
     step.spend("dense network", "compute", work_flops / (machine.tflops * 1e12 * machine.flops_share))
