@@ -68,8 +68,8 @@ def plan(
 ) -> None:
     """Say what a table sharded over many ranks needs, how long a step takes, and the smallest world that does.
 
-    A cost model, not a measurement: all it assumes is printed with it, and --rates puts what you have measured in its place. The
-    estimate of torchrec's own planner stands beside it.
+    A cost model, not a measurement: all it assumes is printed with it, and --rates puts what you have measured in its
+    place. The estimate of torchrec's own planner stands beside it.
     """
     from dataclasses import asdict
 
