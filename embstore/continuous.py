@@ -1,7 +1,9 @@
 """Training that goes on: from a published version, publishing what changes as deltas on its way.
 
-store     v1 ──start──> run over the next log ──every 10 minutes──> v2 (delta of v1), v3 (delta of v2), ...
-                                              └─every 10 versions─> a whole one
+    store     v1 ──start──> run over the next log ──every 10 minutes──> v2 (delta of v1), v3 (delta of v2), ...
+                                                  └─every 10 versions─> a whole one
+
+A run that began nowhere begins with a whole version.
 """
 
 from __future__ import annotations

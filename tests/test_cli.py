@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from commands import invoke
 
 from embstore.cli import cli, main
 from embstore.embeddings.unified import UnifiedEmbedding
@@ -34,13 +34,6 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, days in (("train", (0, 6)), ("valid", (6, 7)), ("test", (7, 8))):
         LOG.write(folder / name, rows=LOG.day_rows(*days))
     return folder
-
-
-def invoke(*arguments: object) -> Result:
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture(scope="module")

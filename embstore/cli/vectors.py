@@ -165,8 +165,7 @@ def import_(
     if not done.rows:
         found = f"none of its {done.values:,}" if done.values else "no values"
         raise DataError(f"vectors {vectors}", expected=f"values that {feature!r} has rows for", found=found)
-    # The restored table may lie where the version's did: what changed shows against one opened anew.
-    change = Change(base=store.open(version.id)) if delta else None
+    change = Change(base=version) if delta else None
     bundle = _with_rows(version, table, source, done, feature)
     with bytes_bar() as progress:
         new = store.publish(

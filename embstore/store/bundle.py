@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from embstore.store.version import Version
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done and how much in all: bytes of ``"write"`` and ``"verify"``, rows of
-``"compare"`` (a delta's)."""
+"""Called with what is being done, how much is done and how much in all: bytes of ``"write"``, ``"upload"``,
+``"verify"`` and ``"diff"``, rows of ``"compare"`` (a delta's)."""
 
 
 class TableSource(Protocol):

@@ -125,7 +125,8 @@ def _kept(state: State, time: str, keep: int, base: Callable[[Published], str | 
 
 def _read_base(place: Place, published: Published) -> str | None:
     files = place.files(published.version)
-    return base_of(read_json(read_manifest(files, published.manifest_sha256), files.where(MANIFEST)))
+    data = read_manifest(files, published.manifest_sha256, files.sizes().get(MANIFEST, 0))
+    return base_of(read_json(data, files.where(MANIFEST)))
 
 
 def _leftovers(log: Log, state: State, grace_seconds: float) -> Iterator[str]:

@@ -140,7 +140,9 @@ class ObjectPlace:
                 done += size
                 if progress:
                     progress("upload", done, total)
-        upload(MANIFEST)
+        done += upload(MANIFEST)
+        if progress:
+            progress("upload", done, total)
         with suppress(OSError):  # it only saves a download
             os.rename(staged, bucket.folder)
         shutil.rmtree(staged, ignore_errors=True)

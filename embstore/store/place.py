@@ -160,13 +160,13 @@ def location(store: str | Path) -> Path | str:
     return Path(unquote(uri.path))
 
 
-def read_manifest(files: Files, sha256: str) -> bytes:
-    """The bytes of a version's manifest.
+def read_manifest(files: Files, sha256: str, size: int) -> bytes:
+    """The bytes of a version's manifest, of which there are ``size``.
 
     Raises:
         CorruptVersionError: there is none, or its sha256 is another.
     """
-    size, where = files.sizes().get(MANIFEST, 0), files.where(MANIFEST)
+    where = files.where(MANIFEST)
     if size > MAX_MANIFEST_BYTES:
         raise CorruptVersionError(where, expected=f"at most {MAX_MANIFEST_BYTES:,} bytes", found=f"{size:,}")
     data = read_small(files.fetch(MANIFEST, FileDigest(size, sha256)), MAX_MANIFEST_BYTES)

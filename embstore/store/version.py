@@ -250,7 +250,7 @@ def read_body(source: Files, *, version: str, digest: str) -> tuple[dict[str, An
     """
     where = source.where(MANIFEST)
     sizes = source.sizes()  # before any file is opened: no folder or file in it is a link
-    manifest = read_json(read_manifest(source, digest), where)
+    manifest = read_json(read_manifest(source, digest, sizes.get(MANIFEST, 0)), where)
     check_format(manifest, where)
     if manifest.get("version") != version:
         raise CorruptVersionError(where, expected=f"version {version}", found=shown(manifest.get("version")))

@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from click.testing import CliRunner, Result
+from click.testing import Result
+from commands import invoke
 
 from embstore.cli import cli, main
 from embstore.cli.console import out, plain_table
@@ -40,13 +41,6 @@ VERBS = {
     "train": ["--from", "latest", "--train", "log.parquet"],
 }
 PLACES = ("s3://bucket/a/prefix", "gs://bucket", "az://container/x", "file:///somewhere/store", "plain/folder")
-
-
-def invoke(*arguments: object) -> Result:
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 def options(command: click.Command) -> dict[str, click.Parameter]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from commands import output
 
 from embstore.cli import cli
 from embstore.errors import CorruptVersionError, StoreError
@@ -28,16 +29,8 @@ def versions(make_bundle: MakeBundle, tmp_path: Path) -> list[Version]:
     return out
 
 
-def run(*arguments: object) -> str:
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def read(*arguments: object) -> Any:
-    return json.loads(run(*arguments, "--json"))
+    return json.loads(output(*arguments, "--json"))
 
 
 def damage(version: Version) -> None:
@@ -50,14 +43,14 @@ def damage(version: Version) -> None:
 def test_tags_are_put_on_shown_and_taken_off(versions: list[Version], tmp_path: Path) -> None:
     first = versions[0].id
     assert read("tag", "spring", first, "--store", tmp_path) == {"tag": "spring", "version": first}
-    assert run("tag", "summer", "spring", "--store", tmp_path) == f"summer is {first}\n"
+    assert output("tag", "summer", "spring", "--store", tmp_path) == f"summer is {first}\n"
     listed = read("versions", "--store", tmp_path)
     assert [row["tags"] for row in listed] == [[], [], ["spring", "summer"]]
     assert [row["parent"] for row in listed] == [versions[1].id, first, None]
-    assert "spring summer" in run("versions", "--store", tmp_path)
+    assert "spring summer" in output("versions", "--store", tmp_path)
     with pytest.raises(StoreError, match="found a tag of"):
-        run("tag", "spring", "latest", "--store", tmp_path)
-    assert run("untag", "summer", "--store", tmp_path) == f"summer is no longer {first}\n"
+        output("tag", "spring", "latest", "--store", tmp_path)
+    assert output("untag", "summer", "--store", tmp_path) == f"summer is no longer {first}\n"
     assert read("untag", "spring", "--store", tmp_path) == {"tag": "spring", "version": first}
     assert Store(tmp_path).tags() == {}
 
@@ -76,18 +69,18 @@ def test_a_damaged_version_is_listed_with_the_others(versions: list[Version], tm
         **dict.fromkeys(("table", "delta", "bytes", "model", "auc", "damaged")),
     }
     assert listed[0]["auc"] == {"valid": 0.75, "test": None}
-    text = run("versions", "--store", tmp_path)
+    text = output("versions", "--store", tmp_path)
     assert all(version.id in text for version in versions)
     assert f"damaged: {versions[1].folder}/schema.yaml" in text
 
 
 def test_verify_finds_the_damaged_one(versions: list[Version], tmp_path: Path) -> None:
     assert read("verify", "--store", tmp_path) == [{"version": versions[2].id, "damaged": None}]
-    assert run("verify", "--all", "--store", tmp_path).count("whole") == 3
+    assert output("verify", "--all", "--store", tmp_path).count("whole") == 3
     damage(versions[1])
-    assert run("verify", versions[0].id, "--store", tmp_path) == f"{versions[0].id}  whole\n"
+    assert output("verify", versions[0].id, "--store", tmp_path) == f"{versions[0].id}  whole\n"
     with pytest.raises(CorruptVersionError, match="1 of 1 versions"):
-        run("verify", versions[1].id, "--store", tmp_path)
+        output("verify", versions[1].id, "--store", tmp_path)
     result = CliRunner().invoke(cli, ["verify", "--all", "--json", "--store", str(tmp_path)])
     assert isinstance(result.exception, CorruptVersionError)
     found = json.loads(result.stdout)
@@ -107,16 +100,16 @@ def test_gc_says_what_it_would_do_and_does_it(versions: list[Version], tmp_path:
     assert found["kept"] == {first: ["tag spring"], third: ["alias latest", "among the last 1"]}
     size = sum(path.stat().st_size for path in versions[1].folder.rglob("*") if path.is_file())
     assert found["bytes"] == size
-    text = run("gc", "--dry-run", "--keep", 1, "--store", tmp_path)
+    text = output("gc", "--dry-run", "--keep", 1, "--store", tmp_path)
     assert "would go" in text
     assert "tag spring" in text
     assert len(Store(tmp_path).versions()) == 3
     assert read("gc", "--keep", 1, "--store", tmp_path) == found | {"dry_run": False}
     assert [info.id for info in Store(tmp_path).versions()] == [first, third]
-    assert "0 bytes freed" in run("gc", "--keep", 1, "--store", tmp_path)
+    assert "0 bytes freed" in output("gc", "--keep", 1, "--store", tmp_path)
     assert read("versions", "--store", tmp_path)[0]["parent"] == second  # where it came from
     Store(tmp_path).lease(first, seconds=60, holder="[/red] me")
-    assert "leased by [/red] me until" in run("gc", "--dry-run", "--store", tmp_path)
+    assert "leased by [/red] me until" in output("gc", "--dry-run", "--store", tmp_path)
 
 
 def test_diff_shows_what_changed(versions: list[Version], make_bundle: MakeBundle, tmp_path: Path) -> None:
@@ -124,12 +117,12 @@ def test_diff_shows_what_changed(versions: list[Version], make_bundle: MakeBundl
     found = read("diff", first, "latest", "--store", tmp_path)
     assert (found["old"], found["new"], found["steps"]) == (first, third, 2)
     assert (found["rows"]["rows"], found["rows"]["changed"]) == (40, 40)
-    text = run("diff", first, third, "--store", tmp_path)
+    text = output("diff", first, third, "--store", tmp_path)
     assert "trained on from it, steps: 2" in text
     assert "valid.auc" in text
     assert f"{found['rows']['max']:.4g}" in text
     wide = Store(tmp_path).publish(make_bundle(dim=6, model={**versions[0].manifest["model"], "widths": [12, 6, 6]}))
-    text = run("diff", first, wide.id, "--store", tmp_path)
+    text = output("diff", first, wide.id, "--store", tmp_path)
     assert "does not descend" in text
     assert "another space" in text
     assert "table.dim" in text
@@ -143,4 +136,4 @@ def test_diff_shows_what_changed(versions: list[Version], make_bundle: MakeBundl
 )
 def test_a_store_that_is_not_there(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nowhere; expected a folder"):
-        run(*arguments, "--store", tmp_path / "nowhere")
+        output(*arguments, "--store", tmp_path / "nowhere")

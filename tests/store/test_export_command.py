@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import safetensors
-from click.testing import CliRunner
+from commands import invoke
 from vectors import bits, make_table, publish, read
 
-from embstore.cli import cli
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import ConfigError, EmbstoreError, StoreError
 from embstore.store import Store
-
-
-def invoke(*arguments: object) -> Any:
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.fixture

@@ -13,9 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import output
 
-from embstore.cli import cli
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import DataError, EmbstoreError, LogError, SchemaError
 from embstore.store import Bundle, OptimizerState, Store, Version
@@ -49,16 +48,8 @@ def vectors_of(folder: Path, values: Any, width: int, **columns: Any) -> tuple[P
     return path, drawn
 
 
-def invoke(*arguments: object) -> str:
-    result = CliRunner().invoke(cli, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 def imported(folder: Path, *arguments: object) -> tuple[dict[str, Any], Version]:
-    said = json.loads(invoke("import", *arguments, "--store", folder / "store", "--json"))
+    said = json.loads(output("import", *arguments, "--store", folder / "store", "--json"))
     return said, Store(folder / "store").open(said["version"])
 
 
@@ -124,7 +115,7 @@ def test_an_export_imported_into_its_version_changes_nothing(version: Version, t
     values = pa.table({"user": list(range(VALUES)), "Straße/..": [f"v{n}" for n in range(VALUES)]})
     pq.write_table(values, tmp_path / "values.parquet")
     store = ["--store", tmp_path / "store"]
-    invoke("export", *store, "--values", tmp_path / "values.parquet", "--to", tmp_path / "out")
+    output("export", *store, "--values", tmp_path / "values.parquet", "--to", tmp_path / "out")
     for feature in ("user", "Straße/.."):
         said, new = imported(tmp_path, tmp_path / "out", "--feature", feature, "--version", version.id)
         assert said["values"] == VALUES
@@ -148,7 +139,7 @@ def test_weights_parents_and_unknown_values(version: Version, tmp_path: Path) ->
 
 def test_what_people_read(version: Version, tmp_path: Path) -> None:
     path, _ = vectors_of(tmp_path, np.arange(2000), DIM)
-    said = invoke("import", path, "--feature", "user", "--store", tmp_path / "store").splitlines()
+    said = output("import", path, "--feature", "user", "--store", tmp_path / "store").splitlines()
     assert said[0] == f"published {Store(tmp_path / 'store').resolve('latest')} in {tmp_path / 'store'}"
     assert said[1].startswith("user: 2,000 values in 2,")
     assert said[2].endswith("values share a row with another: it is their mean")
