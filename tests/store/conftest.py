@@ -1,11 +1,13 @@
-"""A small bundle to publish, made of nothing but tensors."""
+"""A small bundle to publish, made of nothing but tensors; and a bucket to publish it to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+import buckets
 import pytest
 import torch
 from torch import Tensor
@@ -108,3 +110,20 @@ def make_bundle() -> Callable[..., Bundle]:
         return Bundle(**{**whole, **fields})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[buckets.Server]:
+    pytest.importorskip("moto", reason="moto is not installed: no S3 server to test against")
+    server = buckets.Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def s3(server: buckets.Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A prefix in the server's bucket that nothing lies under."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("EMBSTORE_CACHE", str(tmp_path / "cache"))
+    return buckets.new_uri()
