@@ -18,7 +18,6 @@ import glob
 import hashlib
 import itertools
 import os
-import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -32,6 +31,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embstore.batch import Batch
+from embstore.column_types import kind_of, tokens_of, value_type
 from embstore.encoding import Rows, check_types, encode
 from embstore.errors import DataError, LogError, SchemaError
 from embstore.prefetch import Prefetch
@@ -135,7 +135,7 @@ class ParquetLog:
                     found=", ".join(columns.names),
                     do="move files of another schema out of the folder",
                 )
-            if _kind(columns.field(name).type) != _kind(first.field(name).type):
+            if kind_of(columns.field(name).type) != kind_of(first.field(name).type):
                 raise LogError(
                     f"files of the log disagree on column {name!r}",
                     expected=f"{first.field(name).type} as in {self.paths[0]}",
@@ -157,7 +157,9 @@ class ParquetLog:
 
     def value_types(self) -> dict[str, str]:
         """By feature, the Arrow type of its column in the first file, dictionaries taken off: what its values are."""
-        return {feature.name: str(_plain(self.types.field(feature.source).type)) for feature in self.schema.features}
+        return {
+            feature.name: str(value_type(self.types.field(feature.source).type)) for feature in self.schema.features
+        }
 
     def batch_count(self, batch_size: int) -> int:
         """Batches of an epoch (of all ranks together): the steps it takes."""
@@ -261,7 +263,7 @@ def check_alike(logs: Mapping[str, ParquetLog]) -> None:
         expected = reference.types.field(column).type
         for name, log in others:
             found = log.types.field(column).type
-            ours, theirs = _tokens_of(expected), _tokens_of(found)
+            ours, theirs = tokens_of(expected), tokens_of(found)
             if ours != theirs and not ("null" in ours or "null" in theirs):  # a column without values has no type
                 raise SchemaError(
                     f"column {column!r} of the {name} log",
@@ -417,38 +419,6 @@ def _parquet_below(filesystem: pafs.FileSystem, root: str) -> list[str]:
     infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     files = [info.path for info in infos if info.type == pafs.FileType.File and info.path.endswith((".parquet", ".pq"))]
     return sorted(p for p in files if not any(part[0] in "_." for part in Path(os.path.relpath(p, root)).parts))
-
-
-def _kind(kind: pa.DataType) -> str:
-    """Types that encode alike have one name: all integers, all floats, all strings, lists of these."""
-    if pa.types.is_dictionary(kind):
-        return _kind(kind.value_type)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return f"list of {_kind(kind.value_type)}"
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-        return "integer"
-    if pa.types.is_floating(kind):
-        return "float"
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return "string"
-    return str(kind)
-
-
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """A type without its dictionary: what the values are."""
-    if pa.types.is_dictionary(kind):
-        return kind.value_type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return pa.list_(_plain(kind.value_type))
-    return kind
-
-
-def _tokens_of(kind: pa.DataType) -> str:
-    """Types whose values are hashed, or taken apart, alike have one name."""
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        zone = kind.tz if pa.types.is_timestamp(kind) else None
-        return f"time in {'UTC' if zone in (None, '+00:00', 'Etc/UTC') else zone}"
-    return re.sub(r"(fixed_size_|large_)?binary(_view)?(\[\d+\])?", "string", _kind(kind))
 
 
 def _show(source: Any) -> str:
