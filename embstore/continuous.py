@@ -193,9 +193,15 @@ class Publisher:
                 significance=settings.significance,
                 encoding=settings.encoding,
             )
-        training = table.training
-        version = self.store.publish(self.bundle(), parent=None if last is None else last.id, change=change)
-        table.train(training)
+        training, parent = table.training, None if last is None else last.id
+        try:
+            version = self.store.publish(self.bundle(), parent=parent, change=change)
+        except VersionNotFoundError:
+            if change is None:
+                raise
+            version = self.store.publish(self.bundle(), parent=parent)  # its base was collected: whole, then
+        finally:
+            table.train(training)
         self._write(version)
         table.forget_changes()
         self.last, self._tracked = version, True

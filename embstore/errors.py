@@ -9,7 +9,8 @@
     ├── CheckpointError      a checkpoint is absent, broken or of another run
     ├── StoreError           the store refused an operation
     │   ├── VersionNotFoundError   no version, alias or unique prefix of that name
-    │   └── CorruptVersionError    bytes differ from what the manifest promises
+    │   ├── CorruptVersionError    bytes differ from what the manifest promises
+    │   └── LaterVersionError      a later embstore wrote it
     └── DatasetError         raw files are not the data set they were said to be
 
 Catch ``EmbstoreError`` to catch them all; ``Interrupted`` (Ctrl-C while training) is none of them. Each message says
@@ -78,6 +79,10 @@ class VersionNotFoundError(StoreError):
 
 class CorruptVersionError(StoreError):
     """Bytes differ from what the manifest promises."""
+
+
+class LaterVersionError(StoreError):
+    """A later embstore wrote it."""
 
 
 class DatasetError(EmbstoreError):

@@ -244,3 +244,25 @@ def test_a_store_that_cannot_be_is_said_before_training(logs: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="a folder that can be made"):
         run.train()
     assert not (tmp_path / "first/checkpoints").exists()
+
+
+def test_a_base_that_was_collected_while_a_run_trained(logs: Path, tmp_path: Path) -> None:
+    """Another publishes to the store meanwhile, and gc leaves the run's last version to nobody: the next is whole."""
+    root = str(tmp_path / "store")
+    run = _first(logs, tmp_path, OPTIMIZERS[0], publish={"store": root, "every_rows": 1000, "whole_every": 100})
+    publish, collected = Store.publish, []
+
+    def meanwhile(store: Store, *args: Any, **options: Any) -> Version:
+        change = options.get("change")
+        if change is not None and not collected:
+            publish(store, change.base.bundle())
+            collected.extend(Store(root).gc(keep=1).retired)
+        return publish(store, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Store, "publish", meanwhile)
+        result = run.train()
+    assert len(collected) == 1
+    last = Store(root).open(result["version"])
+    _same_rows(last, run)
+    assert [version in collected for version in Store(root).lineage(last.id)][-1]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from embstore.cli.store import as_json_option
+from embstore.cli.store import LocalPath, as_json_option
 
 
 @click.command(
@@ -21,7 +21,7 @@ Examples:
 @click.option("--label", required=True, help="The 0/1 column to predict.")
 @click.option("--group", help="Column over whose values GAUC is averaged, usually the user.")
 @click.option("--weight", help="Column of sample weights.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write here instead of to the terminal.")
+@click.option("--output", type=LocalPath(), help="Write here instead of to the terminal.")
 @as_json_option
 def schema(
     logs: tuple[str, ...], label: str, group: str | None, weight: str | None, output: Path | None, as_json: bool
@@ -61,7 +61,7 @@ Examples:
 @click.option(
     "--from", "source", required=True, type=click.Path(path_type=Path), help="Folder of the official raw files."
 )
-@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="Folder to make.")
+@click.option("--to", "target", required=True, type=LocalPath(), help="Folder to make.")
 @as_json_option
 def dataset(name: str, source: Path, target: Path, as_json: bool) -> None:
     """Turn the raw files of data set NAME into Parquet logs and a schema.

@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from embstore.cli.store import LocalPath
+
 SETTINGS: dict[str, Any] = {
     "table": {"rows": 32_768, "dim": 16, "optimizer": {"learning_rate": 0.3, "eps": 1e-5, "l2": 2e-5}},
     "model": {"name": "dcn", "cross_layers": 2, "low_rank": 32, "hidden": [128, 64], "dropout": 0.2},
@@ -24,9 +26,7 @@ Example:
   embstore demo --to /tmp/demo
 """
 )
-@click.option(
-    "--to", "folder", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder to work in."
-)
+@click.option("--to", "folder", default="demo", show_default=True, type=LocalPath(), help="Folder to work in.")
 @click.option(
     "--rows", default=560_000, show_default=True, type=click.IntRange(min=10_000), help="Rows of log to generate."
 )

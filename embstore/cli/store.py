@@ -23,6 +23,25 @@ store_option = click.option(
 version_option = click.option(
     "--version", "ref", default="latest", show_default=True, help="Version id, unique prefix of one, alias or tag."
 )
+
+
+class LocalPath(click.Path):
+    """A path to write to on this machine; a URI would become a folder ``s3:``."""
+
+    name = "path"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As ``click.Path``, but for URIs."""
+        if "://" in str(value):
+            self.fail(
+                f"{str(value)!r} is a URI: name a file or folder of this machine, and copy it from there", param, ctx
+            )
+        return super().convert(value, param, ctx)
+
+
 _alias = click.option("--alias", default="production", show_default=True, help="The alias that moves.")
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embstore.cli.store import as_json_option
+from embstore.cli.store import LocalPath, as_json_option
 
 if TYPE_CHECKING:
     from embstore.settings import RunConfig
@@ -40,7 +40,7 @@ The least a config.yaml says, as the flags do (a table of 262,144 rows of 16 num
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one setting, e.g. model.name=dlrm."
 )
-@click.option("--output", help="Folder of the run.  [default: runs/default]")
+@click.option("--output", type=LocalPath(), help="Folder of the run.  [default: runs/default]")
 @click.option(
     "--seed",
     type=click.IntRange(0, 2**63 - 1),
@@ -66,7 +66,7 @@ def train(
     schema_path: str | None,
     label: str | None,
     settings: tuple[str, ...],
-    output: str | None,
+    output: Path | None,
     seed: int | None,
     seeds: int | None,
     start: str | None,
@@ -106,7 +106,7 @@ def train(
     if label is not None:
         data["label"] = label
     if output is not None:
-        data["output"] = output
+        data["output"] = str(output)
     if start is not None or store is not None:
         data["start"] = {"store": "store", **(data.get("start") or {}), **_given(version=start, store=store)}
     if publish_every is not None and publish_to is None and not data.get("publish"):

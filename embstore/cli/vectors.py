@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embstore.cli.store import as_json_option, store_option, version_option
+from embstore.cli.store import LocalPath, as_json_option, store_option, version_option
 
 if TYPE_CHECKING:
     from embstore.store import Version
@@ -27,7 +27,7 @@ Examples:
 )
 @store_option
 @version_option
-@click.option("--to", "target", required=True, type=click.Path(path_type=Path), help="Folder (or file) to make.")
+@click.option("--to", "target", required=True, type=LocalPath(), help="Folder (or file) to make.")
 @click.option("--values", type=click.Path(path_type=Path), help="Parquet of the values to export.")
 @click.option("--log", help="Export the values in this log: a Parquet file, folder, glob or URI.")
 @click.option("--feature", "features", multiple=True, help="Export this feature only; may be repeated.")

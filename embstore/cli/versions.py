@@ -54,7 +54,7 @@ def versions(root: str, as_json: bool) -> None:
 
 def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
     """What ``versions`` shows of one; of a damaged version, what the log knows."""
-    from embstore.errors import StoreError
+    from embstore.errors import CorruptVersionError, LaterVersionError
 
     row = {
         "version": info.id,
@@ -66,17 +66,17 @@ def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
     }
     try:
         manifest = store.manifest(info.id)
-    except StoreError as error:
+    except (CorruptVersionError, LaterVersionError) as error:  # a disk or network that fails is no damage
         return {**row, "damaged": str(error)}
     delta = manifest.get("delta")
-    metrics = {split: (manifest["metrics"].get(split) or {}).get("auc") for split in SPLITS}
+    metrics = {split: manifest["metrics"].get(split) for split in SPLITS}
     return {
         **row,
         "table": f"{manifest['table']['rows']:,} x {manifest['table']['dim']} {manifest['table']['dtype']}",
         "delta": None if delta is None else {key: delta[key] for key in ("base", "rows", "depth")},
         "bytes": bytes_of(manifest),
         "model": manifest["model"]["name"],
-        "auc": metrics,
+        "auc": {split: of.get("auc") if isinstance(of, dict) else None for split, of in metrics.items()},
     }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from embstore.errors import StoreError, VersionNotFoundError
+from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError
 from embstore.store.documents import Fields, read_json, write_json
 from embstore.store.files import make_folder, read_small, replace_small
 from embstore.store.manifest import SHA256, VERSION_ID
@@ -121,8 +121,11 @@ class Consumer:
 
     def _chain(self, target: Version, position: str, digest: str | None) -> list[Version] | None:
         """Versions after the position up to the target, each a delta of the one before or the same rows compacted."""
-        chain, at = [], target
+        chain, at, seen = [], target, set()
         while at.id != position:
+            if at.id in seen:
+                raise CorruptVersionError(f"version {at.id}", expected="what it compacts to lie before", found="a ring")
+            seen.add(at.id)
             chain.append(at)
             if at.base is not None:
                 at = at.base

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import reprlib
 from collections.abc import Callable, Iterable
@@ -43,11 +44,17 @@ def read_json(data: bytes, where: str) -> dict[str, Any]:
             out[key] = value
         return out
 
+    def finite(digits: str) -> float:
+        number = float(digits)
+        if not math.isfinite(number):
+            refuse(digits)
+        return number
+
     def refuse(constant: str) -> None:
         raise CorruptVersionError(where, expected="finite numbers", found=constant)
 
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=once, parse_constant=refuse, parse_float=finite)
     except (ValueError, RecursionError) as error:
         raise CorruptVersionError(where, expected="JSON", found=str(error)) from error
     if not isinstance(value, dict):

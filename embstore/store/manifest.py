@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from embstore.errors import CorruptVersionError, StoreError
+from embstore.errors import CorruptVersionError, LaterVersionError
 from embstore.hashing import HASH_SPEC
 from embstore.schema import POOLINGS, Schema
 from embstore.store.documents import Fields, shown
@@ -135,7 +135,7 @@ def check_format(body: dict[str, Any], where: str) -> None:
     """Refuse what a later embstore wrote, before anything else is read from it.
 
     Raises:
-        StoreError: a format number this reader doesn't know.
+        LaterVersionError: a format number this reader doesn't know.
         CorruptVersionError: no format number.
     """
     _refuse_later(body, where, format=FORMAT)
@@ -145,7 +145,7 @@ def check_reader(compat: dict[str, Any], where: str) -> None:
     """Refuse a version made for a later reader, before anything else is read from it.
 
     Raises:
-        StoreError: it needs a later embstore.
+        LaterVersionError: it needs a later embstore.
         CorruptVersionError: it doesn't say what it needs.
     """
     _refuse_later(compat, where, minimal_reader=FORMAT, hash_spec=HASH_SPEC)
@@ -293,7 +293,7 @@ def _refuse_later(body: dict[str, Any], where: str, **known: int) -> None:
         number = Fields(body, where).whole(key, 1, 2**31)
         if number > highest:
             do = "upgrade embstore to read it"
-            raise StoreError(f"{where}: {key}", expected=f"{highest} or less", found=str(number), do=do)
+            raise LaterVersionError(f"{where}: {key}", expected=f"{highest} or less", found=str(number), do=do)
 
 
 def _layout(fields: Fields) -> Layout:

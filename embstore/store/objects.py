@@ -187,10 +187,10 @@ class ObjectPlace:
         """Drop what the cache has of other versions; of those being written, what is older than the grace."""
         cached = self.folder / "versions"
         for path in list(cached.iterdir()) if cached.is_dir() else ():
+            gone = path.name not in living
             if path.name.startswith(".tmp-"):
-                gone = time.time() - path.stat().st_mtime > grace_seconds
-            else:
-                gone = path.name not in living
+                with suppress(FileNotFoundError):  # its publisher has just finished
+                    gone = time.time() - path.stat().st_mtime > grace_seconds
             if gone:
                 shutil.rmtree(path, ignore_errors=True)
 

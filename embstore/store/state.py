@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from embstore.errors import StoreError
+from embstore.errors import LaterVersionError
 from embstore.store.documents import Fields, shown
 from embstore.store.manifest import SHA256, TIME, VERSION_ID
 
@@ -135,13 +135,14 @@ def replay(state: State, number: int, entry: dict[str, Any], where: str) -> None
 
     Raises:
         CorruptVersionError: it contradicts itself or an earlier entry.
-        StoreError: a later embstore wrote it.
+        LaterVersionError: a later embstore wrote it.
     """
     fields = Fields(entry, where)
     fields.whole("number", number, number)
     time, verb = fields.text("time", TIME), entry.get("verb")
     if not isinstance(verb, str) or verb not in _VERBS:
-        raise StoreError(f"{where}: verb {shown(verb)}", expected=f"one of {', '.join(_VERBS)}", do="upgrade embstore")
+        expected = f"one of {', '.join(_VERBS)}"
+        raise LaterVersionError(f"{where}: verb {shown(verb)}", expected=expected, do="upgrade embstore")
     _VERBS[verb](state, fields, number, time)
     state.number = number
 

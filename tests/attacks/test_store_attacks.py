@@ -21,6 +21,7 @@ import torch
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.schema import Feature, Schema
 from embstore.store import Bundle, Store, Version, open_tensors, write_tensors
+from embstore.store.documents import read_json
 
 
 class _Table:
@@ -272,6 +273,12 @@ def test_a_manifest_with_values_of_other_kinds(key: str, value: Any, store: Stor
 
 
 # Rule: JSON has each key once, finite numbers, an object at the top; deep nesting is an error, not a crash.
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999", "-1e400"])
+def test_numbers_that_are_not_finite(number: str) -> None:
+    with pytest.raises(CorruptVersionError, match="finite numbers"):
+        read_json(b'{"a": [1.5, ' + number.encode() + b"]}", "x")
 
 
 @pytest.mark.parametrize(

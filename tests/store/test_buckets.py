@@ -14,6 +14,7 @@ import buckets
 import obstore
 import pytest
 import torch
+from commands import output
 from disk import read_store
 from obstore.exceptions import AlreadyExistsError, GenericError
 from obstore.store import MemoryStore, from_url
@@ -301,3 +302,33 @@ def test_a_publisher_killed_at_every_request(times: int, s3: str, tmp_path: Path
             assert publisher.order(root=root, beside=str(beside), verbs=["publish"], step=0, how="")["done"] == 1
             assert len(Store(root, cache=tmp_path / "cache").versions()) == len(found.versions) + 1
     publisher.close()
+
+
+def test_a_cache_that_can_not_be_written_is_no_damage(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Store(s3).publish(small_bundle())
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EMBSTORE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StoreError, match="EMBSTORE_CACHE"):
+        output("versions", "--store", s3)
+
+
+def test_a_publisher_that_finishes_while_gc_tidies_the_cache(
+    s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(s3, cache=tmp_path / "mine")
+    version = store.publish(small_bundle())
+    staged = tmp_path / "mine/versions/.tmp-20260101T000000Z-0000000a"
+    staged.mkdir()
+    stat = Path.stat
+
+    def vanishing(path: Path, **options: Any) -> os.stat_result:
+        if path == staged and staged.exists():
+            staged.rmdir()
+        return stat(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "exists", os.path.exists)
+        patch.setattr(Path, "stat", vanishing)
+        store.gc()
+    assert not staged.exists()
+    assert version.folder.is_dir()

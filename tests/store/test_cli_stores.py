@@ -323,3 +323,29 @@ def test_encodings_are_those_of_the_store() -> None:
     from embstore.store.quantization import ENCODINGS as KNOWN
 
     assert ENCODINGS == KNOWN
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["export", "--format", "safetensors", "--to"],
+        ["schema", "x", "--label", "y", "--output"],
+        ["train", "--train", "x", "--label", "y", "--output"],
+        ["dataset", "frappe", "--from", "x", "--to"],
+        ["demo", "--to"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_is_written_on_this_machine_has_no_uri(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(*command, "s3://bucket/x")
+    assert result.exit_code == 2
+    assert "is a URI" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_versions_show_metrics_of_any_shape(make_bundle: Callable[..., Any], tmp_path: Path) -> None:
+    Store(tmp_path).publish(make_bundle(metrics={"valid": 0.7, "test": {"auc": 0.8}}))
+    assert "0.80000" in invoke("versions", "--store", tmp_path).output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError
-from embstore.store import Bundle, Change, Consumer, Store
+from embstore.store import Bundle, Change, Consumer, Store, Version
 
 MakeBundle = Callable[..., Bundle]
 
@@ -134,3 +135,25 @@ def test_positions_that_are_damaged_and_stores_without_the_alias(
         (tmp_path / "position.json").write_text(text)
         with pytest.raises(CorruptVersionError):
             list(Consumer(store, tmp_path / "position.json", ref="latest").pending())
+
+
+def test_versions_that_claim_to_compact_each_other(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    first = store.publish(make_bundle())
+    consumer = Consumer(store, tmp_path / "position.json", ref="latest")
+    for update in consumer.pending():
+        consumer.commit(update)
+    second = store.publish(make_bundle(seed=1))
+    store.publish(replace(make_bundle(seed=2), compacts=second.id))
+    opened = store.open
+
+    def ring(ref: str) -> Version:
+        version = opened(ref)
+        if version.id == second.id:  # as a manifest could say
+            version.manifest["compacts"] = store.resolve("latest")
+        return version
+
+    store.open = ring  # type: ignore[method-assign]
+    assert first.id == consumer.position
+    with pytest.raises(CorruptVersionError, match="a ring"):
+        list(consumer.pending())
