@@ -158,6 +158,17 @@ def encode_columns(columns: Mapping[str, Any], features: Sequence[Feature] | Non
     return FeatureTokens.concatenate(encoded, table.num_rows)
 
 
+def encode_values(values: Any, feature: Feature) -> FeatureTokens:
+    """Raw values of one feature as tokens; for a feature with a transform also what the transform gives."""
+    column = column_of(values, feature.name)
+    if feature.transform is not None:
+        column = transforms.apply_or_keep(column, feature.transform, name=feature.name)
+    tokens = tokenize(column, name=feature.name, max_length=feature.max_length)
+    offsets = None if tokens.offsets is None else torch.from_numpy(tokens.offsets)
+    columns = {feature.name: (torch.from_numpy(tokens.values.view(np.int64)), offsets)}
+    return FeatureTokens.concatenate(columns, len(column))
+
+
 def check_types(columns: pa.Schema, schema: Schema, *, labelled: bool = True) -> None:
     """Encode no rows of these columns: raises what ``encode`` would for missing columns and wrong types."""
     encode(columns.empty_table(), schema, labelled=labelled)

@@ -6,6 +6,7 @@
     ├── LogError             a log can't be read (empty, truncated, mixed schemas, moved under a cursor)
     ├── DataError            a value in a log can't be trained on (NaN label, label not 0/1, value too long)
     ├── KernelError          a kernel can't do what was asked (optimizer, dtype, device, missing package)
+    ├── GroupError           processes that train together can't (one is missing, left, or is of another version)
     ├── CheckpointError      a checkpoint is absent, broken or of another run
     ├── StoreError           the store refused an operation
     │   ├── VersionNotFoundError   no version, alias or unique prefix of that name
@@ -63,6 +64,10 @@ class DataError(EmbstoreError):
 
 class KernelError(EmbstoreError):
     """A kernel can't do what was asked."""
+
+
+class GroupError(EmbstoreError):
+    """Processes that train together can't."""
 
 
 class CheckpointError(EmbstoreError):

@@ -26,18 +26,19 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from embstore import hashing, transforms
+from embstore import hashing
 from embstore.batch import Batch, FeatureTokens
-from embstore.encoding import column_of
+from embstore.distributed import ALONE, Group
+from embstore.embeddings.first_rows import first_rows
+from embstore.encoding import encode_values
 from embstore.errors import ConfigError, SchemaError, nearest
 from embstore.kernels import Kernel, LookupPlan, Request, Table, TableOptimizer, choose
 from embstore.kernels.cpu import CpuKernel
-from embstore.kernels.native import advise_huge_pages
 from embstore.kernels.reference import ReferenceKernel
 from embstore.schema import Feature
+from embstore.sharding.exchange import Exchange
 from embstore.store.bundle import OptimizerState, TableSource
 from embstore.store.table import VersionTable
-from embstore.tokens import tokenize
 
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor
@@ -64,9 +65,13 @@ class UnifiedEmbedding(nn.Module):
         device: where the table lies.
         rows: ``[N, D]`` of a table laid out alike (hashed rows, then exact blocks) to take instead of new ones, as they
             lie: nothing is copied.
+        group: processes that share the rows; each makes the table and calls it with batches of its own, all in step.
+
+    ``shard`` are the rows that are here, all of them without a group; buffers hold those alone.
 
     Raises:
         ConfigError: sizes or settings that don't fit together.
+        GroupError: a rank would have no rows.
         KernelError: a kernel asked for by name can't do this optimizer, dtype or device.
 
     >>> table = UnifiedEmbedding([Feature(name="user", lookups=2), Feature(name="tags")], num_rows=100, dim=4)
@@ -95,6 +100,7 @@ class UnifiedEmbedding(nn.Module):
         seed: int = 0,
         device: torch.device | str = "cpu",
         rows: Tensor | None = None,
+        group: Group = ALONE,
     ) -> None:
         super().__init__()
         if dim < 1 or num_rows < 0:
@@ -119,17 +125,22 @@ class UnifiedEmbedding(nn.Module):
             seed=seed,
             exact_tokens={name: tokens.unique() for name, tokens in (exact_tokens or {}).items()},
         )
-        if rows is not None and (rows.shape != (self.plan.num_rows, dim) or not rows.is_contiguous()):
-            found = f"{list(rows.shape)}, {'' if rows.is_contiguous() else 'not '}contiguous"
-            raise ConfigError("rows of the table", expected=f"[{self.plan.num_rows}, {dim}], contiguous", found=found)
         device = torch.device(device)
-        self.register_buffer("weight", self._first_rows(init_std, dtype, device) if rows is None else rows)
-        state = self.optimizer.state(self.plan.num_rows, dim, device)
+        asked = self.num_rows, dim, dtype, self.optimizer, device
+        self._exchange = None if group.alone else Exchange(group, *asked)
+        self.shard = range(self.num_rows) if self._exchange is None else self._exchange.shard
+        if rows is not None and (rows.shape != (len(self.shard), dim) or not rows.is_contiguous()):
+            found = f"{list(rows.shape)}, {'' if rows.is_contiguous() else 'not '}contiguous"
+            raise ConfigError("rows of the table", expected=f"[{len(self.shard)}, {dim}], contiguous", found=found)
+        if rows is None:
+            rows = first_rows(self.plan, self.shard, std=init_std, seed=seed, dtype=dtype, device=device)
+        self.register_buffer("weight", rows)
+        state = self.optimizer.state(len(self.shard), dim, device)
         for name, tensor in state.items():
             self.register_buffer(f"state_{name}", tensor)
         self._state_buffers = [(name, f"state_{name}") for name in state]
         self._trigger = torch.zeros(0, requires_grad=True)
-        paid = torch.zeros(self.plan.num_rows, dtype=torch.float64, device=device) if self.optimizer.l2 else None
+        paid = torch.zeros(len(self.shard), dtype=torch.float64, device=device) if self.optimizer.l2 else None
         self.register_buffer("paid", paid)
         self.register_buffer("touched", None, persistent=False)
         self.learning_rate = self.optimizer.learning_rate
@@ -164,16 +175,6 @@ class UnifiedEmbedding(nn.Module):
             rows=rows_ND.float() if rows_ND.dtype == torch.float64 else rows_ND,
             **settings,
         )
-
-    def _first_rows(self, init_std: float, dtype: torch.dtype, device: torch.device) -> Tensor:
-        generator = torch.Generator(device).manual_seed(self.seed)
-        rows_ND = torch.empty(self.plan.num_rows, self.plan.dim, dtype=dtype, device=device)
-        advise_huge_pages(rows_ND)
-        rows_ND.normal_(0.0, init_std, generator=generator)
-        for lookup in self.plan.lookups:
-            if lookup.exact:
-                rows_ND[lookup.base + lookup.size - 1] = 0
-        return rows_ND
 
     @property
     def dim(self) -> int:
@@ -219,13 +220,20 @@ class UnifiedEmbedding(nn.Module):
             SchemaError: a feature is missing.
         """
         request = self.request(batch)
+        if not (self.training and torch.is_grad_enabled()):
+            return self._output(request, self.kernel, pay=self.training)
+        if self._exchange is not None:
+            return self._exchange.train(request, self.table(), self.kernel)
+        return self.kernel.train(request, self.table())
+
+    @torch.no_grad()
+    def _output(self, request: Request, kernel: Kernel, *, pay: bool) -> Tensor:
         table = self.table()
-        if self.training and torch.is_grad_enabled():
-            return self.kernel.train(request, table)
-        with torch.no_grad():
-            if self.training:
-                table.pay(request)
-            return self.kernel.forward(request, table)
+        if self._exchange is not None:
+            return self._exchange.forward(request, table, kernel, pay=pay)
+        if pay:
+            table.pay(request)
+        return kernel.forward(request, table)
 
     def request(self, batch: Batch | FeatureTokens | KeyedJaggedTensor) -> Request:
         """The batch's tokens of this table's features."""
@@ -246,6 +254,7 @@ class UnifiedEmbedding(nn.Module):
             paid_N=buffers["paid"],
             rounding_seed=self.seed,
             touched_N=buffers["touched"],
+            first_row=self.shard.start,
             trigger=self._trigger,
             places=self._places,
         )
@@ -280,19 +289,10 @@ class UnifiedEmbedding(nn.Module):
         Raises:
             SchemaError: no such feature, values of a type that is not categorical, or what its transform can't give.
         """
-        spec = self.feature(feature)
-        column = column_of(values, feature)
-        if spec.transform is not None:
-            column = transforms.apply_or_keep(column, spec.transform, name=feature)
-        tokens = tokenize(column, name=feature, max_length=spec.max_length)
         device = self.weight.device
-        offsets = None if tokens.offsets is None else torch.from_numpy(tokens.offsets)
-        columns = {feature: (torch.from_numpy(tokens.values.view("int64")), offsets)}
-        batch = FeatureTokens.concatenate(columns, len(column)).to(device)
-        request, table = Request(batch, self.plan.only(feature)), self.table()
-        table.pay(request)
+        batch = encode_values(values, self.feature(feature)).to(device)
         kernel = CpuKernel() if device.type == "cpu" else ReferenceKernel()
-        return kernel.forward(request, table)
+        return self._output(Request(batch, self.plan.only(feature)), kernel, pay=True)
 
     def feature(self, name: str) -> Feature:
         """The feature of that name.
@@ -311,10 +311,12 @@ class UnifiedEmbedding(nn.Module):
         New row r starts as old row r // factor, optimizer state included (hash spec, "growing"); exact blocks stay.
 
         Raises:
-            ConfigError: the factor is no whole number of 1 or more.
+            ConfigError: the factor is no whole number of 1 or more, or the rows are shared out.
         """
         if not isinstance(factor, int) or factor < 1:
             raise ConfigError("grow", expected="a whole factor of 1 or more", found=str(factor))
+        if self._exchange is not None:
+            raise ConfigError("grow", expected="all rows here", found="a shard", do="grow a published version")
         self.settle()
         grown = deepcopy(self)
         grown.hashed_rows = self.hashed_rows * factor
@@ -347,31 +349,32 @@ class UnifiedEmbedding(nn.Module):
         }
 
     def read_rows(self, start: int, stop: int) -> Tensor:
-        """Rows ``start`` to ``stop`` on the host, ``[stop - start, dim]``, up to date with the penalty."""
+        """Rows ``start`` to ``stop`` of ``shard`` on the host, ``[stop - start, dim]``, up to date with the penalty."""
+        start, stop = start - self.shard.start, stop - self.shard.start
         with torch.no_grad():
             self.table().settle(start, stop)
         return self.weight[start:stop].cpu()
 
     @torch.no_grad()
     def gather(self, rows: Tensor) -> Tensor:
-        """Rows by number (int64, distinct) on the host, ``[len(rows), dim]``, a copy, up to date with the penalty."""
-        rows = rows.to(self.weight.device)
+        """Rows of ``shard`` by number (int64, distinct) on the host, ``[len(rows), dim]``, a copy, penalty paid."""
+        rows = rows.to(self.weight.device) - self.shard.start
         self.table().settle_rows(rows)
         return self.weight.index_select(0, rows).cpu()
 
     def track_changes(self) -> None:
         """From now on, remember which rows training changes: a byte a row, which checkpoints don't keep."""
         if self.touched is None:
-            self.touched = torch.zeros(self.num_rows, dtype=torch.uint8, device=self.weight.device)
+            self.touched = torch.zeros(len(self.shard), dtype=torch.uint8, device=self.weight.device)
 
     def changed_rows(self) -> Tensor | None:
-        """int64, ascending: rows that may have changed since ``track_changes`` or ``forget_changes``.
+        """int64, ascending: rows of ``shard`` that may have changed since ``track_changes`` or ``forget_changes``.
 
         ``None`` when it isn't known: changes are not tracked, or a penalty changes all rows.
         """
         if self.touched is None or self.optimizer.l2:
             return None
-        return self.touched.nonzero().flatten().cpu()
+        return self.touched.nonzero().flatten().cpu() + self.shard.start
 
     def forget_changes(self) -> None:
         """The present rows are what later changes are counted from."""

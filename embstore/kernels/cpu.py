@@ -212,6 +212,7 @@ def _checked_memory(table: Table) -> Memory:
         two=two,
         two_width=two_width,
         touched=np.uint64(0 if table.touched_N is None else table.touched_N.data_ptr()),
+        first=table.first_row,
     )
 
 

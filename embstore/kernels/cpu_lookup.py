@@ -78,6 +78,7 @@ class Memory(NamedTuple):
         one, two: addresses of the optimizer's tensors, float32.
         one_width, two_width: their numbers a row; 0 where it has none.
         touched: address of a byte a row, set to 1 when it is updated; 0 for none.
+        first: number of its first row, of which stochastic rounding makes its random numbers.
     """
 
     weight: np.uint64
@@ -90,6 +91,7 @@ class Memory(NamedTuple):
     two: np.uint64
     two_width: int
     touched: np.uint64
+    first: int
 
 
 @compiled(forceinline=True)
@@ -117,7 +119,10 @@ def _find_rows(plan, index, batch, start, stop, row_H):  # type: ignore[no-untyp
         begin, end = (start, stop) if at < 0 else (offsets[at + start], offsets[at + stop])
         token_N = batch.values_N[batch.start_F[feature] + begin : batch.start_F[feature] + end]
         row_N = row_H[hit : hit + end - begin]
-        if plan.exact_L[lookup]:
+        if plan.given_L[lookup]:
+            for n in range(len(token_N)):
+                row_N[n] = base + token_N[n]
+        elif plan.exact_L[lookup]:
             rank_tokens(token_N, index, feature, size - 1, base, row_N)
         else:
             fill_rows(token_N, plan.salt_L[lookup], np.uint64(size), base, row_N)
@@ -274,7 +279,7 @@ def of_dim(table, dim):  # type: ignore[no-untyped-def]
     if dim == 0:
         return table
     state = table.one, table.one_width, table.two, table.two_width
-    return Memory(table.weight, dim, 4 * dim, False, False, *state, table.touched)
+    return Memory(table.weight, dim, 4 * dim, False, False, *state, table.touched, table.first)
 
 
 @compiled(nogil=True)

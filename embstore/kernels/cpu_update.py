@@ -100,7 +100,7 @@ def _close_row(table, row, scratch, seed):  # type: ignore[no-untyped-def]
         to = _at(table.weight, row, table.row_bytes)
         for d in range(table.dim):
             value = rows.get(scratch, d)
-            rows.put_bits(to, d, narrow(value, table.half, row * table.dim + d, seed))
+            rows.put_bits(to, d, narrow(value, table.half, (table.first + row) * table.dim + d, seed))
 
 
 @compiled(forceinline=True)

@@ -151,6 +151,9 @@ class _Lookups:
 
     def __init__(self, request: Request, device: torch.device, last: _Lookups | None) -> None:
         plan, arrays = request.plan, request.plan.arrays
+        if arrays.given_L.any():
+            do = "take kernel='fbgemm' or 'reference' for a sharded table"
+            raise KernelError("kernel 'gpu'", expected="lookups of tokens", found="lookups of rows", do=do)
         self.plan, self.device, self.stream = plan, device, _stream(device)
         self.starts, self.list_names = request.tokens.starts, _list_names(request)
         starts_F = np.array(self.starts, dtype=np.int64)

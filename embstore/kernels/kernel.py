@@ -36,6 +36,8 @@ class Table:
         paid_N: float64, the sum each row has decayed for; ``None`` without a penalty.
         rounding_seed: of the stochastic rounding.
         touched_N: uint8, set to 1 for every row that an update has changed; ``None`` when nobody asks.
+        first_row: number of its first row in the whole table, of which it may be a shard; the random numbers of
+            stochastic rounding are those of the row there.
         places: what kernels have found out about the tensors, kept from call to call by whoever makes the tables.
     """
 
@@ -47,6 +49,7 @@ class Table:
     paid_N: Tensor | None = None
     rounding_seed: int = 0
     touched_N: Tensor | None = None
+    first_row: int = 0
     # Autograd runs a backward only toward something that asks for a gradient.
     trigger: Tensor = field(default_factory=lambda: torch.zeros(0, requires_grad=True))
     places: dict[str, Any] = field(default_factory=dict)
@@ -96,6 +99,7 @@ class Table:
             self.optimizer,
             rows_R,
             rounding_seed=self.rounding_seed + 2 * self.step + 1,
+            first_row=self.first_row,
         )
 
 

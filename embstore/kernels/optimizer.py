@@ -90,6 +90,7 @@ def update_rows(
     rows_R: Tensor,
     grad_RD: Tensor,
     rounding_seed: int = 0,
+    first_row: int = 0,
 ) -> None:
     """Update distinct rows in place.
 
@@ -100,6 +101,7 @@ def update_rows(
         rows_R: int64, distinct.
         grad_RD: float32, summed over all hits of a row.
         rounding_seed: of this step's stochastic rounding.
+        first_row: number of ``weight_ND``'s first row in the whole table.
     """
     if optimizer.name == "adam":
         exp_avg = state["exp_avg"][rows_R].lerp_(grad_RD, 1 - optimizer.beta1)
@@ -117,7 +119,7 @@ def update_rows(
         state["sum"][rows_R] = sums
         change = grad_RD * step_sizes(optimizer, learning_rate, sums)
     new = weight_ND[rows_R].float() - change
-    weight_ND[rows_R] = round_stochastically(new, weight_ND.dtype, rows_R, rounding_seed)
+    weight_ND[rows_R] = round_stochastically(new, weight_ND.dtype, rows_R + first_row, rounding_seed)
 
 
 def round_stochastically(values_RD: Tensor, dtype: torch.dtype, rows_R: Tensor, seed: int) -> Tensor:

@@ -35,6 +35,7 @@ def catch_up(
     rows_R: Tensor,
     *,
     rounding_seed: int,
+    first_row: int = 0,
 ) -> None:
     """Apply to ``rows_R`` (distinct) the decay of the steps since they were last brought up to date, in place.
 
@@ -44,10 +45,11 @@ def catch_up(
         paid_N: float64 ``[rows]``: the sum of learning rates up to which each row has decayed.
         owed: that sum now.
         rounding_seed: of the stochastic rounding of narrow dtypes, in which a small decay would else be lost.
+        first_row: as for ``update_rows``.
     """
     due = (owed - paid_N[rows_R])[:, None]
     rate = step_sizes(optimizer, 1.0, None if sums is None else sums[rows_R])
     factor = torch.exp(-optimizer.l2 * due * rate)
     decayed = (weight_ND[rows_R].double() * factor).float()
-    weight_ND[rows_R] = round_stochastically(decayed, weight_ND.dtype, rows_R, rounding_seed)
+    weight_ND[rows_R] = round_stochastically(decayed, weight_ND.dtype, rows_R + first_row, rounding_seed)
     paid_N[rows_R] = owed

@@ -38,6 +38,7 @@ class Lookup:
         base, size: the row range the lookup falls in.
         exact: rows are ranks among the feature's known tokens instead of hashes.
         mean: lists are averaged rather than summed.
+        given: tokens are the rows themselves, counted from ``base`` (``Request.of_rows``).
     """
 
     feature: str
@@ -46,6 +47,7 @@ class Lookup:
     size: int
     exact: bool
     mean: bool
+    given: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +157,7 @@ class LookupPlan:
             size_L=np.array([lookup.size for lookup in self.lookups], dtype=np.int64),
             exact_L=np.array([lookup.exact for lookup in self.lookups], dtype=np.bool_),
             mean_L=np.array([lookup.mean for lookup in self.lookups], dtype=np.bool_),
+            given_L=np.array([lookup.given for lookup in self.lookups], dtype=np.bool_),
             known_K=np.concatenate([np.empty(0, dtype=np.int64), *known]),
             known_start_F=np.cumsum([0, *map(len, known)], dtype=np.int64),
         )
@@ -172,11 +175,21 @@ class LookupPlan:
         return self._parts[feature]
 
     @cached_property
+    def by_row(self) -> LookupPlan:
+        """The same output from numbers of rows: a feature, named by its place, for each lookup."""
+        lookups = tuple(
+            replace(lookup, feature=str(i), base=0, exact=False, given=True) for i, lookup in enumerate(self.lookups)
+        )
+        return replace(self, names=tuple(lookup.feature for lookup in lookups), lookups=lookups, exact_tokens={})
+
+    @cached_property
     def _parts(self) -> dict[str, LookupPlan]:
         return {}
 
     def rows_of(self, lookup: Lookup, tokens_N: Tensor) -> Tensor:
         """Table rows, int64 ``[N]``, of tokens (int64 bits) on any device."""
+        if lookup.given:
+            return tokens_N + lookup.base
         if lookup.exact:
             known = self.exact_tokens[lookup.feature].to(tokens_N.device)
             if not len(known):
@@ -197,7 +210,7 @@ class PlanArrays(NamedTuple):
         salt_L: uint64.
         base_L: int64, first row of the lookup's range.
         size_L: int64, rows of the range. An exact range holds the known tokens' rows, then the one others share.
-        exact_L, mean_L: bool.
+        exact_L, mean_L, given_L: bool.
         known_K: int64, sorted within each exact feature.
         known_start_F: int64 ``[F + 1]``: feature f knows ``known_K[known_start_F[f]:known_start_F[f + 1]]``.
     """
@@ -208,6 +221,7 @@ class PlanArrays(NamedTuple):
     size_L: NDArray[np.int64]
     exact_L: NDArray[np.bool_]
     mean_L: NDArray[np.bool_]
+    given_L: NDArray[np.bool_]
     known_K: NDArray[np.int64]
     known_start_F: NDArray[np.int64]
 
@@ -221,6 +235,23 @@ class Request:
 
     tokens: FeatureTokens
     plan: LookupPlan
+
+    @classmethod
+    def of_rows(cls, rows_T: Tensor, dim: int, num_rows: int) -> Request:
+        """Of a table's rows by number: the output is ``[T, dim]``."""
+        tokens = FeatureTokens(("rows",), rows_T, (0, len(rows_T)), {}, len(rows_T))
+        lookup = Lookup(feature="rows", salt=0, base=0, size=num_rows, exact=False, mean=False, given=True)
+        return cls(tokens, LookupPlan(names=("rows",), lookups=(lookup,), exact_tokens={}, dim=dim, num_rows=num_rows))
+
+    def by_row(self, rows_T: Tensor) -> Request:
+        """The same lookups of rows by number, those of ``rows_T`` in place of ``self.rows_T``."""
+        starts, offsets = [0], {}
+        for i, (_, rows, bounds) in enumerate(self.parts):
+            starts.append(starts[-1] + len(rows))
+            if bounds is not None:
+                offsets[str(i)] = bounds
+        plan = self.plan.by_row
+        return Request(FeatureTokens(plan.names, rows_T, tuple(starts), offsets, self.tokens.rows), plan)
 
     @cached_property
     def parts(self) -> tuple[tuple[Lookup, Tensor, Tensor | None], ...]:

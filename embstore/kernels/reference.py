@@ -50,6 +50,7 @@ class ReferenceKernel(TwoPassKernel):
             rows_R,
             grad_RD,
             rounding_seed=table.rounding_seed + 2 * table.step,
+            first_row=table.first_row,
         )
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from embstore.errors import KernelError
 from embstore.planning.cost import Prediction
 from embstore.planning.machines import Machine
+from embstore.planning.row_wise import load_torchrec, plan_row_wise, quiet
 from embstore.planning.workload import Workload
 
 _KILO_SECONDS = 1e-3  # its bandwidths are in bytes per millisecond
@@ -49,13 +45,10 @@ def ask_torchrec(work: Workload, machine: Machine, found: Prediction) -> Torchre
     Raises:
         KernelError: torchrec can't be loaded.
     """
-    with _quiet():
-        try:
-            from torchrec.distributed.planner.types import PlannerError
-        except (ImportError, OSError, AttributeError, RuntimeError) as error:
-            raise KernelError(
-                "torchrec can't be loaded", expected="torchrec, with the FBGEMM that goes with torch", found=str(error)
-            ) from error
+    load_torchrec()
+    with quiet():
+        from torchrec.distributed.planner.types import PlannerError
+
         capacity = int(found.capacity)
         host = int(machine.host_memory_gb * 1e9) if machine.kind == "cuda" else capacity
         cached = None if found.fits == "memory" else found.cache
@@ -103,46 +96,8 @@ def _plan(
     work: Workload, machine: Machine, found: Prediction, capacity: int, host: int, load_factor: float | None
 ) -> Any:
     """The planner's one sharding option for the table."""
-    import torch
-    from torchrec import optim
-    from torchrec.distributed.embedding import EmbeddingCollectionSharder
-    from torchrec.distributed.embedding_types import EmbeddingComputeKernel
-    from torchrec.distributed.planner import EmbeddingShardingPlanner
-    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-    from torchrec.distributed.planner.types import (
-        HardwareConfig,
-        KernelConfig,
-        ParameterConstraints,
-        TopologyFactory,
-        TrainerConfig,
-    )
-    from torchrec.distributed.types import CacheParams, ShardingType
-    from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
-    from torchrec.modules.embedding_modules import EmbeddingCollection
-    from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+    from torchrec.distributed.planner.types import HardwareConfig, KernelConfig, TopologyFactory, TrainerConfig
 
-    kernel = EmbeddingComputeKernel.FUSED if load_factor is None else EmbeddingComputeKernel.FUSED_UVM_CACHING
-
-    class RowWiseSharder(EmbeddingCollectionSharder):
-        # The stock sharder has no row-wise sharding for CPUs.
-        def sharding_types(self, compute_device_type: str) -> list[str]:
-            return [ShardingType.ROW_WISE.value]
-
-        def compute_kernels(self, sharding_type: str, compute_device_type: str) -> list[str]:
-            return [kernel.value]
-
-    dtype = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}[work.dtype]
-    config = EmbeddingConfig(
-        name="table", num_embeddings=work.rows, embedding_dim=work.dim, feature_names=["table"], data_type=dtype
-    )
-    table = EmbeddingCollection(tables=[config], device=torch.device("meta"))
-    optimizers = {
-        "rowwise_adagrad": optim.RowWiseAdagrad,
-        "adagrad": torch.optim.Adagrad,
-        "adam": torch.optim.Adam,
-        "sgd": torch.optim.SGD,
-    }
-    apply_optimizer_in_backward(optimizers[work.optimizer], table.parameters(), {"lr": 0.1})
     rate = 1e9 * _KILO_SECONDS  # bytes per millisecond
     topology = TopologyFactory.create_topology(
         TrainerConfig(
@@ -160,33 +115,13 @@ def _plan(
         ),
         KernelConfig(compute_device=machine.kind),
     )
-    constraint = ParameterConstraints(
-        sharding_types=[ShardingType.ROW_WISE.value],
-        compute_kernels=[kernel.value],
-        pooling_factors=[found.unique_rows / work.batch],
-        cache_params=None if load_factor is None else CacheParams(load_factor=load_factor),
-    )
-    planner = EmbeddingShardingPlanner(
+    return plan_row_wise(
+        rows=work.rows,
+        dim=work.dim,
+        dtype=work.dtype,
+        optimizer=work.optimizer,
+        batch=work.batch,
+        pooling=found.unique_rows / work.batch,
         topology=topology,
-        batch_size=work.batch,
-        constraints={"table": constraint},
-        storage_reservation=FixedPercentageStorageReservation(0.0),
-        stats=[],
-        debug=False,
-    )
-    planner.plan(table, [RowWiseSharder()])
-    (option,) = planner._best_plan  # the plan itself has no estimates
-    return option
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torchrec logs and warns of while it is imported and plans."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+        load_factor=load_factor,
+    ).option

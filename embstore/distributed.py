@@ -1,0 +1,291 @@
+"""Processes that train one model together: how they find each other, what they tell each other, how they fail.
+
+    torchrun --nproc-per-node 2 -m embstore train config.yaml
+
+    with joined() as group:          # by the variables that torchrun and Ray Train set; alone without them
+        Run(config, build, group=group).train()
+
+A rank that fails leaves the group, and the others then fail too, at once; one that only hangs is waited for no longer than
+``EMBSTORE_GROUP_SECONDS`` (1,800).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib import metadata
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from embstore.errors import EmbstoreError, GroupError
+
+_JOIN_SECONDS, _SECONDS = 120.0, 1800.0
+_PACKAGES = ("embstore", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
+# What gloo, NCCL and torch's store say of a peer that is gone or late; they raise plain RuntimeErrors.
+_OF_PEERS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe", "timed out")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run.
+
+    Args:
+        rank: this one, from 0.
+        world: how many there are.
+        process_group: how they talk; ``None`` for a process alone.
+        device: of the tensors they exchange.
+
+    Every method but the properties is called by all ranks, in the same order.
+    """
+
+    rank: int = 0
+    world: int = 1
+    process_group: dist.ProcessGroup | None = None
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def alone(self) -> bool:
+        """Whether nothing is shared out: there is no other process to talk to."""
+        return self.process_group is None
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes and shows what is done once."""
+        return self.rank == 0
+
+    def share(self, count: int) -> range:
+        """This rank's part of ``count`` things: neighbours, of a number that differs by one at most."""
+        return range(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
+    def barrier(self) -> None:
+        """Wait until all have come so far."""
+        self.sum(torch.zeros(1))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, the same bits on each; ``tensor`` is overwritten with it."""
+        if self.process_group is None:
+            return tensor
+        on_device = tensor.to(self.device)
+        dist.all_reduce(on_device, group=self.process_group)
+        return tensor if on_device is tensor else tensor.copy_(on_device)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether a rank has it set."""
+        return tuple(bool(count) for count in self.sum(torch.tensor(flags, dtype=torch.float32)))
+
+    def exchange(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Send ``parts[r]`` to rank r; what each rank sent to this one, by rank.
+
+        Args:
+            parts: one for each rank; all of all ranks of one dtype, and of one shape but for the first dimension.
+        """
+        if self.process_group is None:
+            return list(parts)
+        like = parts[0]
+        row = like.shape[1:].numel() * like.element_size()
+        send = torch.cat([part.detach().cpu().reshape(-1) for part in parts]).view(torch.uint8)
+        lengths = torch.tensor([len(part) for part in parts])
+        found = torch.empty_like(lengths)
+        self._all_to_all(found, lengths, None, None)
+        counts = found.tolist()
+        received = torch.empty(sum(counts) * row, dtype=torch.uint8)
+        self._all_to_all(received, send, [n * row for n in counts], [n * row for n in lengths.tolist()])
+        out = received.view(like.dtype).reshape(sum(counts), *like.shape[1:])
+        return list(out.split(counts))
+
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of each rank, by rank; they may differ in the first dimension."""
+        return self.exchange([tensor] * self.world)
+
+    def collect(self, tensor: Tensor) -> list[Tensor]:
+        """As ``gather``, on rank 0; the others get empty tensors."""
+        return self.exchange([tensor if rank == 0 else tensor[:0] for rank in range(self.world)])
+
+    def told(self, value: Any = None) -> Any:
+        """Rank 0's value, on every rank: anything JSON can hold."""
+        if self.process_group is None:
+            return value
+        text = json.dumps(value).encode() if self.first else b""
+        sent = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
+        return json.loads(bytes(self.gather(sent)[0].numpy()))
+
+    def tell(self, value: Any) -> list[Any]:
+        """The value of each rank, by rank: anything JSON can hold."""
+        if self.process_group is None:
+            return [value]
+        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        return [json.loads(bytes(found.numpy())) for found in self.gather(text)]
+
+    def lead(self, work: Callable[[], Any]) -> Any:
+        """Let rank 0 do some work; its result, which JSON can hold, on every rank.
+
+        Raises:
+            GroupError: on the other ranks, when the work failed on rank 0, which raises what it was.
+        """
+        if self.alone:
+            return work()
+        if self.first:
+            try:
+                result = work()
+            except Exception as error:
+                self.told({"error": f"{type(error).__name__}: {error}"})
+                raise
+            self.told({"result": result})
+            return result
+        told = self.told()
+        if "error" in told:
+            raise GroupError("rank 0 could not go on", found=told["error"])
+        return told["result"]
+
+    def _all_to_all(self, into: Tensor, of: Tensor, into_sizes: list[int] | None, of_sizes: list[int] | None) -> None:
+        received = into.to(self.device)
+        dist.all_to_all_single(received, of.to(self.device), into_sizes, of_sizes, group=self.process_group)
+        if received is not into:
+            into.copy_(received)
+
+
+ALONE = Group()
+
+
+@contextmanager
+def joined(*, device: str = "cpu") -> Iterator[Group]:
+    """The group of this process, as the environment says: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT``.
+
+    Waits ``EMBSTORE_JOIN_SECONDS`` (120) for the others, and leaves the group at the end. Without ``WORLD_SIZE``, or in a
+    world of one, the process is alone.
+
+    Args:
+        device: ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, the GPU ``LOCAL_RANK``).
+
+    Raises:
+        GroupError: variables that can't be; a master or ranks that don't come in time; other versions on other ranks; a
+            rank that left or didn't answer.
+        KernelError: torchrec can't be loaded.
+    """
+    world = _whole("WORLD_SIZE", 1, least=1)
+    if world == 1:
+        yield ALONE
+        return
+    rank = _whole("RANK", None, least=0)
+    if rank >= world:
+        raise GroupError("RANK", expected=f"less than WORLD_SIZE={world}", found=str(rank))
+    on = torch.device("cuda", _whole("LOCAL_RANK", 0, least=0)) if device == "cuda" else torch.device(device)
+    store = _meet(rank, world)
+    seconds = timedelta(seconds=_seconds("EMBSTORE_GROUP_SECONDS", _SECONDS))
+    try:
+        if on.type == "cuda":
+            torch.cuda.set_device(on)
+        backend = "nccl" if on.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=seconds)
+        group = Group(rank, world, dist.group.WORLD, on)
+        group.barrier()
+        yield group
+        group.barrier()  # rank 0 may hold the store: it leaves last
+    except RuntimeError as error:
+        if not _of_peers(error):
+            raise
+        raise GroupError(
+            f"rank {rank} of {world} lost another",
+            expected="all ranks at work",
+            found=str(error).split("\n")[0],
+            do="see what the others said; the run goes on from its last checkpoint when it is started again",
+        ) from error
+    finally:
+        if dist.is_initialized():
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
+
+
+def _meet(rank: int, world: int) -> dist.Store:
+    """The store by which ranks find each other, once all are there and have the same versions."""
+    address, port = os.environ.get("MASTER_ADDR", ""), _whole("MASTER_PORT", None, least=0)
+    if not address:
+        raise GroupError("MASTER_ADDR", expected="the address of rank 0", found="none", do="start it with torchrun")
+    seconds = _seconds("EMBSTORE_JOIN_SECONDS", _JOIN_SECONDS)
+    agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself holds it
+    about = {"host": socket.gethostname(), "versions": _versions(), "trouble": _trouble()}
+    missing = list(range(world))
+    try:
+        tcp = dist.TCPStore(
+            address,
+            port,
+            world,
+            is_master=rank == 0 and not agents,
+            timeout=timedelta(seconds=seconds),
+            wait_for_workers=False,
+        )
+        store = dist.PrefixStore(f"embstore/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
+        store.set(f"rank/{rank}", json.dumps(about))
+        found = []
+        while missing:
+            store.wait([f"rank/{missing[0]}"], timedelta(seconds=seconds))
+            found.append(json.loads(store.get(f"rank/{missing[0]}")))
+            del missing[0]
+    except RuntimeError as error:
+        what = f"rank {rank} of {world} at {address}:{port}"
+        gone = "the master" if len(missing) == world else f"rank {missing[0]}"
+        expected = f"{gone} within {seconds:g} s (EMBSTORE_JOIN_SECONDS)"
+        do = "see that all ranks were started, and can reach the master's port"
+        raise GroupError(what, expected=expected, found=str(error).split("\n")[0], do=do) from error
+    for other, theirs in enumerate(found):
+        if theirs["trouble"]:
+            raise GroupError(f"rank {other} on {theirs['host']} can't train", found=theirs["trouble"])
+        if theirs["versions"] != found[0]["versions"]:
+            where = f"rank {other} on {theirs['host']}"
+            do = "install the same packages everywhere"
+            raise GroupError(where, expected=_shown(found[0]), found=_shown(theirs), do=do)
+    return store
+
+
+def _trouble() -> str:
+    """Why torchrec's exchange can't be used here, if so: told to all, so that none waits for one that can't come."""
+    from embstore.planning.row_wise import load_torchrec
+
+    try:
+        load_torchrec()
+    except EmbstoreError as error:
+        return str(error)
+    return ""
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _shown(about: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+
+
+def _of_peers(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in _OF_PEERS)
+
+
+def _whole(name: str, default: int | None, *, least: int) -> int:
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not text.isdigit() or int(text) < least:
+        do = "start it with torchrun"
+        raise GroupError(name, expected=f"a whole number, {least} or more", found=repr(text), do=do)
+    return int(text)
+
+
+def _seconds(name: str, default: float) -> float:
+    text = os.environ.get(name, str(default))
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise GroupError(name, expected="seconds, more than 0", found=repr(text))
+    return seconds

@@ -1,0 +1,214 @@
+"""Lookups and updates of a table whose rows are shared out: torchrec carries rows and gradients, our kernels do the rest.
+
+    rank       tokens ──> rows of all hits ──> distinct ones ──┐ ids              ┌──> pooled output
+                                                               v                  │ vectors
+    torchrec             RwSparseFeaturesDist ──────────────── all to all ── RwSequenceEmbeddingDist
+                                                               │ ids              ^ vectors
+    owner                                                      └──> its kernel ───┘
+
+The backward pass goes the same way: a rank sums the gradients of each distinct row over its hits, torchrec takes them to
+the row's owner, and the owner's kernel updates a row once with the sum over all ranks, by the fused optimizer.
+
+All lookups of all features are one key of one ``EmbeddingCollection`` table: a row that several of them hit travels once,
+and there is one exchange whatever the number of features.
+
+Shape suffixes: T hits, U distinct rows of them, R rows asked of this rank, B batch rows, W output width, D dim.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from embstore.distributed import Group
+from embstore.errors import ConfigError, GroupError
+from embstore.kernels import Kernel, Request, Table, TableOptimizer
+from embstore.kernels.cpu import CpuKernel
+from embstore.kernels.distinct import distinct
+from embstore.kernels.kernel import TwoPassKernel
+from embstore.kernels.reference import ReferenceKernel
+from embstore.planning.row_wise import load_torchrec, plan_row_wise, quiet
+
+_SUM = TableOptimizer(name="sgd", learning_rate=0.0)
+_BATCH, _POOLING = 4096, 32  # what the planner is told of the batches; with one way to shard, nothing hangs on it
+
+
+class Exchange:
+    """The way between the ranks of a group and the rows of a table.
+
+    Args:
+        group: with a process group.
+        rows: of the whole table.
+        dim: D.
+        dtype: of the rows.
+        optimizer: of the table.
+        device: where the shards lie.
+
+    ``shards`` are the rows of each rank, equal blocks as torchrec's planner cuts them; ``shard`` those of this one.
+
+    Raises:
+        ConfigError: the table doesn't fit the ranks' memory.
+        GroupError: a rank would have no rows.
+        KernelError: torchrec can't be loaded.
+    """
+
+    def __init__(
+        self, group: Group, rows: int, dim: int, dtype: torch.dtype, optimizer: TableOptimizer, device: torch.device
+    ) -> None:
+        self.group, self.dim = group, dim
+        load_torchrec()
+        block = -(-rows // group.world)
+        if block * (group.world - 1) >= rows:
+            found = f"{group.world:,} ranks, of which {max(-(-rows // max(block, 1)), 0):,} would hold some"
+            raise GroupError(f"table of {rows:,} rows", expected="rows for each rank", found=found, do="take fewer ranks")
+        with quiet():
+            sharding = self._shard(rows, dtype, optimizer, device)
+            self._input_dist, self._output_dist = sharding.create_input_dist(), sharding.create_output_dist()
+        bounds = [(of.shard_offsets[0], of.shard_sizes[0]) for of in self.plan.sharding_spec.shards]
+        self.shards = [range(start, start + size) for start, size in bounds]
+        self.shard = self.shards[group.rank]
+        self._pooling: TwoPassKernel = CpuKernel() if device.type == "cpu" else ReferenceKernel()
+
+    def _shard(self, rows: int, dtype: torch.dtype, optimizer: TableOptimizer, device: torch.device) -> Any:
+        from torchrec.distributed.embedding import ShardedEmbeddingCollection
+        from torchrec.distributed.planner import Topology
+        from torchrec.distributed.planner.types import PlannerError
+        from torchrec.distributed.types import ShardingEnv
+
+        group = self.group
+        own = _capacity(device)
+        capacity = min(int(theirs) for theirs in group.tell(own))  # the same plan everywhere
+        topology = Topology(
+            world_size=group.world,
+            local_world_size=min(int(os.environ.get("LOCAL_WORLD_SIZE", group.world)), group.world),
+            compute_device=device.type,
+            hbm_cap=capacity if device.type == "cuda" else 0,
+            ddr_cap=capacity,
+        )
+        try:
+            found = plan_row_wise(
+                rows=rows,
+                dim=self.dim,
+                dtype={torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype],
+                optimizer=optimizer.name,
+                batch=_BATCH,
+                pooling=_POOLING,
+                topology=topology,
+            )
+        except PlannerError as error:
+            raise ConfigError(
+                f"table of {rows:,} rows x {self.dim} over {group.world:,} ranks",
+                expected=f"at most {capacity / 1e9:,.1f} GB a rank",
+                found="more, as torchrec's planner counts",
+                do="take more ranks, or a smaller table (embstore plan says how many)",
+            ) from error
+        self.plan = found.plan["table"]
+        infos = ShardedEmbeddingCollection.create_grouped_sharding_infos(found.module, found.plan, {})
+        ((kind, of_kind),) = infos.items()
+        assert group.process_group is not None
+        env = ShardingEnv.from_process_group(group.process_group)
+        return ShardedEmbeddingCollection.create_embedding_sharding(kind, of_kind, env, device)
+
+    def forward(self, request: Request, table: Table, kernel: Kernel, *, pay: bool) -> Tensor:
+        """The output of a request, float32 ``[B, W]``, without a gradient; called by all ranks.
+
+        Args:
+            table: this rank's shard.
+            kernel: of the shard.
+            pay: whether rows pay the penalty they owe before they are read.
+        """
+        with torch.no_grad():
+            return self._output(request, table, kernel.forward, self._pooling.forward, pay=pay)
+
+    def train(self, request: Request, table: Table, kernel: Kernel) -> Tensor:
+        """The same with a gradient: its backward, called by all ranks, updates the rows of all."""
+
+        def pool(request: Request, of: Table) -> Tensor:
+            out_BW: Tensor = _Pool.apply(of.weight_ND, self, request)
+            return out_BW
+
+        return self._output(request, table, kernel.train, pool, pay=False)
+
+    def _output(
+        self,
+        request: Request,
+        table: Table,
+        read: Callable[[Request, Table], Tensor],
+        pool: Callable[[Request, Table], Tensor],
+        *,
+        pay: bool,
+    ) -> Tensor:
+        rows_U, number_T = distinct(request.rows_T)
+        rows_R, context = self._ask(rows_U)
+        own = Request.of_rows(rows_R, self.dim, len(table.weight_ND))
+        if pay:
+            table.pay(own)
+        vectors_UD = self._answer(read(own, table), context)
+        return pool(request.by_row(number_T), _as_table(vectors_UD))
+
+    def _ask(self, rows_U: Tensor) -> tuple[Tensor, Any]:
+        """Send each row's number to its owner: the rows asked of this rank, counted from its first; how to answer."""
+        from torchrec import KeyedJaggedTensor
+        from torchrec.distributed.embedding import EmbeddingCollectionContext
+        from torchrec.distributed.embedding_sharding import KJTListSplitsAwaitable
+        from torchrec.distributed.sharding.sequence_sharding import SequenceShardingContext
+
+        lengths = torch.tensor([len(rows_U)], device=rows_U.device)
+        asked = KeyedJaggedTensor(keys=["table"], values=rows_U, lengths=lengths)
+        with torch.no_grad():
+            sizes = self._input_dist(asked)
+            context = SequenceShardingContext(
+                features_before_input_dist=asked,
+                unbucketize_permute_tensor=self._input_dist.unbucketize_permute_tensor,
+            )
+            found = KJTListSplitsAwaitable([sizes], EmbeddingCollectionContext([context])).wait().wait()[0]
+        context.lengths_after_input_dist = found.lengths().view(-1, found.stride())
+        return found.values(), context
+
+    def _answer(self, vectors_RD: Tensor, context: Any) -> Tensor:
+        vectors_UD: Tensor = self._output_dist(vectors_RD, context).wait()
+        return vectors_UD.view(-1, self.dim)
+
+    def sum_of(self, request: Request, rows: int, grad_BW: Tensor) -> Tensor:
+        """The gradient of each of so many rows, over all hits of a request, ``[rows, D]``."""
+        # A step of gradient descent from zero, at a rate that undoes torchrec's division by the world.
+        summed_UD = torch.zeros(rows, self.dim, device=grad_BW.device)
+        table = _as_table(summed_UD, learning_rate=-float(self.group.world))
+        _, saved = self._pooling.begin(request, table)
+        self._pooling.update(request, table, grad_BW, saved)
+        return summed_UD
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors_UD: Tensor, exchange: Exchange, request: Request) -> Tensor:
+        ctx.call = exchange, request, len(vectors_UD)
+        return exchange._pooling.forward(request, _as_table(vectors_UD))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        exchange, request, rows = ctx.call
+        return exchange.sum_of(request, rows, grads[0]), None, None
+
+
+def _as_table(vectors_UD: Tensor, learning_rate: float = 0.0) -> Table:
+    return Table(weight_ND=vectors_UD, state={}, optimizer=_SUM, learning_rate=learning_rate, progress=np.zeros(2))
+
+
+def _capacity(device: torch.device) -> int:
+    """Bytes a rank's share of the table may take: what is free, of which the host's ranks have equal shares."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    pages = os.sysconf("SC_AVPHYS_PAGES")
+    try:
+        with open("/proc/meminfo") as lines:
+            known = dict(line.split(":", 1) for line in lines)
+        free = int(known["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        free = pages * os.sysconf("SC_PAGE_SIZE")
+    return free // max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)
