@@ -178,6 +178,7 @@ class Batch:
         weight_B: float32 sample weights, or ``None``.
         group_B: int64 group tokens for GAUC, or ``None``.
         cursor: where reading goes on after this batch (``embstore.logs.Cursor``), or ``None``.
+        whole: rows of the batch of which these are one rank's part, or ``None`` when they are all.
     """
 
     tokens: FeatureTokens
@@ -186,9 +187,15 @@ class Batch:
     weight_B: Tensor | None = None
     group_B: Tensor | None = None
     cursor: Any = field(default=None, compare=False)
+    whole: int | None = None
 
     def __len__(self) -> int:
         return self.tokens.rows
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of all ranks together."""
+        return len(self) if self.whole is None else self.whole
 
     def slice(self, start: int, stop: int) -> Batch:
         """Rows ``start`` to ``stop``; the cursor is dropped."""

@@ -3,12 +3,13 @@
     checkpoints/
       step-00000400/
         state.json           the trainer's numbers: step, cursor, schedule, best so far; sha256 of each file
-        table.safetensors    rows, optimizer state
+        table.safetensors    rows, optimizer state; of a shared-out table each rank's: table-00000.safetensors
         dense.safetensors    normalizer and network
         adam.safetensors     the network's optimizer state
 
 A checkpoint is written to a folder whose name starts with ``.``, made durable, then renamed; a kill at any time leaves
-the previous ones as they were. Tensors are written from where they lie: no second copy of the table is made.
+the previous ones as they were. Tensors are written from where they lie: no second copy of the table is made. Ranks
+write at the same time, and rank 0 renames; what they wrote can be loaded by any number of ranks.
 """
 
 from __future__ import annotations
@@ -23,22 +24,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from embstore.distributed import ALONE, Group
 from embstore.errors import CheckpointError, CorruptVersionError
 from embstore.store.files import fsync_folder, sha256_file
 from embstore.store.tensors import open_tensors, write_tensors
 
 _PREFIX = "step-"
+_TABLE = "table"
 
 
 class Checkpoints:
     """The checkpoints in a folder.
 
     Args:
-        folder: made when the first one is saved.
+        folder: made when the first one is saved; all ranks see the same.
+        group: who save and load together.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, group: Group = ALONE) -> None:
+        self.folder, self.group = Path(folder), group
 
     def names(self) -> list[str]:
         """Names of the whole ones, oldest first."""
@@ -50,43 +54,67 @@ class Checkpoints:
         """What the checkpoint of a step is called."""
         return f"{_PREFIX}{step:08d}"
 
-    def save(self, step: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> str:
+    def save(
+        self, step: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], shard: range
+    ) -> str:
         """Write one and return its name; one of the same step is replaced.
 
         Args:
             step: training steps done.
             state: plain values, for ``state.json``.
-            tensors: ``{file stem: {name: tensor}}``.
+            tensors: ``{file stem: {name: tensor}}``; those of ``"table"`` are of each rank's rows, the others rank 0's.
+            shard: which rows of the table these are.
         """
-        name = self.name(step)
+        name, group = self.name(step), self.group
         partial, final = self.folder / f".{name}", self.folder / name
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        files = {}
-        for stem, group in tensors.items():
-            path = partial / f"{stem}.safetensors"
-            files[path.name] = write_tensors(path, group)._asdict()
-        with open(partial / "state.json", "w") as out:
-            json.dump({**state, "step": step, "files": files}, out, indent=1)
-            out.flush()
-            os.fsync(out.fileno())
-        fsync_folder(partial)
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(partial, final)
-        fsync_folder(self.folder)
+        if group.first:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        group.barrier()
+        files, shards = {}, {}
+        for stem, named in tensors.items():
+            shared = stem == _TABLE and not group.alone
+            path = partial / (f"{stem}-{group.rank:05d}.safetensors" if shared else f"{stem}.safetensors")
+            if group.first or shared:
+                files[path.name] = write_tensors(path, named)._asdict()
+            if shared:
+                shards[path.name] = [shard.start, shard.stop]
+        told = group.tell([files, shards])
+        if group.first:
+            about = {**state, "step": step, "files": {}, "shards": {}}
+            for of_files, of_shards in told:
+                about["files"] |= of_files
+                about["shards"] |= of_shards
+            with open(partial / "state.json", "w") as out:
+                json.dump(about, out, indent=1)
+                out.flush()
+                os.fsync(out.fileno())
+            fsync_folder(partial)
+            if final.exists():
+                shutil.rmtree(final)
+            os.rename(partial, final)
+            fsync_folder(self.folder)
+        group.barrier()
         return name
 
-    def load(self, name: str) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
-        """The state and the (memory-mapped) tensors of one, after its digests were checked.
+    def load(self, name: str, rows: int, shard: range) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
+        """The state and the (memory-mapped) tensors of one, after the digests of what is read were checked.
+
+        Args:
+            name: of it.
+            rows: of the whole table.
+            shard: those of them that are wanted.
 
         Raises:
-            CheckpointError: absent, or its bytes are not those that were written.
+            CheckpointError: absent, of a table with other rows, or its bytes are not those that were written.
         """
         folder = self.folder / name
         try:
             state = json.loads((folder / "state.json").read_text())
-            for file, promised in state["files"].items():
+            shards = {file: range(*rows) for file, rows in state.get("shards", {}).items()}
+            wanted = [file for file in state["files"] if _overlap(shards.get(file, shard), shard)]
+            for file in wanted:
+                promised = state["files"][file]
                 found = sha256_file(folder / file).sha256
                 if found != promised["sha256"]:
                     raise CheckpointError(
@@ -96,8 +124,23 @@ class Checkpoints:
                         do=f"delete the folder {name} to go on from another one, if there is, or start afresh",
                     )
             groups: dict[str, Mapping[str, Tensor]] = {}
-            for file in state["files"]:
-                groups[file.removesuffix(".safetensors")] = open_tensors(folder / file)
+            parts: list[tuple[range, Mapping[str, Tensor]]] = []
+            for file in wanted:
+                opened = open_tensors(folder / file)
+                if file in shards:
+                    parts.append((shards[file], opened))
+                else:
+                    groups[file.removesuffix(".safetensors")] = opened
+            parts = sorted(parts, key=_start) or [(range(len(groups[_TABLE]["weight"])), groups[_TABLE])]
+            total = max((of.stop for of in shards.values()), default=parts[0][0].stop)
+            if total != rows:
+                raise CheckpointError(
+                    f"checkpoint {folder} is of another table",
+                    expected=f"{rows:,} rows",
+                    found=f"{total:,}",
+                    do="use the settings it was made with",
+                )
+            groups[_TABLE] = _rows_of(parts, shard)
         except (CorruptVersionError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"checkpoint {folder} can't be read",
@@ -108,10 +151,35 @@ class Checkpoints:
         return state, groups
 
     def prune(self, keep: set[str]) -> None:
-        """Remove all but these, and what killed writers left."""
+        """Remove all but these, and what killed writers left; rank 0 does."""
+        if not self.group.first:
+            return
         for path in self.folder.iterdir():
             if path.name.lstrip(".").startswith(_PREFIX) and path.name not in keep:
                 shutil.rmtree(path)
+
+
+def _overlap(one: range, other: range) -> range:
+    return range(max(one.start, other.start), min(one.stop, other.stop))
+
+
+def _start(part: tuple[range, Any]) -> int:
+    return part[0].start
+
+
+def _rows_of(parts: list[tuple[range, Mapping[str, Tensor]]], shard: range) -> dict[str, Tensor]:
+    """A shard's part of tensors that are cut by rows otherwise; torch's extra state is the same in each."""
+    out = {}
+    for name, tensor in parts[0][1].items():
+        if name.startswith("_"):
+            out[name] = tensor
+            continue
+        cut = []
+        for rows, tensors in parts:
+            both = _overlap(rows, shard)
+            cut.append(tensors[name][both.start - rows.start : both.stop - rows.start])
+        out[name] = cut[0] if len(cut) == 1 else torch.cat(cut)
+    return out
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:

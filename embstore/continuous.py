@@ -19,6 +19,7 @@ import torch
 
 from embstore.checkpoints import load_adam, load_into
 from embstore.ctr import CtrModel
+from embstore.distributed import ALONE, Group
 from embstore.errors import ConfigError, SchemaError, VersionNotFoundError
 from embstore.store import Bundle, Change, Store, Version
 from embstore.store.files import replace_small
@@ -99,15 +100,15 @@ def load_version(model: CtrModel, adam: torch.optim.Optimizer, version: Version)
         ConfigError: the state of another optimizer.
         CorruptVersionError: the version is not what was published.
     """
-    table = model.table
-    for start in range(0, table.num_rows, _CHUNK_ROWS):
-        stop = min(start + _CHUNK_ROWS, table.num_rows)
-        table.weight[start:stop] = version.table.read_rows(start, stop).to(table.dtype)
+    table, first = model.table, model.table.shard.start
+    for start in range(first, table.shard.stop, _CHUNK_ROWS):
+        stop = min(start + _CHUNK_ROWS, table.shard.stop)
+        table.weight[start - first : stop - first] = version.table.read_rows(start, stop).to(table.dtype)
     dense = torch.nn.ModuleDict({"normalizer": model.normalizer, "network": model.network})
     load_into(dense, version.dense, origin=f"version {version.id}")
     if version.optimizer is None:
         return False
-    state = version.optimizer_state()
+    state = version.optimizer_state(table.shard)
     table.load_optimizer_state(state)
     load_adam(adam, state.dense)
     return True
@@ -147,6 +148,7 @@ class Publisher:
         bundle: makes what is published of the model as it is.
         folder: of the run; ``published.json`` there names the version published last.
         start: the version the run began from, if it lies in the same store.
+        group: processes that train the model together; they publish together.
 
     ``last`` is the version published last, or ``start``.
     """
@@ -159,8 +161,9 @@ class Publisher:
         folder: Path,
         *,
         start: Version | None = None,
+        group: Group = ALONE,
     ) -> None:
-        self.settings, self.model, self.bundle = settings, model, bundle
+        self.settings, self.model, self.bundle, self.group = settings, model, bundle, group
         self.store, self.path = Store(settings.store), folder / "published.json"
         self.last = self._published() or start
         # What a crashed run trained after its last checkpoint is gone, though it may have been published: only rows
@@ -172,8 +175,10 @@ class Publisher:
     def step(self, rows: int) -> Version | None:
         """After a training step of so many rows: the version that was due, if one was."""
         self._rows += rows
-        every = self.settings.every_rows
-        if monotonic() >= self._due or (every is not None and self._rows >= every):
+        settings, due = self.settings, False
+        if settings.every_minutes is not None:
+            (due,) = self.group.any(monotonic() >= self._due)
+        if due or (settings.every_rows is not None and self._rows >= settings.every_rows):
             return self.publish()
         return None
 
@@ -195,18 +200,21 @@ class Publisher:
             )
         training, parent = table.training, None if last is None else last.id
         try:
-            version = self.store.publish(self.bundle(), parent=parent, change=change)
+            version = self.store.publish(self.bundle(), parent=parent, change=change, group=self.group)
         except VersionNotFoundError:
             if change is None:
                 raise
-            version = self.store.publish(self.bundle(), parent=parent)  # its base was collected: whole, then
+            version = self.store.publish(
+                self.bundle(), parent=parent, group=self.group
+            )  # its base was collected: whole, then
         finally:
             table.train(training)
-        self._write(version)
+        if self.group.first:
+            self._write(version)
         table.forget_changes()
         self.last, self._tracked = version, True
         self._rows, self._due = 0, self._next()
-        if settings.alias is not None:
+        if settings.alias is not None and self.group.first:
             self.store.promote(version.id, settings.alias)
         return version
 

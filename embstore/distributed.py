@@ -5,8 +5,8 @@
     with joined() as group:          # by the variables that torchrun and Ray Train set; alone without them
         Run(config, build, group=group).train()
 
-A rank that fails leaves the group, and the others then fail too, at once; one that only hangs is waited for no longer than
-``EMBSTORE_GROUP_SECONDS`` (1,800).
+A rank that fails leaves the group, and the others then fail too, at once; one that only hangs is waited for no longer
+than ``EMBSTORE_GROUP_SECONDS`` (1,800).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from embstore.errors import EmbstoreError, GroupError
 _JOIN_SECONDS, _SECONDS = 120.0, 1800.0
 _PACKAGES = ("embstore", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
 # What gloo, NCCL and torch's store say of a peer that is gone or late; they raise plain RuntimeErrors.
+_CPU = torch.device("cpu")
 _OF_PEERS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe", "timed out")
 
 
@@ -49,7 +50,7 @@ class Group:
     rank: int = 0
     world: int = 1
     process_group: dist.ProcessGroup | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
 
     @property
     def alone(self) -> bool:
@@ -128,7 +129,7 @@ class Group:
         """Let rank 0 do some work; its result, which JSON can hold, on every rank.
 
         Raises:
-            GroupError: on the other ranks, when the work failed on rank 0, which raises what it was.
+            EmbstoreError: what the work raised, on every rank; ``GroupError`` on the others when it was none of ours.
         """
         if self.alone:
             return work()
@@ -136,13 +137,13 @@ class Group:
             try:
                 result = work()
             except Exception as error:
-                self.told({"error": f"{type(error).__name__}: {error}"})
+                self.told({"error": _said(error)})
                 raise
             self.told({"result": result})
             return result
         told = self.told()
         if "error" in told:
-            raise GroupError("rank 0 could not go on", found=told["error"])
+            raise _heard(told["error"])
         return told["result"]
 
     def _all_to_all(self, into: Tensor, of: Tensor, into_sizes: list[int] | None, of_sizes: list[int] | None) -> None:
@@ -159,8 +160,8 @@ ALONE = Group()
 def joined(*, device: str = "cpu") -> Iterator[Group]:
     """The group of this process, as the environment says: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT``.
 
-    Waits ``EMBSTORE_JOIN_SECONDS`` (120) for the others, and leaves the group at the end. Without ``WORLD_SIZE``, or in a
-    world of one, the process is alone.
+    Waits ``EMBSTORE_JOIN_SECONDS`` (120) for the others, and leaves the group at the end. Without ``WORLD_SIZE``, or in
+    a world of one, the process is alone.
 
     Args:
         device: ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, the GPU ``LOCAL_RANK``).
@@ -204,7 +205,7 @@ def joined(*, device: str = "cpu") -> Iterator[Group]:
                 dist.destroy_process_group()
 
 
-def _meet(rank: int, world: int) -> dist.Store:
+def _meet(rank: int, world: int) -> Any:
     """The store by which ranks find each other, once all are there and have the same versions."""
     address, port = os.environ.get("MASTER_ADDR", ""), _whole("MASTER_PORT", None, least=0)
     if not address:
@@ -214,7 +215,7 @@ def _meet(rank: int, world: int) -> dist.Store:
     about = {"host": socket.gethostname(), "versions": _versions(), "trouble": _trouble()}
     missing = list(range(world))
     try:
-        tcp = dist.TCPStore(
+        tcp = dist.TCPStore(  # type: ignore[attr-defined]
             address,
             port,
             world,
@@ -222,7 +223,8 @@ def _meet(rank: int, world: int) -> dist.Store:
             timeout=timedelta(seconds=seconds),
             wait_for_workers=False,
         )
-        store = dist.PrefixStore(f"embstore/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", tcp)
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = dist.PrefixStore(f"embstore/{attempt}", tcp)  # type: ignore[attr-defined]
         store.set(f"rank/{rank}", json.dumps(about))
         found = []
         while missing:
@@ -266,6 +268,27 @@ def _versions() -> dict[str, str]:
 
 def _shown(about: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+
+
+def _said(error: Exception) -> dict[str, str]:
+    if not isinstance(error, EmbstoreError):
+        error = GroupError("rank 0 could not go on", found=f"{type(error).__name__}: {error}")
+    return {
+        "kind": type(error).__name__,
+        "what": error.what,
+        "expected": error.expected,
+        "found": error.found,
+        "do": error.do,
+    }
+
+
+def _heard(said: dict[str, str]) -> EmbstoreError:
+    kinds, found = [EmbstoreError], {}
+    while kinds:
+        kind = kinds.pop()
+        found[kind.__name__] = kind
+        kinds += kind.__subclasses__()
+    return found[said["kind"]](said["what"], expected=said["expected"], found=said["found"], do=said["do"])
 
 
 def _of_peers(error: RuntimeError) -> bool:

@@ -336,7 +336,8 @@ class _Order:
                 after = replace(cursor, row=cursor.row + stop)
                 if after.row == self.log.rows:
                     after = Cursor(epoch=cursor.epoch + 1, row=0, fingerprint=cursor.fingerprint)
-                yield replace(window.batch(mine), cursor=after)
+                whole = None if world_size == 1 else stop - start
+                yield replace(window.batch(mine), cursor=after, whole=whole)
 
     def _permutation(self, cursor: Cursor, size: int) -> NDArray[np.int64]:
         if not self.shuffled:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from embstore.distributed import ALONE, Group
 from embstore.errors import SchemaError
 from embstore.schema import Dense
 
@@ -25,11 +26,11 @@ class StreamingNormalizer(nn.Module):
     (NaN or infinite) are left out of the statistics and come out as 0, the mean. So do constant columns, and every
     value before the first ``update``. Results are clipped to [-10, 10].
 
-    In training, call ``update`` and then ``forward`` on each batch. With many processes, gather the ``moments`` of all
-    and ``merge`` them in the same order everywhere; every process then has the same bits.
+    In training, call ``update`` and then ``forward`` on each batch.
 
     Args:
         columns: the schema's dense columns; ``scale`` decides between sign(x) * log(1 + |x|) and x.
+        group: processes that update together, each with rows of its own; all have the same statistics, bit for bit.
 
     Source: Chan, Golub and LeVeque 1979, Updating Formulae and a Pairwise Algorithm for Computing Sample Variances,
     section 2.
@@ -40,8 +41,9 @@ class StreamingNormalizer(nn.Module):
     m2: Tensor  # [D], sum of squared deviations from the mean
     log: Tensor  # [D], whether the scale is "log"
 
-    def __init__(self, columns: Sequence[Dense]) -> None:
+    def __init__(self, columns: Sequence[Dense], group: Group = ALONE) -> None:
         super().__init__()
+        self._group = group
         self.names = tuple(column.name for column in columns)
         # Shape and scales belong to the schema, which is stored beside the state.
         self.register_buffer(
@@ -52,7 +54,7 @@ class StreamingNormalizer(nn.Module):
 
     @torch.no_grad()
     def update(self, dense_BD: Tensor) -> None:
-        """Take rows into the statistics.
+        """Take rows, of all ranks, into the statistics.
 
         Args:
             dense_BD: ``[B, D]`` float32 or float64, NaN where missing; B may be 0.
@@ -60,7 +62,8 @@ class StreamingNormalizer(nn.Module):
         Raises:
             SchemaError: another number of columns.
         """
-        self.merge(self.moments(dense_BD))
+        for moments_3D in self._group.gather(self.moments(dense_BD)) if self.names else ():
+            self.merge(moments_3D)
 
     @torch.no_grad()
     def moments(self, dense_BD: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Bar:
 
     def step(self, batch: Batch, logits_B: torch.Tensor, loss: float) -> None:
         """A training step was done."""
-        self.advance(len(batch))
+        self.advance(batch.step_rows)
 
 
 class Progress:
@@ -167,7 +167,7 @@ class _ConsoleBar(Bar):
         self.display.update(self.task, completed=self.done, note=self._speed())
 
     def step(self, batch: Batch, logits_B: torch.Tensor, loss: float) -> None:
-        self.done += len(batch)
+        self.done += batch.step_rows
         assert batch.label_B is not None
         self.recent.append((batch.label_B, logits_B))
         self.recent_rows += len(batch)

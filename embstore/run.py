@@ -17,18 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embstore import training
 from embstore.checkpoints import adam_tensors
 from embstore.continuous import Publisher, PublishSettings, StartSettings, check_columns, load_version, place_of
 from embstore.ctr import BuildNetwork, CtrModel, NetworkDescription, build_network
+from embstore.distributed import ALONE, Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CheckpointError, ConfigError
+from embstore.evaluation import evaluate
 from embstore.logs import ParquetLog, check_alike
 from embstore.metrics import finite
 from embstore.normalization import StreamingNormalizer
 from embstore.progress import Progress, no_progress
 from embstore.run_folder import RunFolder, make_output
 from embstore.settings import RunConfig
+from embstore.sharding.batch_norm import share_batch_norm
 from embstore.store import Bundle, Store, Version
 from embstore.training import Trainer
 from embstore.vocabulary import exact_tokens
@@ -43,19 +45,29 @@ class Run:
         config: its settings.
         build_network: ``embstore.models.build``, or anything called as it is.
         progress: how progress is shown.
+        group: processes that run it together, each calling the same of ``train``'s; all see the same folder.
 
     Raises:
         CheckpointError: the folder holds a run of other settings.
     """
 
-    def __init__(self, config: RunConfig, build_network: BuildNetwork, *, progress: Progress = no_progress) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        build_network: BuildNetwork,
+        *,
+        progress: Progress = no_progress,
+        group: Group = ALONE,
+    ) -> None:
+        self.group = group
         self.folder = Path(config.output)
         self.files = RunFolder(self.folder)
         self.start = None if config.start is None else self._open_start(config.start)
         if self.start is not None:
             config = config.with_start(self.start)
         self.schema = config.read_schema()
-        self.config, self.build_network, self.progress = config.with_schema(self.schema), build_network, progress
+        self.config, self.build_network = config.with_schema(self.schema), build_network
+        self.progress = progress if group.first else no_progress
         if self.schema.label is None:
             raise ConfigError(
                 "schema", expected="a label to train on", found="none", do="add label: <column> to the schema"
@@ -109,6 +121,7 @@ class Run:
             progress=self.progress,
             begin=lambda: self._start(trainer),
             after_step=after_step,
+            group=self.group,
         )
         if self.config.publish is not None:
             publisher = self._publisher(self.config.publish, trainer)
@@ -122,11 +135,11 @@ class Run:
             "logs": {name: {"fingerprint": log.fingerprint, "rows": log.rows} for name, log in logs.items()},
         }
         result = finite({**result, "notes": _notes(result, trainer)})
-        self.files.write_result(result)
+        self._write_result(result)
         if publisher is not None:
             done = publisher.last is not None and publisher.last.id == before and not trained
             result["version"] = before if done else publisher.publish(restored=True).id
-            self.files.write_result(result)
+            self._write_result(result)
             self.progress.say(f"published {'before, as ' if done else ''}{result['version']}")
         return result
 
@@ -144,11 +157,13 @@ class Run:
             init_std=settings.init_std,
             kernel=settings.kernel,
             seed=settings.seed,
+            group=self.group,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.training.seed)
             network = build_network(self.build_network, self._description(table))
-        return CtrModel(table, StreamingNormalizer(self.schema.dense), network)
+        network = share_batch_norm(network, self.group)
+        return CtrModel(table, StreamingNormalizer(self.schema.dense, self.group), network)
 
     def trained(self) -> CtrModel:
         """The finished run's model, in eval mode.
@@ -167,7 +182,7 @@ class Run:
         """
         log = ParquetLog(source, self.schema)
         size = self.config.training.evaluation_batch_size
-        return training.evaluate(self.trained(), log, size, progress=self.progress)
+        return evaluate(self.trained(), log, size, progress=self.progress)
 
     def bundle(self) -> Bundle:
         """What ``embstore.store`` publishes of the trained run.
@@ -192,7 +207,7 @@ class Run:
     @staticmethod
     def parameters(model: CtrModel) -> dict[str, int]:
         """Trained numbers: in the table, in the network, in all."""
-        table, network = model.table.weight.numel(), sum(p.numel() for p in model.network.parameters())
+        table, network = model.table.num_rows * model.table.dim, sum(p.numel() for p in model.network.parameters())
         return {"table": table, "network": network, "total": table + network}
 
     def _open_start(self, start: StartSettings) -> Version:
@@ -201,7 +216,8 @@ class Run:
         if there is not None and there.start is not None and not ref[:1].isdigit():
             same = place_of(there.start.store) == place_of(start.store)
             ref = there.start.version if same else ref
-        return Store(start.store).open(ref)
+        store = Store(start.store)
+        return store.open(self.group.lead(lambda: store.resolve(ref)))
 
     def _begin(self, logs: Mapping[str, ParquetLog]) -> None:
         """Make the folder this run's."""
@@ -209,7 +225,7 @@ class Run:
         if self.start is not None:
             check_columns(columns, self.start)
         learnt_from = {name: logs[name].fingerprint for name in ("train", "valid") if name in logs}
-        self.files.claim(self.config, self.schema, learnt_from, columns)
+        self.group.lead(lambda: self.files.claim(self.config, self.schema, learnt_from, columns))
 
     def _start(self, trainer: Trainer) -> None:
         if self.start is not None and not load_version(trainer.model, trainer.optimizer, self.start):
@@ -222,7 +238,9 @@ class Run:
         else:
             Store(place).aliases()
         start = self.start if self.parent(settings.store) is not None else None
-        return Publisher(settings, trainer.model, lambda: self._bundle(trainer), self.folder, start=start)
+        return Publisher(
+            settings, trainer.model, lambda: self._bundle(trainer), self.folder, start=start, group=self.group
+        )
 
     def _restored(self) -> Trainer:
         exact = self.files.exact_tokens()
@@ -248,6 +266,7 @@ class Run:
             metrics={name: result[name] for name in ("valid", "test") if name in result},
             lineage=lineage,
             optimizer=model.table.optimizer_state(adam_tensors(trainer.optimizer)),
+            shard=None if self.group.alone else model.table.shard,
         )
 
     def _description(self, table: UnifiedEmbedding) -> NetworkDescription:
@@ -261,16 +280,19 @@ class Run:
 
     def _collected_tokens(self, log: ParquetLog) -> dict[str, Tensor]:
         """Known tokens of the exact features: of the version the run goes on from, or of the training log."""
-        tokens = self.files.exact_tokens()
-        if tokens is None:
+        if not self.group.lead(lambda: self.files.exact_tokens() is not None):
             if self.start is not None:
-                self.files.write_exact_tokens(self.start.table.exact_tokens())
+                tokens = self.start.table.exact_tokens()
             else:
                 with self.progress("exact", log.rows) as bar:
-                    self.files.write_exact_tokens(exact_tokens(log, progress=bar.advance))
-            tokens = self.files.exact_tokens()
-        assert tokens is not None
-        return tokens
+                    tokens = exact_tokens(log, progress=bar.advance, group=self.group)
+            self.group.lead(lambda: self.files.write_exact_tokens(tokens))
+        kept = self.files.exact_tokens()
+        assert kept is not None
+        return kept
+
+    def _write_result(self, result: Mapping[str, Any]) -> None:
+        self.group.lead(lambda: self.files.write_result(result))
 
 
 def _notes(result: Mapping[str, Any], trainer: Trainer) -> list[str]:

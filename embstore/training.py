@@ -15,10 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -30,9 +27,12 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from embstore.batch import Batch
 from embstore.checkpoints import Checkpoints, adam_tensors, load_adam, load_into
 from embstore.ctr import CtrModel
-from embstore.errors import CheckpointError, ConfigError, DataError, Interrupted, LogError
+from embstore.distributed import ALONE, Group
+from embstore.errors import CheckpointError, ConfigError, DataError, GroupError, Interrupted, LogError
+from embstore.evaluation import evaluate
+from embstore.interruption import Interruption
 from embstore.logs import Cursor, ParquetLog
-from embstore.metrics import Evaluation, finite
+from embstore.metrics import finite
 from embstore.progress import Progress, no_progress
 
 SCHEDULES = ("constant", "linear", "plateau")
@@ -126,6 +126,8 @@ class Trainer:
         progress: how progress is shown; nothing by default.
         begin: called when a run starts, not when it goes on from a checkpoint.
         after_step: called after each step with the number of its rows.
+        group: processes that train the model together, each with its own shard of the table and its part of every
+            batch; the model's table, normalizer and batch norms know of it. Rank 0 shows, and writes files.
 
     Raises:
         CheckpointError: the folder holds another run.
@@ -141,11 +143,13 @@ class Trainer:
         progress: Progress = no_progress,
         begin: Callable[[], object] = lambda: None,
         after_step: Callable[[int], object] = lambda rows: None,
+        group: Group = ALONE,
     ) -> None:
-        self.model, self.settings, self.folder, self.show = model, settings, Path(folder), progress
+        self.model, self.settings, self.folder, self.group = model, settings, Path(folder), group
+        self.show = progress if group.first else no_progress
         self._begin, self._after_step = begin, after_step
         self.device = model.table.weight.device
-        self.checkpoints = Checkpoints(self.folder / "checkpoints")
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", group)
         self.optimizer = torch.optim.Adam(
             [*model.normalizer.parameters(), *model.network.parameters()],
             lr=settings.learning_rate,
@@ -157,7 +161,7 @@ class Trainer:
         self.identity = hashlib.sha256(f"{identity}\n{json.dumps(deciding, sort_keys=True)}".encode()).hexdigest()
         self.at = _Progress()
         self._save_due = math.inf
-        self._stop = threading.Event()
+        self._interruption = Interruption()
 
     def fit(self, train: ParquetLog, valid: ParquetLog | None = None) -> dict[str, float]:
         """Train until the epochs are over or patience is, then put the best evaluated model back.
@@ -172,6 +176,7 @@ class Trainer:
             LogError: the log changed since the checkpoint.
             ConfigError: the schema has no label, or no group though ``metric`` is ``gauc``.
             DataError: a row that can't be used, or a loss or metric that is not a number.
+            GroupError: too few rows for so many ranks.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         self._resume()
@@ -187,6 +192,13 @@ class Trainer:
             raise ConfigError(
                 "training.metric: gauc", expected="a schema with a group", found="none", do="add group: <column>"
             )
+        if min(train.rows, settings.batch_size) < self.group.world:
+            raise GroupError(
+                f"batches of {min(train.rows, settings.batch_size):,} rows",
+                expected=f"a row for each of {self.group.world:,} ranks",
+                found="fewer",
+                do="take fewer ranks, or larger batches (training.batch_size) of a longer log",
+            )
         per_epoch = train.batch_count(settings.batch_size)
         total = per_epoch * settings.epochs
         if at.finished:
@@ -200,10 +212,12 @@ class Trainer:
             epochs=settings.epochs,
             shuffle_window=settings.shuffle_window,
             seed=settings.seed,
+            rank=self.group.rank,
+            world_size=self.group.world,
         )
         self.model.train()
         with (
-            self._interruptible(),
+            self._interruption.watched(),
             torch.random.fork_rng(devices=_cuda(self.device)),
             self.show("train", train.rows * settings.epochs) as bar,
         ):
@@ -213,17 +227,18 @@ class Trainer:
                 for batch in () if at.finished else batches:
                     logits_B = self._step(batch, total)
                     bar.step(batch, logits_B, at.loss_sum / max(at.loss_rows, 1))
-                    self._after_step(len(batch))
+                    self._after_step(batch.step_rows)
                     last = at.step == total
+                    stop, due = self.group.any(self._interruption.asked(), self._is_save_due())
                     if at.step % every == 0 or last:
                         at.finished = last
                         self._evaluate(valid)
                         self._save()
-                    elif self._stop.is_set() or self._is_save_due():
+                    elif stop or due:
                         self._save()
                     if at.finished:
                         break
-                    if self._stop.is_set():
+                    if stop:
                         raise Interrupted(f"stopped at step {at.step:,}; the checkpoint is saved, run again to go on")
             finally:
                 batches.close()
@@ -234,7 +249,9 @@ class Trainer:
 
     def evaluate(self, log: ParquetLog, *, label: str = "evaluate") -> dict[str, float]:
         """Metrics of the model as it is on a labelled log, streamed and exact (``embstore.metrics``)."""
-        return evaluate(self.model, log, self.settings.evaluation_batch_size, progress=self.show, label=label)
+        return evaluate(
+            self.model, log, self.settings.evaluation_batch_size, progress=self.show, label=label, group=self.group
+        )
 
     def restore(self) -> None:
         """Load the folder's run as ``fit`` left it: its best model, or its last when none was evaluated.
@@ -257,14 +274,13 @@ class Trainer:
         factor = max(0.0, 1 - at.step / total) if settings.schedule == "linear" else at.factor
         self.optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
         self.model.table.learning_rate = self.model.table.optimizer.learning_rate * factor
-        torch.manual_seed(_step_seed(settings.seed, at.step))
+        torch.manual_seed(_step_seed(settings.seed, at.step, self.group.rank))
         on_device = batch.to(self.device)
         logits_B = self.model(on_device)
-        assert on_device.label_B is not None
-        loss = binary_cross_entropy_with_logits(logits_B, on_device.label_B, weight=on_device.weight_B)
+        loss = _loss(logits_B, on_device)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        value = float(loss.detach())
+        value, positives, negatives = self._reduce(loss, batch.label_B)
         if not math.isfinite(value):
             raise DataError(
                 f"training diverged at step {at.step + 1:,}",
@@ -275,11 +291,24 @@ class Trainer:
         self.optimizer.step()
         at.step += 1
         at.cursor = batch.cursor
-        at.loss_sum += value * len(batch)
-        at.loss_rows += len(batch)
-        at.positives = at.positives or bool((batch.label_B == 1).any())
-        at.negatives = at.negatives or bool((batch.label_B == 0).any())
+        at.loss_sum += value * batch.step_rows
+        at.loss_rows += batch.step_rows
+        at.positives, at.negatives = at.positives or positives, at.negatives or negatives
         return logits_B.detach()
+
+    def _reduce(self, loss: torch.Tensor, label_B: torch.Tensor) -> tuple[float, bool, bool]:
+        """Sum the network's gradients over the ranks; the loss of the whole batch, and which labels it has."""
+        positives, negatives = bool((label_B == 1).any()), bool((label_B == 0).any())
+        if self.group.alone:
+            return float(loss.detach()), positives, negatives
+        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        more = torch.tensor([float(loss.detach()), positives, negatives], device=loss.device)
+        *summed, more = self.group.sum(torch.cat([*(grad.flatten() for grad in grads), more])).split(
+            [*(grad.numel() for grad in grads), len(more)]
+        )
+        for grad, found in zip(grads, summed, strict=True):
+            grad.copy_(found.view_as(grad))
+        return float(more[0]), bool(more[1]), bool(more[2])
 
     def _evaluate(self, valid: ParquetLog | None) -> None:
         """Evaluate, write the metrics down, and update best, patience and schedule."""
@@ -313,6 +342,8 @@ class Trainer:
         self._write(record)
 
     def _write(self, record: dict[str, Any]) -> None:
+        if not self.group.first:
+            return
         with open(self.folder / "metrics.jsonl", "ab") as out:
             out.write(json.dumps(finite(record)).encode() + b"\n")
             self.at.log_bytes = out.tell()
@@ -331,10 +362,9 @@ class Trainer:
         at, started = self.at, monotonic()
         state = {"identity": self.identity, "at": asdict(at)}
         dense = self.model.dense_state()
-        table = self.model.table.state_dict()
-        name = self.checkpoints.save(
-            at.step, state, {"table": table, "dense": dense, "adam": adam_tensors(self.optimizer)}
-        )
+        table = self.model.table
+        tensors = {"table": table.state_dict(), "dense": dense, "adam": adam_tensors(self.optimizer)}
+        name = self.checkpoints.save(at.step, state, tensors, table.shard)
         self.checkpoints.prune({name, at.best_name or name})
         self._save_due = self._next_save(monotonic() - started)
 
@@ -345,13 +375,13 @@ class Trainer:
         else:
             self._begin()
         metrics = self.folder / "metrics.jsonl"
-        if metrics.exists():
+        if self.group.first and metrics.exists():
             with open(metrics, "ab") as out:
                 out.truncate(self.at.log_bytes)
 
     def _load_last(self) -> None:
         name = self.checkpoints.names()[-1]
-        state, tensors = self.checkpoints.load(name)
+        state, tensors = self._read(name)
         if state.get("identity") != self.identity:
             raise CheckpointError(
                 f"{self.folder} holds another run",
@@ -364,70 +394,35 @@ class Trainer:
 
     def _restore_best(self) -> None:
         if self.at.best_name is not None and self.at.best_name != self.checkpoints.name(self.at.step):
-            _, tensors = self.checkpoints.load(self.at.best_name)
+            _, tensors = self._read(self.at.best_name)
             self._load(tensors, self.at.best_name)
+
+    def _read(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        table = self.model.table
+        return self.checkpoints.load(name, table.num_rows, table.shard)
 
     def _load(self, tensors: dict[str, Any], name: str) -> None:
         both = {f"table.{key}": tensor for key, tensor in tensors["table"].items()} | dict(tensors["dense"])
         load_into(self.model, both, origin=f"checkpoint {name}")
         load_adam(self.optimizer, tensors["adam"])
 
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C and SIGTERM end the step first, a second one stops at once; only the main thread may set handlers."""
-        self._stop.clear()
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(*_: object) -> None:
-            if self._stop.is_set():
-                raise KeyboardInterrupt
-            self._stop.set()
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-@torch.no_grad()
-def evaluate(
-    model: CtrModel, log: ParquetLog, batch_size: int, *, progress: Progress = no_progress, label: str = "evaluate"
-) -> dict[str, float]:
-    """Metrics of a model in eval mode on a labelled log.
-
-    Args:
-        model: left in eval mode.
-        log: its schema names the label.
-        batch_size: rows looked up together; the result doesn't depend on it, up to float32 rounding of the network.
-
-    Raises:
-        ConfigError: the schema has no label.
-        DataError: a row that can't be used, or logits that are not finite.
-    """
-    model.eval()
-    evaluation = Evaluation()
-    with progress(label, log.rows) as bar:
-        for batch in log.batches(batch_size):
-            logits_B = model(batch.to(model.table.weight.device))
-            if batch.label_B is None:
-                raise ConfigError(
-                    "evaluation", expected="a schema with a label", found="none", do="set label: in the schema"
-                )
-            evaluation.update(logits_B, batch.label_B, batch.weight_B, batch.group_B)
-            bar.advance(len(batch))
-    return evaluation.result()
-
 
 def _no_label() -> ConfigError:
     return ConfigError("schema", expected="a label", found="none", do="add label: <column> to the schema")
 
 
-def _step_seed(seed: int, step: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
+def _loss(logits_B: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """This rank's part of the mean over the whole batch."""
+    assert batch.label_B is not None
+    if batch.whole is None:
+        return binary_cross_entropy_with_logits(logits_B, batch.label_B, weight=batch.weight_B)
+    summed = binary_cross_entropy_with_logits(logits_B, batch.label_B, weight=batch.weight_B, reduction="sum")
+    return summed / batch.whole
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    of_rank = f"/{rank}" if rank else ""  # masks of dropout are each rank's own
+    digest = hashlib.blake2b(f"{seed}/{step}{of_rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

@@ -58,7 +58,7 @@ def test_checkpoints_keep_a_folder_from_others(tmp_path: Path, other: dict[str, 
     claim(folder, **other)  # no checkpoint yet: replaced
     assert folder.exact_tokens() is None
     claim(folder)
-    Checkpoints(tmp_path / "checkpoints").save(1, {}, {"table": {"rows": torch.zeros(1)}})
+    Checkpoints(tmp_path / "checkpoints").save(1, {}, {"table": {"rows": torch.zeros(1)}}, range(1))
     with pytest.raises(CheckpointError, match=f"another {named}; name another folder"):
         claim(folder, **other)
     assert folder.config().changed_from(claim(folder)) == []  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,9 +88,13 @@ def train(
     With --from a run goes on from a published version: its schema, table, network and the state of both optimizers are
     the run's. With --publish it publishes its model when it is finished and, every so often, the rows that have changed
     since (publish.every_minutes, publish.every_rows; publish.whole_every deltas apart, the whole table).
+
+    torchrun --nproc-per-node 2 -m embstore train ... trains one model by several processes: each holds a part of the
+    table and takes a part of every batch (docs/scaling.md).
     """
     from embstore.cli.console import progress, show_notes
     from embstore.config import load_yaml, parse
+    from embstore.distributed import joined
     from embstore.errors import ConfigError
     from embstore.models import build
     from embstore.run import Run
@@ -124,28 +129,28 @@ def train(
             do="see embstore train --help",
         )
     run_config = parse(RunConfig, data)
-    if run_config.schema is None and run_config.start is None:
-        run_config = _infer(run_config)
-    if seed is not None:
-        run_config = run_config.with_seed(seed, run_config.output)
-    runs = [run_config]
-    if seeds is not None:
-        runs = [run_config.with_seed(number, f"{run_config.output}/seed-{number}") for number in range(seeds)]
-    results, summary = [], {}
-    for each in runs:
-        if fresh:
-            Run.clear(each.output)
-        run = Run(each, build, progress=progress)
-        result = run.train()
-        results.append(result)
-        if not as_json:
-            _show(each.output, result)
-        show_notes(result)
-    if seeds is not None:
-        summary = _summarise(run_config.output, results, quiet=as_json)
-    if as_json:
-        only = {"output": run_config.output, **(results[0] if seeds is None else summary)}
-        click.echo(json.dumps(only))
+    with joined() as group:
+        if run_config.schema is None and run_config.start is None:
+            run_config = _infer(run_config, quiet=not group.first)
+        if seed is not None:
+            run_config = run_config.with_seed(seed, run_config.output)
+        runs = [run_config]
+        if seeds is not None:
+            runs = [run_config.with_seed(number, f"{run_config.output}/seed-{number}") for number in range(seeds)]
+        results = []
+        for each in runs:
+            if fresh:
+                group.lead(partial(Run.clear, each.output))
+            result = Run(each, build, progress=progress, group=group).train()
+            results.append(result)
+            if group.first:
+                if not as_json:
+                    _show(each.output, result)
+                show_notes(result)
+    if group.first:
+        only = results[0] if seeds is None else _summarise(run_config.output, results, quiet=as_json)
+        if as_json:
+            click.echo(json.dumps({"output": run_config.output, **only}))
 
 
 def _show(folder: str, result: dict[str, Any]) -> None:
@@ -209,10 +214,12 @@ def _override(data: dict[str, Any], setting: str) -> None:
     data[last] = parse_yaml(text, where=f"--set {setting}")
 
 
-def _infer(config: RunConfig) -> RunConfig:
-    """The run with its inferred schema, after showing it."""
+def _infer(config: RunConfig, *, quiet: bool) -> RunConfig:
+    """The run with its inferred schema, after showing it unless ``quiet``."""
     from embstore.cli.console import errors, warn
 
+    if quiet:
+        return config.with_schema(config.read_schema())
     schema = config.read_schema(warn)
     errors.print("schema, inferred (embstore schema prints it; edit it and give it with --schema):")
     errors.print(schema.to_yaml(), markup=False, highlight=False)

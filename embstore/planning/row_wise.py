@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def load_torchrec() -> None:
     """
     with quiet():
         try:
-            import torchrec.distributed.planner.types
+            import_module("torchrec.distributed.planner.types")
         except (ImportError, OSError, AttributeError, RuntimeError) as error:
             raise KernelError(
                 "torchrec can't be loaded",

@@ -1,7 +1,7 @@
 """One table over many processes: each holds a range of its rows, and torchrec's collectives bring rows to who asks.
 
-    UnifiedEmbedding(..., group=group)
-        exchange.py     a batch's rows, there and back
-        moving.py       rows between ranks for files whose bounds are not those of the shards
-        batch_norm.py   what of the network must see the whole batch
+UnifiedEmbedding(..., group=group)
+    exchange.py     a batch's rows, there and back
+    moving.py       rows between ranks for files whose bounds are not those of the shards
+    batch_norm.py   what of the network must see the whole batch
 """

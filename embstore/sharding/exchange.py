@@ -1,4 +1,4 @@
-"""Lookups and updates of a table whose rows are shared out: torchrec carries rows and gradients, our kernels do the rest.
+"""A table whose rows are shared out: torchrec carries rows and gradients, our kernels look up, pool and update.
 
     rank       tokens ──> rows of all hits ──> distinct ones ──┐ ids              ┌──> pooled output
                                                                v                  │ vectors
@@ -6,11 +6,11 @@
                                                                │ ids              ^ vectors
     owner                                                      └──> its kernel ───┘
 
-The backward pass goes the same way: a rank sums the gradients of each distinct row over its hits, torchrec takes them to
-the row's owner, and the owner's kernel updates a row once with the sum over all ranks, by the fused optimizer.
+The backward pass goes the same way: a rank sums the gradients of each distinct row over its hits, torchrec takes them
+to the row's owner, and the owner's kernel updates a row once with the sum over all ranks, by the fused optimizer.
 
-All lookups of all features are one key of one ``EmbeddingCollection`` table: a row that several of them hit travels once,
-and there is one exchange whatever the number of features.
+All lookups of all features are one key of one ``EmbeddingCollection`` table: a row that several of them hit travels
+once, and there is one exchange whatever the number of features.
 
 Shape suffixes: T hits, U distinct rows of them, R rows asked of this rank, B batch rows, W output width, D dim.
 """
@@ -65,7 +65,9 @@ class Exchange:
         block = -(-rows // group.world)
         if block * (group.world - 1) >= rows:
             found = f"{group.world:,} ranks, of which {max(-(-rows // max(block, 1)), 0):,} would hold some"
-            raise GroupError(f"table of {rows:,} rows", expected="rows for each rank", found=found, do="take fewer ranks")
+            raise GroupError(
+                f"table of {rows:,} rows", expected="rows for each rank", found=found, do="take fewer ranks"
+            )
         with quiet():
             sharding = self._shard(rows, dtype, optimizer, device)
             self._input_dist, self._output_dist = sharding.create_input_dist(), sharding.create_output_dist()

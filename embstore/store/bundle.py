@@ -114,6 +114,8 @@ class Bundle:
         columns: Arrow type, as text, of the log's column of each feature; a feature whose type is not known is absent.
         optimizer: what training goes on from; not needed to read.
         compacts: id of the delta whose rows these are; for ``Store.compact``.
+        shard: the rows of the table, and of the optimizer's tensors, that are in this process, when several publish
+            together; all when not given.
     """
 
     table: TableSource
@@ -125,3 +127,9 @@ class Bundle:
     columns: Mapping[str, str] = field(default_factory=dict)
     optimizer: OptimizerState | None = None
     compacts: str | None = None
+    shard: range | None = None
+
+    @property
+    def rows(self) -> range:
+        """Those that are in this process."""
+        return range(self.table.num_rows) if self.shard is None else self.shard

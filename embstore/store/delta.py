@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from embstore.distributed import ALONE, Group
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.files import FileDigest
@@ -40,9 +41,17 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def write_delta(
-    path: Path, bundle: Bundle, layout: Layout, change: Change, body: dict[str, Any], progress: Progress | None
-) -> FileDigest:
+    path: Path,
+    bundle: Bundle,
+    layout: Layout,
+    change: Change,
+    body: dict[str, Any],
+    progress: Progress | None,
+    group: Group = ALONE,
+) -> FileDigest | None:
     """Write the rows of ``bundle`` that differ from the base's; what the delta is, is written into ``body``.
+
+    Each rank of a group compares its shard; rank 0 gathers what changed and writes it, and the others return nothing.
 
     Raises:
         StoreError: the base has another layout, or a setting can't be.
@@ -52,6 +61,11 @@ def write_delta(
     index_R = _changed(bundle, change, progress)
     encoding = change.encoding or encoding_of(bundle.table.dtype)
     rows_RD = bundle.table.gather(index_R)
+    state = {} if bundle.optimizer is None else bundle.optimizer.table
+    state = {name: _of_rows(of, index_R - bundle.rows.start) for name, of in state.items()}
+    index_R, rows_RD, *states = (torch.cat(group.collect(of)) for of in (index_R, rows_RD, *state.values()))
+    if not group.first:
+        return None
     stored_RS = encode(rows_RD, encoding)
     body["delta"] = {
         "base": base.id,
@@ -64,8 +78,7 @@ def write_delta(
     if encoding != encoding_of(bundle.table.dtype):
         body["delta"]["loss"] = Loss.of_rows(rows_RD, decode(stored_RS, encoding, layout.dim)).report()
     tensors = {"index": index_R, "rows": stored_RS}
-    if bundle.optimizer is not None:
-        tensors |= {f"optimizer.{name}": _of_rows(of, index_R) for name, of in bundle.optimizer.table.items()}
+    tensors |= {f"optimizer.{name}": of for name, of in zip(state, states, strict=True)}
     return write_tensors(path, tensors)
 
 
@@ -115,7 +128,7 @@ def _check(bundle: Bundle, layout: Layout, change: Change) -> None:
         raise StoreError(f"a delta of {base.id}", expected="its exact tokens", found="others", do=do)
     if base.delta is not None and base.delta.depth >= MAX_DEPTH:
         raise StoreError(f"a delta of {base.id}", expected=f"at most {MAX_DEPTH} in a chain", found="more", do=do)
-    ours = None if bundle.optimizer is None else (bundle.optimizer.name, bundle.optimizer.kinds(layout.rows))
+    ours = None if bundle.optimizer is None else (bundle.optimizer.name, bundle.optimizer.kinds(len(bundle.rows)))
     theirs = None if base.optimizer is None else (base.optimizer.name, base.optimizer.tensors)
     if ours is not None and ours != theirs:
         expected = f"a base with the optimizer's state, {ours}"
@@ -130,7 +143,7 @@ def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tenso
     base, table = change.base, bundle.table
     states = {} if bundle.optimizer is None or change.significance else bundle.optimizer.table
     found = []
-    for index_R in _candidates(change, table.num_rows):
+    for index_R in _candidates(change, bundle.rows):
         ours_RD, theirs_RD = table.gather(index_R), base.table.gather(index_R)
         if change.significance:
             changed_R = (ours_RD.double() - theirs_RD.double()).norm(dim=1) > change.significance
@@ -138,23 +151,23 @@ def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tenso
             changed_R = _differ(ours_RD, theirs_RD)
         before = base.optimizer_rows.gather(index_R) if states else {}
         for name, tensor in states.items():
-            changed_R |= _differ(_of_rows(tensor, index_R), before[name])
+            changed_R |= _differ(_of_rows(tensor, index_R - bundle.rows.start), before[name])
         found.append(index_R[changed_R])
         if progress:
             progress("compare", int(index_R[-1]) + 1, table.num_rows)
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 
-def _candidates(change: Change, rows: int) -> Iterator[Tensor]:
+def _candidates(change: Change, rows: range) -> Iterator[Tensor]:
     if change.touched is None:
-        for start in range(0, rows, _CHUNK_ROWS):
-            yield torch.arange(start, min(start + _CHUNK_ROWS, rows))
+        for start in range(rows.start, rows.stop, _CHUNK_ROWS):
+            yield torch.arange(start, min(start + _CHUNK_ROWS, rows.stop))
         return
     touched_R = change.touched.cpu()
     ascending = bool((touched_R[1:] > touched_R[:-1]).all())
-    inside = not len(touched_R) or (int(touched_R[0]) >= 0 and int(touched_R[-1]) < rows)
+    inside = not len(touched_R) or (int(touched_R[0]) >= rows.start and int(touched_R[-1]) < rows.stop)
     if touched_R.dtype != torch.int64 or touched_R.dim() != 1 or not (ascending and inside):
-        raise StoreError("touched rows", expected=f"int64, ascending, of {rows:,}", found=f"{touched_R.dtype}")
+        raise StoreError("touched rows", expected=f"int64, ascending, of {len(rows):,}", found=f"{touched_R.dtype}")
     yield from (part for part in touched_R.split(_CHUNK_ROWS) if len(part))
 
 

@@ -18,16 +18,18 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from embstore.distributed import ALONE, Group
 from embstore.errors import CorruptVersionError, StoreError, nearest
 from embstore.metrics import finite
 from embstore.schema import Schema
-from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource
+from embstore.store.bundle import Bundle, Change, OptimizerState, Progress
 from embstore.store.delta import write_delta
 from embstore.store.documents import canonical_json, write_json
 from embstore.store.files import FileDigest, fsync_folder, write_small
@@ -57,6 +59,7 @@ from embstore.store.quantization import (
     stored_dtype,
     stored_width,
 )
+from embstore.store.sharded import BucketRows, begun_in
 from embstore.store.tensors import SafetensorsWriter, write_tensors
 from embstore.threads import usable_cores
 
@@ -80,15 +83,17 @@ def write(
     encoding: str | None = None,
     change: Change | None = None,
     progress: Progress | None = None,
+    group: Group = ALONE,
 ) -> bytes:
     """Write a version into an empty folder, read it back, compare, and fsync it.
 
     Args:
         encoding: how the rows are stored: ``int8``, ``int4`` or a dtype; the table's own dtype when not given.
         change: write only what changed.
+        group: who write it together, each its shard.
 
     Returns:
-        The bytes of its manifest.
+        The bytes of its manifest; none but on rank 0.
 
     Raises:
         StoreError: a bundle whose parts don't fit together.
@@ -99,16 +104,21 @@ def write(
     body = _body(bundle, encoding, version=version, created=created, space=space, parent=parent)
     layout = _checked(bundle, body)
     if bundle.optimizer is not None:
-        body["optimizer"] = _said_of(bundle.optimizer, layout)
+        body["optimizer"] = _said_of(bundle.optimizer, bundle.rows)
     files: dict[str, FileDigest] = {}
-    for folder_name in ("table", "exact", "model", "delta", "optimizer"):
-        (folder / folder_name).mkdir()
+    if group.first:
+        for folder_name in ("table", "exact", "model", "delta", "optimizer"):
+            (folder / folder_name).mkdir()
+    group.barrier()
     if change is None:
-        files |= _write_table(folder, bundle.table, layout, body, progress)
+        files |= _write_table(folder, bundle, layout, body, progress, group)
         if bundle.optimizer is not None:
-            files |= _write_optimizer(folder, bundle.optimizer, layout)
+            files |= _write_optimizer(folder, bundle.optimizer, bundle.rows, layout, group)
     else:
-        files[DELTA] = write_delta(folder / DELTA, bundle, layout, change, body, progress)
+        delta = write_delta(folder / DELTA, bundle, layout, change, body, progress, group)
+        files |= {} if delta is None else {DELTA: delta}
+    if not group.first:
+        return b""
     if bundle.optimizer is not None:
         files[DENSE_OPTIMIZER] = write_tensors(folder / DENSE_OPTIMIZER, bundle.optimizer.dense)
     files[TOKENS] = write_tensors(folder / TOKENS, bundle.table.exact_tokens())
@@ -287,9 +297,11 @@ def check_dense(state: Mapping[str, Tensor], where: str) -> None:
 
 
 def _write_table(
-    folder: Path, table: TableSource, layout: Layout, body: dict[str, Any], progress: Progress | None
+    folder: Path, bundle: Bundle, layout: Layout, body: dict[str, Any], progress: Progress | None, group: Group
 ) -> dict[str, FileDigest]:
     """The buckets, some at a time; what storing the rows so has cost is written into ``body``."""
+    table = bundle.table
+    rows = BucketRows(group, bundle.rows, layout, table.read_rows)
     loss = None if layout.encoding == encoding_of(table.dtype) else Loss()
     step = max(1, _CHUNK_BYTES // (layout.dim * table.dtype.itemsize))
     dtype, width = layout.stored
@@ -303,7 +315,7 @@ def _write_table(
             for start in range(first, last, step):
                 stop = min(start + step, last)
                 with one_at_a_time:  # a table may change as it is read
-                    rows_ND = table.read_rows(start, stop)
+                    rows_ND = rows.read(start, stop)
                 stored_NS = encode(rows_ND, layout.encoding)
                 lost = None if loss is None else Loss.of_rows(rows_ND, decode(stored_NS, layout.encoding, layout.dim))
                 writer.write("rows", stored_NS)
@@ -315,29 +327,45 @@ def _write_table(
                         progress("write", done, layout.rows * layout.row_bytes)
             return writer.close()
 
-    digests = _for_each_bucket(write_bucket, layout)
+    digests = _for_each_bucket(write_bucket, rows.numbers, group, "table")
     if loss is not None:
-        body["table"]["loss"] = loss.report()
-    return {bucket_name(number): digest for number, digest in enumerate(digests)}
+        whole = Loss()
+        for theirs in group.tell(asdict(loss)):
+            whole.add(Loss(**theirs))
+        body["table"]["loss"] = whole.report()
+    return digests
 
 
-def _write_optimizer(folder: Path, optimizer: OptimizerState, layout: Layout) -> dict[str, FileDigest]:
+def _write_optimizer(
+    folder: Path, optimizer: OptimizerState, shard: range, layout: Layout, group: Group
+) -> dict[str, FileDigest]:
+    def rows_of(tensor: Tensor) -> BucketRows:
+        return BucketRows(
+            group, shard, layout, lambda start, stop: tensor[start - shard.start : stop - shard.start].detach().cpu()
+        )
+
+    rows = {name: rows_of(tensor) for name, tensor in optimizer.table.items()}
+
     def write_bucket(number: int) -> FileDigest:
-        first, last = layout.bucket(number)
-        tensors = {name: tensor[first:last] for name, tensor in optimizer.table.items()}
+        tensors = {name: of.read(*layout.bucket(number)) for name, of in rows.items()}
         return write_tensors(folder / bucket_name(number, "optimizer"), tensors)
 
-    digests = _for_each_bucket(write_bucket, layout)
-    return {bucket_name(number, "optimizer"): digest for number, digest in enumerate(digests)}
+    numbers = begun_in(shard, layout)
+    return _for_each_bucket(write_bucket, numbers, group, "optimizer")
 
 
-def _for_each_bucket(write_bucket: Callable[[int], FileDigest], layout: Layout) -> list[FileDigest]:
+def _for_each_bucket(
+    write_bucket: Callable[[int], FileDigest], numbers: range, group: Group, folder: str
+) -> dict[str, FileDigest]:
+    """By name, the files of the buckets of all ranks, after each has written its own."""
     # Copying, hashing, writing, reading and fsyncing all release the interpreter lock.
-    with ThreadPoolExecutor(min(layout.buckets, _WRITERS)) as pool:
-        return list(pool.map(write_bucket, range(layout.buckets)))
+    with ThreadPoolExecutor(min(len(numbers), _WRITERS) or 1) as pool:
+        own = dict(zip(numbers, pool.map(write_bucket, numbers), strict=True))
+    told = group.tell({bucket_name(number, folder): list(digest) for number, digest in own.items()})
+    return {name: FileDigest(*digest) for theirs in told for name, digest in theirs.items()}
 
 
-def _said_of(optimizer: OptimizerState, layout: Layout) -> dict[str, Any]:
-    kinds = optimizer.kinds(layout.rows).items()
+def _said_of(optimizer: OptimizerState, rows: range) -> dict[str, Any]:
+    kinds = optimizer.kinds(len(rows)).items()
     tensors = {name: {"dtype": encoding_of(dtype), "width": width} for name, (dtype, width) in kinds}
     return {"name": optimizer.name, "steps": optimizer.steps, "rates": optimizer.rates, "tensors": tensors}

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from embstore.distributed import Group
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store import format
 from embstore.store.bundle import Bundle, Change, Progress
@@ -34,6 +35,7 @@ def publish(
     change: Change | None,
     open_base: OpenBase,
     progress: Progress | None,
+    group: Group,
 ) -> tuple[str, Version | None]:
     """See ``Store.publish``.
 
@@ -41,54 +43,92 @@ def publish(
         open_base: opens what a delta is a change of.
 
     Returns:
-        The id of the version, and of a delta its base.
+        The id of the version and, on rank 0, of a delta its base.
     """
+    begun: dict[str, Any] = {}
+    try:
+        begun = group.lead(lambda: _begin(place, log, bundle, parent, change))
+        staged = Path(begun["staged"])
+        try:
+            _check_seen(staged, group)
+            manifest = format.write(
+                staged,
+                bundle,
+                version=begun["version"],
+                created=begun["created"],
+                space=begun["space"],
+                parent=begun["parent"],
+                encoding=encoding,
+                change=change,
+                progress=progress,
+                group=group,
+            )
+            base = None
+
+            def keep() -> str:
+                nonlocal base
+                own = FileDigest(len(manifest), sha256(manifest).hexdigest())
+                read = _as_readers_do(staged, begun["version"], own.sha256, open_base)
+                place.keep(staged, begun["version"], {**read.files, MANIFEST: own}, progress)
+                base = read.base
+                return own.sha256
+
+            digest = group.lead(keep)
+        except BaseException:
+            if group.first:
+                shutil.rmtree(staged, ignore_errors=True)
+            raise
+        group.lead(lambda: _commit(place, log, begun, digest, base))
+    except OSError as error:
+        raise StoreError(
+            f"publish {begun.get('version', '')}".strip(), found=str(error), do="see whether `versions` has it"
+        ) from error
+    return begun["version"], base
+
+
+def _begin(place: Place, log: Log, bundle: Bundle, parent: str | None, change: Change | None) -> dict[str, Any]:
+    """A name for the version, and a folder to write it in."""
     state = log.state()
     if change is not None:
         parent = parent or change.base.id
         if state.published[resolve(state, change.base.id, place)].manifest_sha256 != change.base.digest:
             raise StoreError(f"delta of {change.base.id}", expected="a version of this store", found="another's")
-    parent = parent if parent is None or parent in state.retired else resolve(state, parent, place)
     created = stamp(log.clock())
     version = f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
-    try:
-        staged = place.stage(version)
-        try:
-            manifest = format.write(
-                staged,
-                bundle,
-                version=version,
-                created=created,
-                space=bundle.lineage.get("space") or (change.base.space if change is not None else new_space()),
-                parent=parent,
-                encoding=encoding,
-                change=change,
-                progress=progress,
-            )
-            own = FileDigest(len(manifest), sha256(manifest).hexdigest())
-            read = _as_readers_do(staged, version, own.sha256, open_base)
-            place.keep(staged, version, {**read.files, MANIFEST: own}, progress)
-        except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
+    return {
+        "version": version,
+        "created": created,
+        "space": bundle.lineage.get("space") or (change.base.space if change is not None else new_space()),
+        "parent": parent if parent is None or parent in state.retired else resolve(state, parent, place),
+        "staged": str(place.stage(version)),
+    }
 
-        def entry(state: State) -> dict[str, Any]:
-            if read.base is not None:
-                check_living(state, read.base.id)
-            if not place.holds(version):
-                raise StoreError(f"publish {version}", found="its files removed by gc", do="allow a longer grace")
-            return {
-                "time": created,
-                "verb": "publish",
-                "version": version,
-                "manifest_sha256": own.sha256,
-                "parent": parent,
-            }
 
-        log.add(entry)
-    except OSError as error:
-        raise StoreError(f"publish {version}", found=str(error), do="see whether `versions` has it") from error
-    return version, read.base
+def _check_seen(staged: Path, group: Group) -> None:
+    (unseen,) = group.any(not staged.is_dir())
+    if unseen:
+        do = "publish from ranks of one host, or onto a file system they share"
+        raise StoreError(f"publish into {staged}", expected="a folder that all ranks see", found="not on each", do=do)
+
+
+def _commit(place: Place, log: Log, begun: Mapping[str, Any], digest: str, base: Version | None) -> None:
+    """Let the version exist."""
+
+    def entry(state: State) -> dict[str, Any]:
+        if base is not None:
+            check_living(state, base.id)
+        if not place.holds(begun["version"]):
+            found = "its files removed by gc"
+            raise StoreError(f"publish {begun['version']}", found=found, do="allow a longer grace")
+        return {
+            "time": begun["created"],
+            "verb": "publish",
+            "version": begun["version"],
+            "manifest_sha256": digest,
+            "parent": begun["parent"],
+        }
+
+    log.add(entry)
 
 
 def new_space() -> str:

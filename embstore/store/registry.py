@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 
 from obstore.store import ObjectStore
 
+from embstore.distributed import ALONE, Group
 from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError, nearest
 from embstore.store import gc, lease
 from embstore.store.bundle import Bundle, Change, Progress
@@ -93,6 +94,7 @@ class Store:
         encoding: str | None = None,
         change: Change | None = None,
         progress: Progress | None = None,
+        group: Group = ALONE,
     ) -> Version:
         """Make a version of ``bundle``: all of it or, after an error or crash, nothing.
 
@@ -103,6 +105,8 @@ class Store:
                 when not given. What it costs is in the manifest, ``table.loss``.
             change: publish a delta: only the rows that changed since a version of this store.
             progress: called as bytes are written and read back.
+            group: processes that publish together, each a bundle with its own ``shard``: all write the buckets that
+                begin among their rows, rank 0 the rest. The bytes are those that one process would have written.
 
         Raises:
             StoreError: parts that don't fit together, or a disk that can't be written; or gc took the files, or the
@@ -118,6 +122,7 @@ class Store:
             change=change,
             open_base=self._open_base,
             progress=progress,
+            group=group,
         )
         if base is not None:
             self._opened[base.id] = base

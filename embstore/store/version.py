@@ -192,19 +192,20 @@ class Version:
         """The dense model and normalizer, names from ``"normalizer."`` and ``"network."``; a copy to train on."""
         return {name: tensor.clone() for name, tensor in self.dense.items()}
 
-    def optimizer_state(self) -> OptimizerState:
-        """What training goes on from, read and checked whole; a copy.
+    def optimizer_state(self, rows: range | None = None) -> OptimizerState:
+        """What training goes on from, a copy; of the table's tensors these rows, or all, are read and checked.
 
         Raises:
             StoreError: it was published without.
             CorruptVersionError: its files are not what was published.
         """
-        info = self._optimizer_info()
+        info, of = self._optimizer_info(), self.optimizer_rows
+        every = rows is None or len(rows) == self.table.num_rows
         return OptimizerState(
             name=info.name,
             steps=info.steps,
             rates=info.rates,
-            table=self.optimizer_rows.whole(),
+            table=of.whole() if rows is None or every else of.gather(torch.arange(rows.start, rows.stop)),
             dense=_tensors(self.source, DENSE_OPTIMIZER, self.files),
         )
 

@@ -1,0 +1,86 @@
+"""Batch norm over the rows of all ranks: each normalises its part of a batch as one process would the whole.
+
+Shape suffixes: B rows of this rank, X numbers, W ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embstore.distributed import Group
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all ranks; each one's result depends on what all gave, so gradients are summed, too."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Group) -> Tensor:
+        ctx.group = group
+        return group.sum(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return ctx.group.sum(grads[0].clone()), None
+
+
+class GroupBatchNorm(nn.Module):
+    """A ``BatchNorm1d`` whose statistics are those of all ranks' rows; it keeps its parameters and buffers.
+
+    (torch's own ``SyncBatchNorm`` is for GPUs only.) A batch of one row has no variance: the running one is taken.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, of: nn.BatchNorm1d, group: Group) -> None:
+        super().__init__()
+        self._group, self.eps, self.momentum = group, of.eps, of.momentum
+        for name, parameter in of.named_parameters():
+            self.register_parameter(name, parameter)
+        for name, buffer in of.named_buffers():
+            self.register_buffer(name, buffer)
+
+    def forward(self, x_BX: Tensor) -> Tensor:
+        """Normalised, scaled and moved, ``[B, X]``; B may be 0."""
+        mean_X, var_X = self.running_mean, self.running_var
+        if self.training:
+            moments_W3X = self._moments(x_BX)
+            count_W, mean_WX, squares_WX = moments_W3X[:, 0, :1], moments_W3X[:, 1], moments_W3X[:, 2]
+            rows = float(count_W.detach().sum())
+            if rows > 1:
+                mean_X = (count_W * mean_WX).sum(dim=0) / rows
+                squares_X = (squares_WX + count_W * (mean_WX - mean_X).square()).sum(dim=0)
+                var_X = squares_X / rows
+                with torch.no_grad():
+                    self.num_batches_tracked += 1
+                    share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+                    self.running_mean.lerp_(mean_X, share)
+                    self.running_var.lerp_(squares_X / (rows - 1), share)
+        return (x_BX - mean_X) * (self.weight * (var_X + self.eps).rsqrt()) + self.bias
+
+    def _moments(self, x_BX: Tensor) -> Tensor:
+        """Count, mean and sum of squared deviations of each rank, by rank."""
+        rows, group = max(len(x_BX), 1), self._group
+        mean_X = x_BX.sum(dim=0) / rows
+        own_3X = torch.stack([torch.full_like(mean_X, len(x_BX)), mean_X, (x_BX - mean_X).square().sum(dim=0)])
+        others = torch.zeros(1, dtype=own_3X.dtype, device=own_3X.device).expand_as(own_3X)
+        parts = [own_3X if rank == group.rank else others for rank in range(group.world)]
+        moments_W3X: Tensor = _Sum.apply(torch.stack(parts), group)
+        return moments_W3X
+
+
+def share_batch_norm(network: nn.Module, group: Group) -> nn.Module:
+    """The network, its batch norms over all ranks' rows; itself when there are no other ranks."""
+    if group.alone:
+        return network
+    if isinstance(network, nn.BatchNorm1d):
+        return GroupBatchNorm(network, group)
+    for name, child in network.named_children():
+        setattr(network, name, share_batch_norm(child, group))
+    return network
