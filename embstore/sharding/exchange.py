@@ -71,6 +71,7 @@ class Exchange:
         with quiet():
             sharding = self._shard(rows, dtype, optimizer, device)
             self._input_dist, self._output_dist = sharding.create_input_dist(), sharding.create_output_dist()
+            self._ask(torch.empty(0, dtype=torch.int64, device=device))  # torch warns the first time
         bounds = [(of.shard_offsets[0], of.shard_sizes[0]) for of in self.plan.sharding_spec.shards]
         self.shards = [range(start, start + size) for start, size in bounds]
         self.shard = self.shards[group.rank]

@@ -1,0 +1,309 @@
+"""What ranks are asked to do: functions called with the group, whose arguments and results are JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from embstore import distributed, models
+from embstore.batch import FeatureTokens
+from embstore.config import parse
+from embstore.distributed import Group
+from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
+from embstore.errors import DataError, Interrupted
+from embstore.kernels import TableOptimizer
+from embstore.run import Run
+from embstore.schema import Feature
+from embstore.settings import RunConfig
+from embstore.sharding.batch_norm import share_batch_norm
+from embstore.store import Change, Store, format
+from embstore.training import Trainer
+
+_undo: list[Callable[[], None]] = []
+
+
+def before(arguments: dict[str, Any]) -> None:
+    """What has to be so before the group is joined."""
+    mine = arguments.pop("on_rank", None) in (None, int(os.environ["RANK"]) if os.environ["RANK"].isdigit() else None)
+    what = arguments.pop("with_", None)
+    if not mine or what is None:
+        return
+    if what == "other versions":
+        known = distributed._versions
+        distributed._versions = lambda: {**known(), "torchrec": "0.1"}
+        _undo.append(lambda: setattr(distributed, "_versions", known))
+    if what == "no torchrec":
+        name = "torchrec.distributed.planner.types"
+        module = sys.modules.pop(name, None)
+        sys.modules[name] = None  # type: ignore[assignment]
+        _undo.append(lambda: sys.modules.pop(name) and module and sys.modules.update({name: module}))
+
+
+def after() -> None:
+    """Undo it."""
+    while _undo:
+        _undo.pop()()
+
+
+def table(group: Group, **of: Any) -> dict[str, Any]:
+    """Train a table shared out and one that is not on the same batches; by how much they differ.
+
+    Args:
+        of: features, rows, dim and so on, as ``test_table`` draws them.
+    """
+    if group.alone:  # the shared-out table for a world of one, too
+        _undo.append(dist.destroy_process_group)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        group = replace(group, process_group=dist.group.WORLD)
+    features = [Feature(**feature) for feature in of["features"]]
+    settings: dict[str, Any] = {
+        "num_tables": of["num_tables"],
+        "exact_tokens": {feature.name: torch.arange(of["known"]) for feature in features if feature.exact},
+        "optimizer": TableOptimizer(name=of["optimizer"], learning_rate=0.1, eps=1e-3, l2=of["l2"]),
+        "dtype": DTYPES[of["dtype"]],
+        "seed": of["seed"],
+    }
+    one = UnifiedEmbedding(features, of["rows"], of["dim"], **settings)
+    many = UnifiedEmbedding(features, of["rows"], of["dim"], group=group, kernel=of["kernel"], **settings)
+    shard, generator = many.shard, torch.Generator().manual_seed(of["seed"])
+    rows = slice(shard.start, shard.stop)
+    one.track_changes()
+    many.track_changes()
+    found: dict[str, Any] = {"shard": [shard.start, shard.stop], "first rows": torch.equal(one.weight[rows], many.weight)}
+    forward, outputs = 0.0, []
+    for size in of["batches"]:
+        batch, share = _tokens(of["features"], of["lists"], size, generator), group.share(size)
+        part = batch.slice(share.start, share.stop)
+        out_BW, part_BW = one(batch)[share.start : share.stop], many(part)
+        outputs.append(torch.equal(out_BW, part_BW))
+        forward = max(forward, _largest(out_BW - part_BW))
+        grad_BW = torch.randn(size, one.width, generator=generator)
+        one(batch).backward(grad_BW)
+        part_BW.backward(grad_BW[share.start : share.stop])
+    changed = many.changed_rows()
+    found["changed"] = changed is None or torch.equal(changed, _within(one.changed_rows(), shard))
+    one.eval()
+    many.eval()
+    ours, theirs = many.optimizer_state(), one.optimizer_state()
+    found["steps"] = (ours.steps, ours.rates) == (theirs.steps, theirs.rates)
+    found["state"] = max((_apart(ours.table[name], theirs.table[name][rows]) for name in ours.table), default=0.0)
+    found["rows"] = _largest(many.weight.float() - one.weight[rows].float())
+    batch = _tokens(of["features"], of["lists"], 5, generator)
+    found["evaluated"] = _largest(many(batch) - one(batch))
+    name = features[0].name
+    values: list[Any] = [[1, 2], [], [3]] if name in of["lists"] else [1, 2, None]
+    found["looked up"] = _largest(many.lookup(name, values) - one.lookup(name, values))
+    return {**found, "forward": forward, "first forward": outputs[0] if outputs else True}
+
+
+def batch_norm(group: Group, sizes: list[int]) -> list[float]:
+    """By how much outputs, gradients and statistics differ from those of one process on the whole batch."""
+    torch.manual_seed(0)
+    alone, generator = models.layers.BatchNorm(3).double(), torch.Generator().manual_seed(1)
+    nn.init.normal_(alone.weight)
+    shared = models.layers.BatchNorm(3).double()
+    shared.load_state_dict(alone.state_dict())
+    network = share_batch_norm(nn.Sequential(shared), group)
+    differences = []
+    for size in sizes:
+        x_BX = torch.randn(size, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+        grad_BX, share = torch.randn(size, 3, generator=generator, dtype=torch.float64), group.share(size)
+        part_BX = x_BX.detach()[share.start : share.stop].clone().requires_grad_()
+        out_BX, out = alone(x_BX), network(part_BX)
+        out_BX.backward(grad_BX)
+        out.backward(grad_BX[share.start : share.stop])
+        assert x_BX.grad is not None
+        assert part_BX.grad is not None
+        differences += [_largest(out - out_BX[share.start : share.stop])]
+        differences += [_largest(part_BX.grad - x_BX.grad[share.start : share.stop])]
+    weights = [group.sum(parameter.grad.clone()) for parameter in network.parameters() if parameter.grad is not None]
+    differences += [_largest(a - b.grad) for a, b in zip(weights, alone.parameters(), strict=True) if b.grad is not None]
+    state = network.state_dict()
+    differences += [_largest(state[f"0.{name}"] - tensor) for name, tensor in alone.state_dict().items()]
+    return differences
+
+
+def train(
+    group: Group, config: dict[str, Any], stop_after: int | None = None, stops: int = 0, bucket_bytes: int | None = None
+) -> dict[str, Any]:
+    """Train a run, or until rank ``stops`` is asked to stop after some rows; its result and digests of its checkpoint."""
+    _small_buckets(bucket_bytes)
+    run = Run(parse(RunConfig, config), models.build, group=group)
+    if stop_after is not None:
+        _stop_after(stop_after, group.rank == stops)
+    try:
+        result = run.train()
+    except Interrupted as stopped:
+        return {"stopped": str(stopped)}
+    finally:
+        after()
+    return {"result": result, "digest": digest(group, config)}
+
+
+def digest(group: Group, config: dict[str, Any]) -> dict[str, str]:
+    """Sha256 of everything in a run's last checkpoint, as this group loads it."""
+    _, trainer = _restored(group, config)
+    model = trainer.model
+    tensors = dict(model.dense_state())
+    for name, tensor in model.table.state_dict().items():
+        own = name.startswith("_")
+        tensors[f"table.{name}"] = tensor if own else torch.cat(group.gather(tensor))
+    for name, tensor in trainer.optimizer.state_dict()["state"].items():
+        tensors |= {f"adam.{name}.{key}": torch.as_tensor(value) for key, value in tensor.items()}
+    return {name: _sha256(tensor) for name, tensor in tensors.items()}
+
+
+def publish(
+    group: Group,
+    config: dict[str, Any],
+    store: str,
+    base: str | None = None,
+    bucket_bytes: int | None = None,
+    encoding: str | None = None,
+) -> str:
+    """Publish what is in a run's last checkpoint, as a delta of ``base`` if there is one; the version's id."""
+    _small_buckets(bucket_bytes)
+    try:
+        run, trainer = _restored(group, config)
+        there = Store(store)
+        change = None if base is None else Change(base=there.open(base))
+        return there.publish(run._bundle(trainer), encoding=encoding, change=change, group=group).id
+    finally:
+        after()
+
+
+def die(group: Group) -> None:
+    """Rank 1 dies."""
+    if group.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    group.barrier()
+
+
+def hang(group: Group) -> None:
+    """Rank 1 is busy with something else."""
+    if group.rank == 1:
+        time.sleep(6)
+        return
+    group.barrier()
+
+
+def fail(group: Group) -> None:
+    """Rank 1 finds a row that can't be used."""
+    if group.rank == 1:
+        raise DataError("row 7", expected="a label", found="none")
+    group.barrier()
+
+
+def lead(group: Group, error: str) -> Any:
+    """Rank 0 does something for all, or fails to."""
+
+    def work() -> Any:
+        if error == "DataError":
+            raise DataError("row 7", expected="a label", found="none", do="drop it")
+        if error:
+            raise OSError(error)
+        return {"done": group.rank}
+
+    return group.lead(work)
+
+
+def talk(group: Group) -> dict[str, Any]:
+    """Everything that ranks tell each other."""
+    rank = torch.tensor([group.rank])
+    sent = [torch.full((group.rank + 1, 2), 10 * group.rank + to, dtype=torch.bfloat16) for to in range(group.world)]
+    return {
+        "sum": group.sum(rank.float().clone()).tolist(),
+        "any": group.any(group.rank == 1, False),
+        "exchange": [part.tolist() for part in group.exchange(sent)],
+        "gather": [part.tolist() for part in group.gather(torch.arange(group.rank))],
+        "collect": [part.tolist() for part in group.collect(rank)],
+        "told": group.told({"from": group.rank}),
+        "tell": group.tell(f"rank {group.rank}"),
+        "share": list(group.share(10)),
+    }
+
+
+def nothing(group: Group) -> int:
+    """Come and go."""
+    return group.world
+
+
+def _restored(group: Group, config: dict[str, Any]) -> tuple[Run, Trainer]:
+    run = Run(parse(RunConfig, config), models.build, group=group)
+    exact = run.files.exact_tokens()
+    assert exact is not None
+    trainer = Trainer(
+        run.build(exact), run.config.training, run.folder, identity=run.config.identity(run.start), group=group
+    )
+    trainer._load_last()
+    return run, trainer
+
+
+def _stop_after(rows: int, here: bool) -> None:
+    """Ask this process to stop, as Ctrl-C does, once so many rows were trained."""
+    known, done = Trainer._step, 0
+
+    def step(self: Trainer, batch: Any, total: int) -> Tensor:
+        nonlocal done
+        out = known(self, batch, total)
+        done += batch.step_rows
+        if here and done >= rows:
+            os.kill(os.getpid(), signal.SIGINT)
+        return out
+
+    Trainer._step = step  # type: ignore[method-assign]
+    _undo.append(lambda: setattr(Trainer, "_step", known))
+
+
+def _small_buckets(nbytes: int | None) -> None:
+    known = format.BUCKET_BYTES
+    format.BUCKET_BYTES = nbytes or known
+    _undo.append(lambda: setattr(format, "BUCKET_BYTES", known))
+
+
+def _tokens(features: list[Mapping[str, Any]], lists: list[str], rows: int, generator: torch.Generator) -> FeatureTokens:
+    columns: dict[str, tuple[Tensor, Tensor | None]] = {}
+    for feature in features:
+        offsets, count = None, rows
+        if feature["name"] in lists:
+            lengths = torch.randint(0, 4, (rows,), generator=generator)
+            offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+            count = int(offsets[-1])
+        columns[feature["name"]] = torch.randint(0, 9, (count,), generator=generator), offsets
+    return FeatureTokens.concatenate(columns, rows)
+
+
+def _within(rows: Tensor | None, shard: range) -> Tensor:
+    assert rows is not None
+    return rows[(rows >= shard.start) & (rows < shard.stop)]
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.detach().double().abs().max()) if difference.numel() else 0.0
+
+
+def _apart(found: Tensor, expected: Tensor) -> float:
+    return _largest((found - expected) / (1 + expected.abs()))
+
+
+def _sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def files_of(store: Path, version: str) -> dict[str, bytes]:
+    """A version's files by name, but for the manifest."""
+    folder = store / "versions" / version
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    del files["manifest.json"]
+    return files

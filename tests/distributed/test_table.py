@@ -1,0 +1,74 @@
+"""The shared-out table against one that is not: the same rows, outputs and updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ranks import Ranks
+
+
+@st.composite
+def _tables(draw: st.DrawFn) -> dict[str, Any]:
+    features, lists = [], []
+    for number in range(draw(st.integers(1, 4))):
+        name = f"feature{number}"
+        exact, pooling = draw(st.booleans()), draw(st.sampled_from(["sum", "mean"]))
+        features.append({"name": name, "lookups": draw(st.integers(1, 3)), "exact": exact, "pooling": pooling})
+        lists += [name] if draw(st.booleans()) else []
+    num_tables = draw(st.integers(1, 3))
+    return {
+        "features": features,
+        "lists": lists,
+        "num_tables": num_tables,
+        "rows": num_tables * draw(st.integers(2, 40)),
+        "dim": draw(st.sampled_from([1, 3, 8, 16])),
+        "known": draw(st.integers(0, 8)),
+        "optimizer": draw(st.sampled_from(["rowwise_adagrad", "adagrad", "adam", "sgd"])),
+        "l2": draw(st.sampled_from([0.0, 0.05])),
+        "dtype": draw(st.sampled_from(["float32", "float32", "bfloat16", "float16"])),
+        "kernel": draw(st.sampled_from(["auto", "reference"])),
+        "batches": draw(st.lists(st.integers(0, 20), max_size=4)),
+        "seed": draw(st.integers(0, 1000)),
+    }
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@settings(max_examples=25)
+@given(of=_tables())
+def test_it_is_the_table_of_one_process(ranks: Ranks, world: int, of: dict[str, Any]) -> None:
+    rows = of["rows"] + sum(feature["lookups"] * (of["known"] + 1) for feature in of["features"] if feature["exact"])
+    if -(-rows // world) * (world - 1) >= rows:  # a rank would hold none, as in a table of 4 rows for 3
+        return
+    found = ranks.run(world, "table", **of)
+    assert [of["shard"] for of in found] == _blocks(rows, world)
+    close = 2e-5 if of["dtype"] == "float32" else 0.02  # a gradient summed in another order may round to another side
+    for one in found:
+        assert one["first rows"]
+        assert one["first forward"]
+        assert one["changed"]
+        assert one["steps"]
+        for name in ("forward", "state", "rows", "evaluated", "looked up"):
+            assert one[name] <= close, name
+
+
+def _blocks(rows: int, world: int) -> list[list[int]]:
+    block = -(-rows // world)
+    return [[rank * block, min((rank + 1) * block, rows)] for rank in range(world)]
+
+
+@pytest.mark.parametrize(("rows", "world"), [(4, 3), (2, 3), (1, 2)])
+def test_a_rank_without_rows_is_refused(ranks: Ranks, rows: int, world: int) -> None:
+    of = {"features": [{"name": "a"}], "lists": [], "num_tables": 1, "rows": rows, "dim": 4, "known": 0, "l2": 0.0}
+    of |= {"optimizer": "sgd", "dtype": "float32", "kernel": "auto", "batches": [], "seed": 0}
+    for answer in ranks.answers(world, "table", seconds=60, **of):
+        assert answer["error"] == "GroupError"
+        assert f"table of {rows} rows; expected rows for each rank; found {world} ranks" in answer["text"]
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_batch_norm_sees_the_whole_batch(ranks: Ranks, world: int) -> None:
+    for differences in ranks.run(world, "batch_norm", sizes=[7, 1, 2, 30, 3]):
+        assert max(differences) < 1e-12
