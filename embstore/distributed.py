@@ -5,8 +5,8 @@
     with joined() as group:          # by the variables that torchrun and Ray Train set; alone without them
         Run(config, build, group=group).train()
 
-A rank that fails leaves the group, and the others then fail too, at once; one that only hangs is waited for no longer
-than ``EMBSTORE_GROUP_SECONDS`` (1,800).
+When the process of a rank ends before its time, the others fail too, at once; one that only hangs is waited for no
+longer than ``EMBSTORE_GROUP_SECONDS`` (1,800).
 """
 
 from __future__ import annotations
@@ -231,9 +231,12 @@ def _meet(rank: int, world: int) -> Any:
             store.wait([f"rank/{missing[0]}"], timedelta(seconds=seconds))
             found.append(json.loads(store.get(f"rank/{missing[0]}")))
             del missing[0]
+        store.set(f"seen/{rank}", "")
+        if rank == 0:  # who may hold the store, and goes if the others can't be trained with
+            store.wait([f"seen/{other}" for other in range(world)], timedelta(seconds=seconds))
     except RuntimeError as error:
         what = f"rank {rank} of {world} at {address}:{port}"
-        gone = "the master" if len(missing) == world else f"rank {missing[0]}"
+        gone = "the master" if len(missing) == world else f"rank {missing[0]}" if missing else "all ranks"
         expected = f"{gone} within {seconds:g} s (EMBSTORE_JOIN_SECONDS)"
         do = "see that all ranks were started, and can reach the master's port"
         raise GroupError(what, expected=expected, found=str(error).split("\n")[0], do=do) from error

@@ -80,7 +80,10 @@ def table(group: Group, **of: Any) -> dict[str, Any]:
     rows = slice(shard.start, shard.stop)
     one.track_changes()
     many.track_changes()
-    found: dict[str, Any] = {"shard": [shard.start, shard.stop], "first rows": torch.equal(one.weight[rows], many.weight)}
+    found: dict[str, Any] = {
+        "shard": [shard.start, shard.stop],
+        "first rows": torch.equal(one.weight[rows], many.weight),
+    }
     forward, outputs = 0.0, []
     for size in of["batches"]:
         batch, share = _tokens(of["features"], of["lists"], size, generator), group.share(size)
@@ -128,7 +131,9 @@ def batch_norm(group: Group, sizes: list[int]) -> list[float]:
         differences += [_largest(out - out_BX[share.start : share.stop])]
         differences += [_largest(part_BX.grad - x_BX.grad[share.start : share.stop])]
     weights = [group.sum(parameter.grad.clone()) for parameter in network.parameters() if parameter.grad is not None]
-    differences += [_largest(a - b.grad) for a, b in zip(weights, alone.parameters(), strict=True) if b.grad is not None]
+    differences += [
+        _largest(a - b.grad) for a, b in zip(weights, alone.parameters(), strict=True) if b.grad is not None
+    ]
     state = network.state_dict()
     differences += [_largest(state[f"0.{name}"] - tensor) for name, tensor in alone.state_dict().items()]
     return differences
@@ -137,7 +142,7 @@ def batch_norm(group: Group, sizes: list[int]) -> list[float]:
 def train(
     group: Group, config: dict[str, Any], stop_after: int | None = None, stops: int = 0, bucket_bytes: int | None = None
 ) -> dict[str, Any]:
-    """Train a run, or until rank ``stops`` is asked to stop after some rows; its result and digests of its checkpoint."""
+    """Train a run, or until rank ``stops`` is asked to stop; its result, and digests of what it saved."""
     _small_buckets(bucket_bytes)
     run = Run(parse(RunConfig, config), models.build, group=group)
     if stop_after is not None:
@@ -193,7 +198,7 @@ def die(group: Group) -> None:
 def hang(group: Group) -> None:
     """Rank 1 is busy with something else."""
     if group.rank == 1:
-        time.sleep(6)
+        time.sleep(4)
         return
     group.barrier()
 
@@ -272,7 +277,9 @@ def _small_buckets(nbytes: int | None) -> None:
     _undo.append(lambda: setattr(format, "BUCKET_BYTES", known))
 
 
-def _tokens(features: list[Mapping[str, Any]], lists: list[str], rows: int, generator: torch.Generator) -> FeatureTokens:
+def _tokens(
+    features: list[Mapping[str, Any]], lists: list[str], rows: int, generator: torch.Generator
+) -> FeatureTokens:
     columns: dict[str, tuple[Tensor, Tensor | None]] = {}
     for feature in features:
         offsets, count = None, rows

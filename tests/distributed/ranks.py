@@ -46,6 +46,7 @@ class Ranks:
         seconds: float = _SECONDS,
         environment: dict[str, str] | None = None,
         ranks: tuple[int, ...] | None = None,
+        ends: bool = False,
         **arguments: Any,
     ) -> list[dict[str, Any]]:
         """``{"result"}`` or ``{"error", "text"}``, and ``seconds``, of each rank; ``{"died"}`` of one that did.
@@ -54,20 +55,26 @@ class Ranks:
             seconds: hard limit; the processes are killed then, and the test fails.
             environment: more variables.
             ranks: those that are started; all when not given.
+            ends: whether a process ends when the case has failed on it, as a command does.
         """
         started = tuple(range(world)) if ranks is None else ranks
         while len(self._processes) < len(started):
             self._processes.append(_start())
         master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), **(environment or {})}
         for process, rank in zip(self._processes, started, strict=False):
-            order = {"case": case, "arguments": arguments}
-            order["environment"] = {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world), **master}
+            order: dict[str, Any] = {"case": case, "arguments": arguments, "ends": ends}
+            order["environment"] = {
+                "RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "LOCAL_WORLD_SIZE": str(world),
+                **master,
+            }
             assert process.stdin
             process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()
         until = time.monotonic() + seconds
         answers = [_answer(process, until) for process in self._processes[: len(started)]]
-        if any(answer.keys() & {"died", "late"} for answer in answers):
+        if ends or any(answer.keys() & {"died", "late"} for answer in answers):
             self.close()  # whoever is left is not to be trusted either
         assert not any("late" in answer for answer in answers), f"{case} was not done after {seconds} s: {answers}"
         return answers
@@ -128,6 +135,8 @@ def _serve() -> None:
                 del os.environ[name]
         answers.write(json.dumps({**answer, "seconds": time.monotonic() - started}) + "\n")
         answers.flush()
+        if order["ends"] and "error" in answer:
+            return
 
 
 if __name__ == "__main__":
