@@ -117,11 +117,9 @@ def test_a_version_is_the_same_from_any_number_of_ranks(
         assert set(others) == {version}
         versions.append(version)
     expected, manifest = files_of(store, versions[0]), _said(store, versions[0])
-    assert (
-        len([name for name in expected if name.startswith("table/")])
-        == {None: 1, 4096: 9, 64: 517}.get(bucket_bytes, 1)
-        or encoding
-    )
+    buckets = Store(store).open(versions[0]).table.layout.buckets
+    assert len([name for name in expected if name.startswith("table/")]) == buckets
+    assert buckets >= {None: 1, 4096: 4, 64: 250}[bucket_bytes]
     for version in versions[1:]:
         assert files_of(store, version) == expected
         assert _said(store, version) == manifest
@@ -159,20 +157,21 @@ def test_versions_on_the_way_hold_what_each_rank_changed(ranks: Ranks, logs: Pat
         logs,
         tmp_path / "run",
         table={**ADAM, "rows": 9_999},
-        publish={"store": str(store), "every_rows": 1500, "alias": "canary"},
+        publish={"store": str(store), "every_rows": 1100, "whole_every": 50, "alias": "canary"},
     )
     found = ranks.run(2, "train", config=settings, bucket_bytes=4096)
     there = Store(store)
     whole, *deltas = there.versions()
     assert len(deltas) > 4
     assert there.open(whole.id).delta is None
-    assert all(0 < there.open(of.id).manifest["delta"]["rows"] < 9_999 for of in deltas)
+    rows = [there.open(of.id).manifest["delta"]["rows"] for of in deltas]
+    assert all(0 < of < 9_999 for of in rows), rows
+    assert len(set(rows)) > 1, rows  # only what was hit meanwhile
     assert found[0]["result"]["version"] == there.resolve("latest") == there.resolve("canary")
     # The last one is the best model, put back: laid over one another, the deltas are that whole table.
     best = publish(ALONE, {**settings, "output": str(_best_alone(tmp_path))}, str(tmp_path / "other"))
     ours, theirs = there.open("latest"), Store(tmp_path / "other").open(best)
-    rows = theirs.table.num_rows
-    assert ours.table.read_rows(0, rows).equal(theirs.table.read_rows(0, rows))
+    assert ours.table.read_rows(0, 9_999).equal(theirs.table.read_rows(0, 9_999))
     state, other = ours.optimizer_state().table, theirs.optimizer_state().table
     assert all(state[name].equal(other[name]) for name in other)
 
@@ -243,14 +242,17 @@ def test_torchrun(logs: Path, alone: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_frappe(ranks: Ranks, shared_data: Callable[[str], Path], tmp_path: Path) -> None:
-    """Three epochs of the real log by 1, 2 and 3 processes: the same curve, the same AUC."""
+    """Three epochs of the real log by 1, 2 and 3 processes: the same curve, the same AUC.
+
+    With ReLU a rounding now and then moves a number across its kink, and Adam makes 1e-4 of it in the loss.
+    """
     source = shared_data("frappe-x1r")
     fields = ["user", "item", "daytime", "weekday", "isweekend", "homework", "cost", "weather", "country", "city"]
     settings = {
         "logs": {name: str(source / f"{name}.parquet") for name in ("train", "valid", "test")},
         "schema": {"label": "label", "features": fields},
         "table": {"rows": 20_000, "dim": 8, "optimizer": {"learning_rate": 0.01, "eps": 1e-5, "l2": 0.02}},
-        "model": {"name": "dcn", "structure": "parallel", "hidden": [64], "cross_layers": 2},
+        "model": {"name": "dcn", "structure": "parallel", "hidden": [64], "cross_layers": 2, "activation": "gelu"},
         "training": {"batch_size": 2048, "epochs": 3, "learning_rate": 0.003, "evaluate_every": 40},
     }
     found = []
@@ -259,6 +261,6 @@ def test_frappe(ranks: Ranks, shared_data: Callable[[str], Path], tmp_path: Path
         found.append(ranks.run(world, "train", config={**settings, **output}, seconds=600)[0]["result"])
         found[-1]["curve"] = [line["train_loss"] for line in _metrics({**settings, **output})]
     for other in found[1:]:
-        assert other["curve"] == pytest.approx(found[0]["curve"], rel=1e-3)
+        assert other["curve"] == pytest.approx(found[0]["curve"], rel=1e-4)
         for log in ("valid", "test"):
             assert other[log]["auc"] == pytest.approx(found[0][log]["auc"], abs=1e-4)
