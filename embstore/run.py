@@ -182,7 +182,7 @@ class Run:
         """
         log = ParquetLog(source, self.schema)
         size = self.config.training.evaluation_batch_size
-        return evaluate(self.trained(), log, size, progress=self.progress)
+        return evaluate(self.trained(), log, size, progress=self.progress, group=self.group)
 
     def bundle(self) -> Bundle:
         """What ``embstore.store`` publishes of the trained run.
@@ -249,7 +249,8 @@ class Run:
                 f"{self.folder}", expected="a trained run", found="one without tokens of exact features"
             )
         model = self.build(exact)
-        trainer = Trainer(model, self.config.training, self.folder, identity=self.config.identity(self.start))
+        identity = self.config.identity(self.start)
+        trainer = Trainer(model, self.config.training, self.folder, identity=identity, group=self.group)
         trainer.restore()
         return trainer
 

@@ -131,8 +131,12 @@ class Exchange:
     def train(self, request: Request, table: Table, kernel: Kernel) -> Tensor:
         """The same with a gradient: its backward, called by all ranks, updates the rows of all."""
 
+        from torchrec.distributed.comm_ops import get_gradient_division
+
+        divided = float(self.group.world) if get_gradient_division() else 1.0
+
         def pool(request: Request, of: Table) -> Tensor:
-            out_BW: Tensor = _Pool.apply(of.weight_ND, self, request)
+            out_BW: Tensor = _Pool.apply(of.weight_ND, self._pooling, request, divided)
             return out_BW
 
         return self._output(request, table, kernel.train, pool, pay=False)
@@ -177,26 +181,23 @@ class Exchange:
         vectors_UD: Tensor = self._output_dist(vectors_RD, context).wait()
         return vectors_UD.view(-1, self.dim)
 
-    def sum_of(self, request: Request, rows: int, grad_BW: Tensor) -> Tensor:
-        """The gradient of each of so many rows, over all hits of a request, ``[rows, D]``."""
-        # A step of gradient descent from zero, at a rate that undoes torchrec's division by the world.
-        summed_UD = torch.zeros(rows, self.dim, device=grad_BW.device)
-        table = _as_table(summed_UD, learning_rate=-float(self.group.world))
-        _, saved = self._pooling.begin(request, table)
-        self._pooling.update(request, table, grad_BW, saved)
-        return summed_UD
-
 
 class _Pool(torch.autograd.Function):
+    """Pools a batch's vectors; the gradient of each is summed over its hits."""
+
     @staticmethod
-    def forward(ctx: Any, vectors_UD: Tensor, exchange: Exchange, request: Request) -> Tensor:
-        ctx.call = exchange, request, len(vectors_UD)
-        return exchange._pooling.forward(request, _as_table(vectors_UD))
+    def forward(ctx: Any, vectors_UD: Tensor, kernel: TwoPassKernel, request: Request, divided: float) -> Tensor:
+        out_BW, saved = kernel.begin(request, _as_table(vectors_UD))
+        ctx.call = kernel, request, divided, vectors_UD.shape, saved
+        return out_BW
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        exchange, request, rows = ctx.call
-        return exchange.sum_of(request, rows, grads[0]), None, None
+        kernel, request, divided, shape, saved = ctx.call
+        summed_UD = torch.zeros(shape, device=grads[0].device)
+        # A step of gradient descent from zero, at a rate that undoes torchrec's division by the world.
+        kernel.update(request, _as_table(summed_UD, learning_rate=-divided), grads[0], saved)
+        return summed_UD, None, None, None
 
 
 def _as_table(vectors_UD: Tensor, learning_rate: float = 0.0) -> Table:
@@ -207,11 +208,10 @@ def _capacity(device: torch.device) -> int:
     """Bytes a rank's share of the table may take: what is free, of which the host's ranks have equal shares."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    pages = os.sysconf("SC_AVPHYS_PAGES")
     try:
         with open("/proc/meminfo") as lines:
             known = dict(line.split(":", 1) for line in lines)
         free = int(known["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        free = pages * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, KeyError, ValueError):  # not Linux
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return free // max(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), 1)

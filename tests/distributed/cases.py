@@ -110,6 +110,11 @@ def table(group: Group, **of: Any) -> dict[str, Any]:
     return {**found, "forward": forward, "first forward": outputs[0] if outputs else True}
 
 
+def too_large(group: Group) -> None:
+    """A table of more rows than there is memory for, by far."""
+    UnifiedEmbedding([Feature(name="a")], 10**12, 64, group=group)
+
+
 def batch_norm(group: Group, sizes: list[int]) -> list[float]:
     """By how much outputs, gradients and statistics differ from those of one process on the whole batch."""
     torch.manual_seed(0)

@@ -68,6 +68,12 @@ def test_a_rank_without_rows_is_refused(ranks: Ranks, rows: int, world: int) -> 
         assert f"table of {rows} rows; expected rows for each rank; found {world} ranks" in answer["text"]
 
 
+def test_a_table_that_does_not_fit_is_refused(ranks: Ranks) -> None:
+    for answer in ranks.answers(2, "too_large", seconds=60):
+        assert answer["error"] == "ConfigError"
+        assert answer["text"].startswith("table of 1,000,000,000,000 rows x 64 over 2 ranks; expected at most")
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_batch_norm_sees_the_whole_batch(ranks: Ranks, world: int) -> None:
     for differences in ranks.run(world, "batch_norm", sizes=[7, 1, 2, 30, 3]):
