@@ -126,8 +126,7 @@ class UnifiedEmbedding(nn.Module):
             exact_tokens={name: tokens.unique() for name, tokens in (exact_tokens or {}).items()},
         )
         device = torch.device(device)
-        asked = self.num_rows, dim, dtype, self.optimizer, device
-        self._exchange = None if group.alone else Exchange(group, *asked)
+        self._exchange = None if group.alone else Exchange(group, self.num_rows, dim, dtype, self.optimizer, device)
         self.shard = range(self.num_rows) if self._exchange is None else self._exchange.shard
         if rows is not None and (rows.shape != (len(self.shard), dim) or not rows.is_contiguous()):
             found = f"{list(rows.shape)}, {'' if rows.is_contiguous() else 'not '}contiguous"
@@ -328,6 +327,7 @@ class UnifiedEmbedding(nn.Module):
             seed=self.seed,
             exact_tokens=self.plan.exact_tokens,
         )
+        grown.shard = range(grown.num_rows)
         for name, tensor in list(self.named_buffers()):
             if len(tensor) == self.num_rows:
                 hashed, exact = tensor[: self.hashed_rows], tensor[self.hashed_rows :]

@@ -76,7 +76,10 @@ def test_growing_changes_no_lookup(factor: int, num_tables: int) -> None:
     for (name, old), (_, new) in zip(table.named_buffers(), grown.named_buffers(), strict=True):
         assert torch.equal(new[new_rows], old[old_rows]), name
     # The grown table trains: it is one table like any other.
+    grown.track_changes()
     grown.train()(tokens).sum().backward()
+    assert grown.touched is not None
+    assert torch.equal(grown.touched.nonzero().flatten(), new_rows.unique())
 
 
 def test_growing_separates_values_that_collided() -> None:
