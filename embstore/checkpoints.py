@@ -73,11 +73,11 @@ class Checkpoints:
         group.barrier()
         files, shards = {}, {}
         for stem, named in tensors.items():
-            shared = stem == _TABLE and not group.alone
-            path = partial / (f"{stem}-{group.rank:05d}.safetensors" if shared else f"{stem}.safetensors")
-            if group.first or shared:
+            by_rank = stem == _TABLE and not group.alone
+            path = partial / (f"{stem}-{group.rank:05d}.safetensors" if by_rank else f"{stem}.safetensors")
+            if group.first or by_rank:
                 files[path.name] = write_tensors(path, named)._asdict()
-            if shared:
+            if stem == _TABLE:
                 shards[path.name] = [shard.start, shard.stop]
         told = group.tell([files, shards])
         if group.first:
@@ -111,7 +111,7 @@ class Checkpoints:
         folder = self.folder / name
         try:
             state = json.loads((folder / "state.json").read_text())
-            shards = {file: range(*rows) for file, rows in state.get("shards", {}).items()}
+            shards = {file: range(*bounds) for file, bounds in state["shards"].items()}
             wanted = [file for file in state["files"] if _overlap(shards.get(file, shard), shard)]
             for file in wanted:
                 promised = state["files"][file]
@@ -131,8 +131,7 @@ class Checkpoints:
                     parts.append((shards[file], opened))
                 else:
                     groups[file.removesuffix(".safetensors")] = opened
-            parts = sorted(parts, key=_start) or [(range(len(groups[_TABLE]["weight"])), groups[_TABLE])]
-            total = max((of.stop for of in shards.values()), default=parts[0][0].stop)
+            total = max(of.stop for of in shards.values())
             if total != rows:
                 raise CheckpointError(
                     f"checkpoint {folder} is of another table",
@@ -140,7 +139,7 @@ class Checkpoints:
                     found=f"{total:,}",
                     do="use the settings it was made with",
                 )
-            groups[_TABLE] = _rows_of(parts, shard)
+            groups[_TABLE] = _rows_of(sorted(parts, key=lambda part: part[0].start), shard)
         except (CorruptVersionError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"checkpoint {folder} can't be read",
@@ -161,10 +160,6 @@ class Checkpoints:
 
 def _overlap(one: range, other: range) -> range:
     return range(max(one.start, other.start), min(one.stop, other.stop))
-
-
-def _start(part: tuple[range, Any]) -> int:
-    return part[0].start
 
 
 def _rows_of(parts: list[tuple[range, Mapping[str, Tensor]]], shard: range) -> dict[str, Tensor]:

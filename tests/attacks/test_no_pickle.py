@@ -127,8 +127,8 @@ version.dense_state(), version.table.gather(torch.arange(8))
 UnifiedEmbedding.restore(store.open(b.id).table, kernel="reference").eval().lookup("user", ["ann", None])
 store.publish(Bundle(**{**vars(bundle), "table": version.table}))
 folder = checkpoints.Checkpoints(sys.argv[1] + "-checkpoints")
-name = folder.save(1, {"step": 1}, {"table": {"rows": torch.ones(3)}})
-folder.load(name)
+name = folder.save(1, {"step": 1}, {"table": {"rows": torch.ones(3)}}, range(3))
+folder.load(name, 3, range(3))
 print(json.dumps({"heard": heard, "events": events.count("pickle.find_class"), "calls": calls}))
 """
 
