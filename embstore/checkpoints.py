@@ -71,15 +71,19 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         group.barrier()
-        files, shards = {}, {}
-        for stem, named in tensors.items():
-            by_rank = stem == _TABLE and not group.alone
-            path = partial / (f"{stem}-{group.rank:05d}.safetensors" if by_rank else f"{stem}.safetensors")
-            if group.first or by_rank:
-                files[path.name] = write_tensors(path, named)._asdict()
-            if stem == _TABLE:
-                shards[path.name] = [shard.start, shard.stop]
-        told = group.tell([files, shards])
+
+        def write() -> list[dict[str, Any]]:
+            files, shards = {}, {}
+            for stem, named in tensors.items():
+                by_rank = stem == _TABLE and not group.alone
+                path = partial / (f"{stem}-{group.rank:05d}.safetensors" if by_rank else f"{stem}.safetensors")
+                if group.first or by_rank:
+                    files[path.name] = write_tensors(path, named)._asdict()
+                if stem == _TABLE:
+                    shards[path.name] = [shard.start, shard.stop]
+            return [files, shards]
+
+        told = group.each(write)
         if group.first:
             about = {**state, "step": step, "files": {}, "shards": {}}
             for of_files, of_shards in told:

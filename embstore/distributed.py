@@ -137,7 +137,7 @@ class Group:
             try:
                 result = work()
             except Exception as error:
-                self.told({"error": _said(error)})
+                self.told({"error": _said(error, self.rank)})
                 raise
             self.told({"result": result})
             return result
@@ -145,6 +145,27 @@ class Group:
         if "error" in told:
             raise _heard(told["error"])
         return told["result"]
+
+    def each(self, work: Callable[[], Any]) -> list[Any]:
+        """Let each rank do some work without the others; the result, which JSON can hold, of each, by rank.
+
+        Raises:
+            EmbstoreError: what the work raised on one rank, on every rank; ``GroupError`` when it was none of ours.
+        """
+        if self.alone:
+            return [work()]
+        failed: Exception | None = None
+        try:
+            own = {"result": work()}
+        except Exception as error:
+            failed, own = error, {"error": _said(error, self.rank)}
+        told = self.tell(own)
+        if failed is not None:
+            raise failed
+        for theirs in told:
+            if "error" in theirs:
+                raise _heard(theirs["error"])
+        return [theirs["result"] for theirs in told]
 
     def _all_to_all(self, into: Tensor, of: Tensor, into_sizes: list[int] | None, of_sizes: list[int] | None) -> None:
         received = into.to(self.device)
@@ -273,9 +294,9 @@ def _shown(about: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in about["versions"].items())
 
 
-def _said(error: Exception) -> dict[str, str]:
+def _said(error: Exception, rank: int) -> dict[str, str]:
     if not isinstance(error, EmbstoreError):
-        error = GroupError("rank 0 could not go on", found=f"{type(error).__name__}: {error}")
+        error = GroupError(f"rank {rank} could not go on", found=f"{type(error).__name__}: {error}")
     return {
         "kind": type(error).__name__,
         "what": error.what,

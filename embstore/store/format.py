@@ -358,11 +358,14 @@ def _for_each_bucket(
     write_bucket: Callable[[int], FileDigest], numbers: range, group: Group, folder: str
 ) -> dict[str, FileDigest]:
     """By name, the files of the buckets of all ranks, after each has written its own."""
-    # Copying, hashing, writing, reading and fsyncing all release the interpreter lock.
-    with ThreadPoolExecutor(min(len(numbers), _WRITERS) or 1) as pool:
-        own = dict(zip(numbers, pool.map(write_bucket, numbers), strict=True))
-    told = group.tell({bucket_name(number, folder): list(digest) for number, digest in own.items()})
-    return {name: FileDigest(*digest) for theirs in told for name, digest in theirs.items()}
+
+    def write() -> dict[str, list[Any]]:
+        # Copying, hashing, writing, reading and fsyncing all release the interpreter lock.
+        with ThreadPoolExecutor(min(len(numbers), _WRITERS) or 1) as pool:
+            digests = zip(numbers, pool.map(write_bucket, numbers), strict=True)
+            return {bucket_name(number, folder): list(digest) for number, digest in digests}
+
+    return {name: FileDigest(*digest) for theirs in group.each(write) for name, digest in theirs.items()}
 
 
 def _said_of(optimizer: OptimizerState, rows: range) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import signal
@@ -181,9 +182,16 @@ def publish(
     base: str | None = None,
     bucket_bytes: int | None = None,
     encoding: str | None = None,
+    full: int | None = None,
 ) -> str:
-    """Publish what is in a run's last checkpoint, as a delta of ``base`` if there is one; the version's id."""
+    """Publish what is in a run's last checkpoint, as a delta of ``base`` if there is one; the version's id.
+
+    Args:
+        full: the rank whose disk is full.
+    """
     _small_buckets(bucket_bytes)
+    if full == group.rank:
+        _full_disk()
     try:
         run, trainer = _restored(group, config)
         there = Store(store)
@@ -226,6 +234,19 @@ def lead(group: Group, error: str) -> Any:
         return {"done": group.rank}
 
     return group.lead(work)
+
+
+def each(group: Group, error: str) -> Any:
+    """Every rank does something of its own; rank 1 may fail."""
+
+    def work() -> Any:
+        if group.rank == 1 and error == "DataError":
+            raise DataError("row 7", expected="a label", found="none", do="drop it")
+        if group.rank == 1 and error:
+            raise OSError(error)
+        return {"done": group.rank}
+
+    return group.each(work)
 
 
 def talk(group: Group) -> dict[str, Any]:
@@ -274,6 +295,16 @@ def _stop_after(rows: int, here: bool) -> None:
 
     Trainer._step = step  # type: ignore[method-assign]
     _undo.append(lambda: setattr(Trainer, "_step", known))
+
+
+def _full_disk() -> None:
+    known = format.SafetensorsWriter
+
+    def write(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    format.SafetensorsWriter = write  # type: ignore[assignment, misc]
+    _undo.append(lambda: setattr(format, "SafetensorsWriter", known))
 
 
 def _small_buckets(nbytes: int | None) -> None:

@@ -136,6 +136,21 @@ def _said(store: Path, version: str) -> dict[str, Any]:
     return body
 
 
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_version_that_one_rank_can_not_write_is_none(
+    ranks: Ranks, by_ranks: dict[int, dict[str, Any]], tmp_path: Path, full: int
+) -> None:
+    how = {"config": by_ranks[2]["config"], "store": str(tmp_path / "store"), "bucket_bytes": 4096}
+    answers = ranks.answers(2, "publish", **how, full=full, seconds=60)
+    assert all("No space left on device" in answer["text"] for answer in answers)
+    assert [answer["error"] for answer in answers] == [
+        "StoreError" if full == rank else "GroupError" for rank in (0, 1)
+    ]
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    version, _ = ranks.run(2, "publish", **how)
+    assert Store(tmp_path / "store").resolve("latest") == version
+
+
 def test_a_delta_is_the_same_from_any_number_of_ranks(ranks: Ranks, logs: Path, tmp_path: Path) -> None:
     settings, store = config(logs, tmp_path / "run", table={**ADAM, "rows": 30_000}), tmp_path / "store"
     train(ALONE, settings, stop_after=257)

@@ -36,7 +36,7 @@ def _tables(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(of=_tables())
 def test_it_is_the_table_of_one_process(ranks: Ranks, world: int, of: dict[str, Any]) -> None:
     rows = of["rows"] + sum(feature["lookups"] * (of["known"] + 1) for feature in of["features"] if feature["exact"])
