@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from embstore.distributed import Group
+from embstore.errors import ConfigError
 
 
 class _Sum(torch.autograd.Function):
@@ -30,6 +31,9 @@ class GroupBatchNorm(nn.Module):
     """A ``BatchNorm1d`` whose statistics are those of all ranks' rows; it keeps its parameters and buffers.
 
     (torch's own ``SyncBatchNorm`` is for GPUs only.) A batch of one row has no variance: the running one is taken.
+
+    Raises:
+        ConfigError: it has no weights, or keeps no running statistics.
     """
 
     weight: Tensor
@@ -40,6 +44,9 @@ class GroupBatchNorm(nn.Module):
 
     def __init__(self, of: nn.BatchNorm1d, group: Group) -> None:
         super().__init__()
+        if not (of.affine and of.track_running_stats):
+            expected = "affine, with running statistics"
+            raise ConfigError("batch norm in a network trained by ranks", expected=expected, found=str(of))
         self._group, self.eps, self.momentum = group, of.eps, of.momentum
         for name, parameter in of.named_parameters():
             self.register_parameter(name, parameter)

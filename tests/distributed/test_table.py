@@ -8,6 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import Ranks
+from torch import nn
+
+from embstore.distributed import ALONE
+from embstore.errors import ConfigError
+from embstore.sharding.batch_norm import GroupBatchNorm
 
 
 @st.composite
@@ -72,6 +77,12 @@ def test_a_table_that_does_not_fit_is_refused(ranks: Ranks) -> None:
     for answer in ranks.answers(2, "too_large", seconds=60):
         assert answer["error"] == "ConfigError"
         assert answer["text"].startswith("table of 1,000,000,000,000 rows x 64 over 2 ranks; expected at most")
+
+
+def test_batch_norms_without_weights_or_statistics_are_refused() -> None:
+    for options in ({"affine": False}, {"track_running_stats": False}):
+        with pytest.raises(ConfigError, match="batch norm in a network trained by ranks; expected affine"):
+            GroupBatchNorm(nn.BatchNorm1d(3, **options), ALONE)
 
 
 @pytest.mark.parametrize("world", [2, 3])
