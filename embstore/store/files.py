@@ -11,12 +11,13 @@ import hashlib
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from embstore.errors import CorruptVersionError
+from embstore.errors import CorruptVersionError, StoreError
 
 
 class FileDigest(NamedTuple):
@@ -103,6 +104,33 @@ def sha256_file(path: Path) -> FileDigest:
 def unreadable(path: Path, error: OSError) -> CorruptVersionError:
     """What to raise for a file that opens but whose bytes the disk doesn't give."""
     return CorruptVersionError(str(path), expected="a file that can be read", found=error.strerror or str(error))
+
+
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """What to raise for a file that the disk doesn't take."""
+    return StoreError(str(path), expected="a file that can be written", found=error.strerror or str(error))
+
+
+def walk(path: Path) -> Iterator[os.stat_result]:
+    """The status of a file or folder and of all in it; what vanishes meanwhile is left out."""
+    try:
+        status = os.lstat(path)
+        yield status
+        inside = os.listdir(path) if stat.S_ISDIR(status.st_mode) else []
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in inside:
+        yield from walk(path / name)
+
+
+def last_used(path: Path) -> float:
+    """POSIX time at which a file in it was last written or, where the disk keeps that, read.
+
+    A folder's own time moves when names in it do and not when its files do, so it counts only when there are none.
+    """
+    found = list(walk(path))
+    files = [max(status.st_atime, status.st_mtime) for status in found if not stat.S_ISDIR(status.st_mode)]
+    return max(files or [status.st_mtime for status in found], default=0.0)
 
 
 def fsync_file(file: BinaryIO) -> None:

@@ -78,7 +78,8 @@ def collect(log: Log, *, keep: int, grace_seconds: float, dry_run: bool) -> Coll
     if dry_run:
         freed += sum(log.place.size(f"versions/{version}") for version in retired)
     else:
-        log.place.tidy(log.state().living, grace_seconds)
+        state = log.state()
+        log.place.tidy(state.living, state.retired, grace_seconds)
     return Collected(
         retired=tuple(retired),
         removed=tuple(removed),

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore
+from obstore.store import LocalStore, ObjectStore
 
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.bundle import Progress
-from embstore.store.files import FileDigest, fsync_file, fsync_folder, make_folder, sha256_file
+from embstore.store.files import FileDigest, fsync_file, fsync_folder, make_folder, sha256_file, walk
 from embstore.store.manifest import VERSION_ID
 from embstore.store.place import refuse_fork
 
@@ -76,10 +76,12 @@ class LocalPlace:
         refuse_fork()
         return LocalStore(self.folder)
 
-    def check_entry(self, path: str) -> None:
-        """Refuse a link."""
+    def entry(self, objects: ObjectStore, meta: obstore.ObjectMeta) -> bytes:
+        """From the file; not through a link."""
+        path = meta["path"]
         if (self.folder / path).is_symlink():
             raise CorruptVersionError(path, expected="a file", found="a link")
+        return bytes(obstore.get_range(objects, path, start=0, length=meta["size"]))
 
     def create(self, path: str, data: bytes) -> bool:
         """Whole and on the disk before anyone can see it: a power cut leaves no torn entry that others built upon."""
@@ -141,11 +143,11 @@ class LocalPlace:
 
     def last_written(self, path: str) -> float:
         """The latest of all in it: a folder's own time says nothing of the files in its folders."""
-        return max((status.st_mtime for status in _walk(self.folder / path)), default=0.0)
+        return max((status.st_mtime for status in walk(self.folder / path)), default=0.0)
 
     def size(self, path: str) -> int:
         """Of the files in it."""
-        return sum(status.st_size for status in _walk(self.folder / path) if stat.S_ISREG(status.st_mode))
+        return sum(status.st_size for status in walk(self.folder / path) if stat.S_ISREG(status.st_mode))
 
     def remove(self, path: str, wanted: Callable[[], bool]) -> bool:
         """A version under another name first: so no half-deleted one is ever seen, and it can be put back."""
@@ -171,7 +173,7 @@ class LocalPlace:
                     os.unlink(target)
         return True
 
-    def tidy(self, living: Collection[str], grace_seconds: float) -> None:
+    def tidy(self, living: Collection[str], retired: Collection[str], grace_seconds: float) -> None:
         """Nothing: what this machine keeps is the store itself."""
 
     def _refuse_links(self) -> None:
@@ -208,15 +210,3 @@ def scan(folder: Path, inside: str = "") -> dict[str, int]:
         else:
             raise CorruptVersionError(str(folder / path), expected="a file or folder", found="a link, pipe or device")
     return out
-
-
-def _walk(path: Path) -> Iterator[os.stat_result]:
-    """The status of a file or folder and of all in it; what vanishes meanwhile is left out."""
-    try:
-        status = os.lstat(path)
-        yield status
-        inside = os.listdir(path) if stat.S_ISDIR(status.st_mode) else []
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for name in inside:
-        yield from _walk(path / name)

@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,7 +24,8 @@ from obstore.store import ObjectStore
 
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.documents import read_json, write_json
-from embstore.store.place import Place
+from embstore.store.failures import request_failed
+from embstore.store.place import TRANSFERS, Place
 from embstore.store.state import State, replay
 
 _ENTRY = re.compile(r"log/([0-9]{12})\.json")
@@ -54,22 +57,35 @@ class Log:
         if objects is None:
             return state
         try:
-            sizes = {
-                int(match[1]): meta["size"]
+            listed = {
+                int(match[1]): meta
                 for chunk in obstore.list(objects, "log", offset=_path(state.number))
                 for meta in chunk
                 if (match := _ENTRY.fullmatch(meta["path"]))
             }
-            if not sizes:
+            if not listed:
                 return state
             state = state.copy()
-            for number in range(state.number + 1, max(sizes) + 1):
-                self.place.check_entry(_path(number))
-                replay(state, number, _read(objects, number, sizes.get(number)), _path(number))
+            numbers = range(state.number + 1, max(listed) + 1)
+            with closing(self._read(objects, numbers, listed)) as entries:
+                for number, data in zip(numbers, entries, strict=True):
+                    replay(state, number, read_json(data, _path(number)), _path(number))
         except (BaseError, OSError) as error:
-            raise StoreError("log", expected="a readable log", found=str(error).partition("\n")[0]) from error
+            raise request_failed(f"store {self.place}: read log", error) from error
         self._state = state  # set once it is whole: threads may do the work twice, and none sees half of it
         return state
+
+    def _read(self, objects: ObjectStore, numbers: range, listed: Mapping[int, obstore.ObjectMeta]) -> Generator[bytes]:
+        """The bytes of entries in order; from elsewhere, several at once."""
+
+        def read(number: int) -> bytes:
+            return self.place.entry(objects, _checked(objects, number, listed.get(number)))
+
+        if self.place.at_hand:
+            yield from map(read, numbers)
+        else:
+            with ThreadPoolExecutor(min(TRANSFERS, len(numbers))) as pool:
+                yield from pool.map(read, numbers)
 
     def add(self, entry_on: Callable[[State], dict[str, Any] | None]) -> dict[str, Any] | None:
         """Append the entry that ``entry_on`` makes of the present state, however many others write meanwhile.
@@ -105,16 +121,17 @@ class Log:
         return False
 
 
-def _read(objects: ObjectStore, number: int, size: int | None) -> dict[str, Any]:
+def _checked(objects: ObjectStore, number: int, meta: obstore.ObjectMeta | None) -> obstore.ObjectMeta:
+    """What is known of an entry, before it is read."""
     path = _path(number)
-    if size is None:  # a listing may miss what was created while it was made, and show what was created later
+    if meta is None:  # a listing may miss what was created while it was made, and show what was created later
         try:
-            size = obstore.head(objects, path)["size"]
+            meta = obstore.head(objects, path)
         except FileNotFoundError:
             raise CorruptVersionError(path, expected="an entry, as later ones follow", found="none") from None
-    if not 0 < size <= _MAX_ENTRY_BYTES:
-        raise CorruptVersionError(path, expected=f"1 to {_MAX_ENTRY_BYTES:,} bytes", found=f"{size:,}")
-    return read_json(bytes(obstore.get_range(objects, path, start=0, length=size)), path)
+    if not 0 < meta["size"] <= _MAX_ENTRY_BYTES:
+        raise CorruptVersionError(path, expected=f"1 to {_MAX_ENTRY_BYTES:,} bytes", found=f"{meta['size']:,}")
+    return meta
 
 
 def utc_now() -> datetime:
