@@ -12,7 +12,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -64,8 +64,8 @@ def read_small(path: Path, limit: int) -> bytes:
 
 
 def write_small(path: Path, data: bytes) -> FileDigest:
-    """Write a new file and fsync it; it must not exist."""
-    with path.open("xb") as file:
+    """Write a new file and fsync it; it must not exist. An ``OSError`` names it."""
+    with _named(path), path.open("xb") as file:
         file.write(data)
         fsync_file(file)
     return FileDigest(len(data), hashlib.sha256(data).hexdigest())
@@ -140,12 +140,24 @@ def fsync_file(file: BinaryIO) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    """Make the names in a folder (files created, renamed, removed) survive a power cut."""
-    number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Make the names in a folder (files created, renamed, removed) survive a power cut. An ``OSError`` names it."""
+    with _named(path):
+        number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an ``OSError`` say of which file it is: those of calls on an open one don't."""
     try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def make_folder(path: Path) -> None:

@@ -111,14 +111,20 @@ class LocalPlace:
         self._refuse_links()
         staged = self.folder / "versions" / f".tmp-{version}"
         try:
-            make_folder(staged.parent)
+            self._make(staged)
         except OSError as error:
+            self.discard(staged)
             is_file = os.path.exists(self.folder) and not os.path.isdir(self.folder)
             found = "not a folder" if is_file else str(error.strerror)
             expected = "a folder that can be made"
             raise StoreError(f"store {self}", expected=expected, found=found, do="name another") from error
-        staged.mkdir()
         return staged
+
+    def discard(self, staged: Path) -> None:
+        """With it goes ``versions`` if nothing else is there: a first publish that failed."""
+        shutil.rmtree(staged, ignore_errors=True)
+        with suppress(OSError):
+            staged.parent.rmdir()
 
     def keep(
         self, staged: Path, version: str, files: Mapping[str, FileDigest], progress: Progress | None = None
@@ -175,6 +181,16 @@ class LocalPlace:
 
     def tidy(self, living: Collection[str], retired: Collection[str], grace_seconds: float) -> None:
         """Nothing: what this machine keeps is the store itself."""
+
+    def _make(self, staged: Path) -> None:
+        for left in reversed(range(5)):
+            try:
+                make_folder(staged.parent)
+                staged.mkdir()
+                return
+            except FileNotFoundError:  # another publisher has just discarded the first version
+                if not left:
+                    raise
 
     def _refuse_links(self) -> None:
         """Below a store's folder nothing is a link.

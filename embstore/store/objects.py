@@ -179,6 +179,10 @@ class ObjectPlace:
             ) from error
         return staged
 
+    def discard(self, staged: Path) -> None:
+        """It alone."""
+        shutil.rmtree(staged, ignore_errors=True)
+
     def keep(
         self, staged: Path, version: str, files: Mapping[str, FileDigest], progress: Progress | None = None
     ) -> None:

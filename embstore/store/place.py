@@ -27,7 +27,7 @@ from embstore.store.manifest import MANIFEST, MAX_MANIFEST_BYTES
 
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "adl", "azure")
 TRANSFERS = 8  # at once: one connection doesn't fill a network
-_MANGLED = re.compile(rf"({'|'.join(SCHEMES)}|file):(?!//)", re.IGNORECASE)  # as Path leaves a URI
+_MANGLED = re.compile(rf"({'|'.join(SCHEMES)}|file):/(?!/)", re.IGNORECASE)  # as Path leaves a URI
 
 
 class Files(Protocol):
@@ -115,6 +115,9 @@ class Place(Protocol):
             OSError, StoreError: it can't be made.
         """
 
+    def discard(self, staged: Path) -> None:
+        """Undo ``stage``, as far as that can be done."""
+
     def keep(
         self, staged: Path, version: str, files: Mapping[str, FileDigest], progress: Progress | None = None
     ) -> None:
@@ -161,10 +164,9 @@ def location(store: str | Path) -> Path | str:
     """
     if isinstance(store, Path) or "://" not in store:
         if mangled := _MANGLED.match(str(store)):
-            do = "give a URI as text: a Path makes one slash of its two"
-            raise StoreError(
-                f"store {store}", expected=f"a folder, or {mangled[1]}://...", found=f"{mangled[0]}", do=do
-            )
+            do = "pass it as text: a Path makes one slash of two" if isinstance(store, Path) else ""
+            expected = f"a folder, or a URI that begins with {mangled[1]}://"
+            raise StoreError(f"store {store}", expected=expected, found=mangled[0], do=do)
         return Path(store)
     try:
         uri = urlsplit(store)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import shutil
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -69,7 +68,7 @@ def publish(
             read = _as_readers_do(staged, version, own.sha256, open_base)
             place.keep(staged, version, {**read.files, MANIFEST: own}, progress)
         except BaseException:
-            shutil.rmtree(staged, ignore_errors=True)
+            place.discard(staged)
             raise
 
         def entry(state: State) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def publish(
 
         log.add(entry)
     except OSError as error:
-        raise StoreError(f"publish {version}", found=str(error), do="see whether `versions` has it") from error
+        raise StoreError(f"publish {version}", found=str(error), do="it was not published") from error
     return version, read.base
 
 
