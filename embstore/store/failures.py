@@ -13,7 +13,9 @@ CREDENTIALS = {
 }
 _SERVICE = re.compile(rf"Generic ({'|'.join(CREDENTIALS)}) error")
 # obstore looks for a role of the machine at these addresses when the environment has no credentials.
-_NO_CREDENTIALS = re.compile(r"://169\.254\.|://metadata\.|\bMissing \w*Key|Account must be specified")
+_NO_CREDENTIALS = re.compile(
+    r"://169\.254\.|://metadata\.|/latest/api/token|\bMissing \w*Key|Account must be specified"
+)
 _NO_ANSWER = re.compile(r"(https?://[^/?\s]+).* - HTTP error")
 _BODY = re.compile(r"<\?xml.*|<Error>.*|<html.*", re.IGNORECASE)
 
