@@ -38,4 +38,8 @@ def _advice(text: str) -> str:
         return f"there are no credentials: set {CREDENTIALS[service[1]]}; docs/object-stores.md"
     if found := _NO_ANSWER.search(text):
         return f"{found[1]} does not answer: see the endpoint, the region and the network; docs/object-stores.md"
-    return "see the bucket's name, the network and the credentials; docs/object-stores.md" if service else ""
+    return (
+        "see the bucket's name, the network and the credentials; docs/object-stores.md"
+        if service or "http" in text
+        else ""
+    )

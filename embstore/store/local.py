@@ -144,8 +144,10 @@ class LocalPlace:
     def contents(self) -> Iterator[str]:
         """By name."""
         for name in ("versions", "log"):
-            folder = self.folder / name
-            yield from (f"{name}/{path.name}" for path in (sorted(folder.iterdir()) if folder.is_dir() else ()))
+            inside: list[str] = []
+            with suppress(FileNotFoundError, NotADirectoryError):
+                inside = sorted(os.listdir(self.folder / name))
+            yield from (f"{name}/{path}" for path in inside)
 
     def last_written(self, path: str) -> float:
         """The latest of all in it: a folder's own time says nothing of the files in its folders."""

@@ -45,18 +45,11 @@ _SILENCE, _RETRIES = timedelta(seconds=8), timedelta(seconds=15)
 _CONNECT, _REQUEST = timedelta(seconds=5), timedelta(minutes=10)
 # What obstore reads of the environment unless it is given options, as AWS_ALLOW_HTTP.
 _OPTIONS = (
-    "allow_http",
-    "allow_invalid_certificates",
-    "connect_timeout",
-    "http1_only",
-    "http2_only",
-    "proxy_url",
-    "proxy_ca_certificate",
-    "proxy_excludes",
-    "read_timeout",
-    "root_certificate",
-    "timeout",
-    "user_agent",
+    *("allow_http", "allow_invalid_certificates", "root_certificate", "user_agent", "default_content_type"),
+    *("connect_timeout", "read_timeout", "timeout", "pool_idle_timeout", "pool_max_idle_per_host"),
+    *("http1_only", "http2_only", "http2_keep_alive_interval", "http2_keep_alive_timeout"),
+    *("http2_keep_alive_while_idle", "randomize_addresses"),
+    *("proxy_url", "proxy_ca_certificate", "proxy_excludes"),
 )
 _PREFIXES = {"s3": "AWS", "s3a": "AWS", "gs": "GOOGLE"}  # of the environment's variables; the others' are AZURE
 _SERVERS = (  # variables that say whose bucket of a name is meant

@@ -67,12 +67,12 @@ class Store:
     Args:
         path: a folder; a URI such as ``file:///srv/store``, ``s3://bucket/prefix``, ``gs://bucket/prefix`` or
             ``az://container/prefix``; or an ``obstore`` store with credentials of its own. The first publish makes it.
-        cache: of a store in a bucket, where this machine keeps what it fetched; ``$EMBSTORE_CACHE`` or the user's
-            cache folder when not given.
+        cache: of stores in buckets, where this machine keeps what it fetched, each store's in a folder of its own;
+            ``$EMBSTORE_CACHE`` or the user's cache folder when not given.
         clock: what time it is; leases and the grace of gc go by it, so the clocks of those who write should agree.
 
     Raises:
-        StoreError: a URI of another kind.
+        StoreError: a URI of another kind, or one that names no bucket and prefix.
     """
 
     def __init__(self, path: str | Path | ObjectStore, *, cache: Path | None = None, clock: Clock = utc_now) -> None:
@@ -82,7 +82,7 @@ class Store:
 
     @property
     def root(self) -> Path:
-        """Its folder on this machine; of a store in a bucket, the cache."""
+        """Its folder on this machine; of a store in a bucket, its part of the cache."""
         return self.place.folder
 
     def publish(
