@@ -123,7 +123,7 @@ class LocalPlace:
     def discard(self, staged: Path) -> None:
         """With it goes ``versions`` if nothing else is there: a first publish that failed."""
         shutil.rmtree(staged, ignore_errors=True)
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # in use; no name of a folder
             staged.parent.rmdir()
 
     def keep(
