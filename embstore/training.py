@@ -190,7 +190,7 @@ class Trainer:
         per_epoch = train.batch_count(settings.batch_size)
         total = per_epoch * settings.epochs
         if at.finished:
-            self.show.say(f"already finished, at step {at.step:,}; start it afresh to train again")
+            self.show.say(f"already finished, at step {at.step:,}; --fresh (or another folder) trains it again")
         elif at.step:
             self.show.say(f"going on from step {at.step:,} of {total:,}")
         every = settings.evaluate_every or per_epoch

@@ -105,7 +105,8 @@ def _show_published(version: Version, root: str, as_json: bool) -> None:
     if as_json:
         values: dict[str, Any] = {"version": version.id, "parent": version.parent, "digest": version.digest}
         values |= {"encoding": table["dtype"], "loss": loss, "optimizer": version.optimizer is not None}
-        click.echo(json.dumps({**values, "bytes": bytes_of(version.manifest), "folder": str(version.folder)}))
+        where = version.source.where("").rstrip("/")
+        click.echo(json.dumps({**values, "bytes": bytes_of(version.manifest), "folder": where}))
         return
     out.print(f"published {version.id} in {root}: {decimal(bytes_of(version.manifest))}", markup=False, highlight=False)
     if loss is not None:

@@ -109,7 +109,10 @@ def tag(name: str, version: str, root: str, as_json: bool) -> None:
     """Give VERSION (an id, a unique prefix of one, an alias or a tag) a NAME that never moves and keeps it from gc."""
     from embstore.store import Store
 
-    _show_tag(name, Store(root).tag(name, version).id, "is", as_json)
+    store = Store(root)
+    before = store.tags().get(name)
+    meant = store.tag(name, version).id
+    _show_tag(name, meant, "is already" if before == meant else "is", as_json)
 
 
 @click.command(

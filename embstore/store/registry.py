@@ -209,12 +209,15 @@ class Store:
         """Let ``alias`` mean a version from now on; no change when it does already.
 
         Raises:
-            StoreError: not a name for an alias, a tag's name, or someone else moved it meanwhile.
+            StoreError: not a name for an alias, a tag's name, the alias itself, or someone else moved it meanwhile.
             VersionNotFoundError: no such version.
         """
         if not ALIAS.fullmatch(alias) or alias in (LATEST, PREVIOUS):
             expected = f"a lower-case word other than {LATEST} and {PREVIOUS}"
             raise StoreError("alias", expected=expected, found=repr(alias))
+        if ref == alias:
+            do = f"name that, as in `embstore promote {LATEST}`"
+            raise StoreError(f"promote {ref}", expected="the version it should mean", found="the alias itself", do=do)
         before = self._log.state()
         version = self.open(ref).id  # a version that can't be opened is not promoted
         return self._move(alias, version, before)
@@ -241,6 +244,8 @@ class Store:
     def tag(self, name: str, ref: str) -> VersionInfo:
         """Give a version a name that means it, and keeps it, until it is taken off again; a tag never moves.
 
+        No change when the version has it already.
+
         Raises:
             StoreError: not a name for a tag, or one that is taken.
             VersionNotFoundError: no such version.
@@ -249,16 +254,21 @@ class Store:
             expected = f"a lower-case letter, then up to 62 of a-z 0-9 . _ -, other than {LATEST} and {PREVIOUS}"
             raise StoreError("tag", expected=expected, found=repr(name))
 
-        def entry(state: State) -> dict[str, Any]:
+        version = ""
+
+        def entry(state: State) -> dict[str, Any] | None:
+            nonlocal version
+            version = resolve(state, ref, self.place)
+            if state.tags.get(name) == version:
+                return None
             for kind, taken in (("a tag", state.tags), ("an alias", state.alias_targets())):
                 if name in taken:
                     found = f"{kind} of {taken[name]}"
                     raise StoreError(f"tag {name!r}", expected="a name not taken", found=found, do="use another")
-            return self._entry("tag", tag=name, version=resolve(state, ref, self.place))
+            return self._entry("tag", tag=name, version=version)
 
-        added = self._log.add(entry)
-        assert added
-        return _info(self._log.state(), added["version"])
+        self._log.add(entry)
+        return _info(self._log.state(), version)
 
     def untag(self, name: str) -> VersionInfo:
         """Take a tag off its version, which gc may then collect.

@@ -332,3 +332,15 @@ def test_a_publisher_that_finishes_while_gc_tidies_the_cache(
         store.gc()
     assert not staged.exists()
     assert version.folder.is_dir()
+
+
+def test_publish_names_where_the_version_lies(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The case: the folder it gave was the cache's, empty to whoever reads the bucket from elsewhere."""
+
+    class Trained:
+        bundle = staticmethod(small_bundle)
+        parent = staticmethod(lambda _: None)
+
+    monkeypatch.setattr("embstore.run.Run.open", lambda *_, **__: Trained)
+    said = json.loads(output("publish", "run", "--store", s3, "--json"))
+    assert said["folder"] == f"{s3}/versions/{said['version']}"

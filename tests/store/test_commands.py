@@ -48,6 +48,9 @@ def test_tags_are_put_on_shown_and_taken_off(versions: list[Version], tmp_path: 
     assert [row["tags"] for row in listed] == [[], [], ["spring", "summer"]]
     assert [row["parent"] for row in listed] == [versions[1].id, first, None]
     assert "spring summer" in output("versions", "--store", tmp_path)
+    entries = len(list((tmp_path / "log").iterdir()))
+    assert output("tag", "spring", first[:-1], "--store", tmp_path) == f"spring is already {first}\n"
+    assert len(list((tmp_path / "log").iterdir())) == entries
     with pytest.raises(StoreError, match="found a tag of"):
         output("tag", "spring", "latest", "--store", tmp_path)
     assert output("untag", "summer", "--store", tmp_path) == f"summer is no longer {first}\n"
