@@ -121,7 +121,10 @@ class Run:
             "parameters": self.parameters(model),
             "logs": {name: {"fingerprint": log.fingerprint, "rows": log.rows} for name, log in logs.items()},
         }
-        result = finite({**result, "notes": _notes(result, trainer)})
+        notes = _notes(result, trainer)
+        if self.start is not None and self.start.optimizer is None:
+            notes.insert(0, _stateless(self.start))
+        result = finite({**result, "notes": notes})
         self.files.write_result(result)
         if publisher is not None:
             done = publisher.last is not None and publisher.last.id == before and not trained
@@ -213,7 +216,7 @@ class Run:
 
     def _start(self, trainer: Trainer) -> None:
         if self.start is not None and not load_version(trainer.model, trainer.optimizer, self.start):
-            self.progress.say(f"{self.start.id} has no optimizer's state: it starts afresh")
+            self.progress.say(_stateless(self.start))
 
     def _publisher(self, settings: PublishSettings, trainer: Trainer) -> Publisher:
         place = place_of(settings.store)  # tried now, not when hours of training are over
@@ -237,8 +240,7 @@ class Run:
 
     def _bundle(self, trainer: Trainer) -> Bundle:
         model, result, lineage = trainer.model, self.files.result(), self.files.lineage()
-        if self.start is not None:
-            lineage["space"] = self.start.space
+        lineage["space"] = self.files.space() if self.start is None else self.start.space
         return Bundle(
             table=model.table,
             schema=self.schema,
@@ -271,6 +273,13 @@ class Run:
             tokens = self.files.exact_tokens()
         assert tokens is not None
         return tokens
+
+
+def _stateless(start: Version) -> str:
+    return (
+        f"warning: {start.id} was published without the optimizers' state: they start from nothing, their first steps "
+        "are large, and the model may end worse than it was; go on from a version published without --no-optimizer"
+    )
 
 
 def _notes(result: Mapping[str, Any], trainer: Trainer) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from embstore.config import parse
 from embstore.continuous import Publisher, PublishSettings
 from embstore.errors import ConfigError, SchemaError, VersionNotFoundError
 from embstore.logs import ParquetLog
+from embstore.progress import Progress
 from embstore.run import Run
 from embstore.settings import RunConfig
 from embstore.store import Store, Version
@@ -207,6 +209,45 @@ def test_settings_that_cannot_be(logs: Path, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=f"publish.{next(iter(wrong))}"):
             PublishSettings(store="store", **wrong)  # type: ignore[arg-type]
     assert json.loads((tmp_path / "first/result.json").read_text()).get("version") is None
+
+
+def test_what_is_published_of_one_run_is_of_one_space(logs: Path, tmp_path: Path) -> None:
+    """The case: the same run, published as float32 and as int8, made two spaces, whose vectors nobody may compare."""
+    root = str(tmp_path / "store")
+    run = _first(logs, tmp_path, OPTIMIZERS[0], publish={"store": root, "every_rows": 3000})
+    run.train()
+    again = Run.open(run.folder, models.build)
+    Store(root).publish(again.bundle(), encoding="int8")
+    Store(tmp_path / "other").publish(again.bundle())
+    spaces = [
+        store.open(info.id).space for store in (Store(root), Store(tmp_path / "other")) for info in store.versions()
+    ]
+    assert len(spaces) == 5
+    assert len(set(spaces)) == 1
+    assert Store(root).diff(Store(root).versions()[0].id).same_space
+    Run.clear(run.folder)
+    run.train()
+    assert Store(root).open().space not in spaces
+
+
+def test_a_version_without_optimizer_is_warned_of_before_and_after(logs: Path, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    first = _first(logs, tmp_path, OPTIMIZERS[0])
+    first.train()
+    version = store.publish(replace(first.bundle(), optimizer=None))
+    second = _run(logs, "second", tmp_path, start={"store": str(store.root)})
+    lines: list[str] = []
+    second.progress = Progress()
+    second.progress.say = lines.append  # type: ignore[method-assign]
+    result = second.train()
+    assert lines[0].startswith(f"warning: {version.id} was published without the optimizers' state")
+    assert result["notes"][0] == lines[0]
+    store.publish(first.bundle())
+    Run.clear(second.folder)
+    assert not any(
+        "optimizer" in note
+        for note in _run(logs, "second", tmp_path, start={"store": str(store.root)}).train()["notes"]
+    )
 
 
 def test_columns_of_another_type_are_refused(logs: Path, tmp_path: Path) -> None:

@@ -126,17 +126,28 @@ class Store:
         except StoreError as error:
             raise StoreError(f"{version} is published, but can't be opened", found=str(error)) from error
 
-    def compact(self, ref: str = LATEST, *, progress: Progress | None = None) -> Version:
+    def compact(self, ref: str = LATEST, *, encoding: str | None = None, progress: Progress | None = None) -> Version:
         """Publish a delta's rows as a whole version, so that readers need no chain; a whole version is left as it is.
+
+        Args:
+            encoding: how rows are stored, as for ``publish``; as in the whole version it is based on when not given.
+                What quantising them costs, those of a quantised base once more, is in the manifest, ``table.loss``.
+            progress: as for ``publish``.
 
         Raises:
             VersionNotFoundError: no such version.
             CorruptVersionError: it is not what was published.
+            StoreError: a whole version of another encoding.
         """
         version = self.open(ref)
-        if version.delta is None:
-            return version
-        return self.publish(replace(version.bundle(), compacts=version.id), parent=version.id, progress=progress)
+        if version.delta is not None:
+            bundle, encoding = replace(version.bundle(), compacts=version.id), encoding or version.table.encoding
+            return self.publish(bundle, parent=version.id, encoding=encoding, progress=progress)
+        if encoding not in (None, version.table.encoding):
+            expected, do = f"a delta, to store its rows as {encoding}", "publish the run with --encoding"
+            found = f"a whole version, {version.table.encoding}"
+            raise StoreError(f"compact {version.id}", expected=expected, found=found, do=do)
+        return version
 
     def versions(self) -> list[VersionInfo]:
         """Every version that exists, in the order published.

@@ -190,8 +190,11 @@ def test_compact_makes_a_delta_whole_and_leaves_a_whole_version(
     made = store.open(said["version"])
     assert (said["of"], said["compacted"], made.compacts, made.delta) == (delta.id, True, delta.id, None)
     assert made.table.read_rows(0, 40).equal(make_bundle(seed=1).table.read_rows(0, 40))
+    assert (said["encoding"], said["loss"]) == ("float32", None)
     store.promote(delta.id, "canary")
     assert re.search(rf"^published \S+, {delta.id} whole: ", invoke("compact", "canary", "--store", tmp_path).output)
+    said = invoke("compact", "canary", "--encoding", "int8", "--store", tmp_path).output
+    assert re.search(r"^int8: numbers changed by \S+ at most", said, re.MULTILINE)
 
 
 def test_an_unknown_version_names_few(make_bundle: Callable[..., Any], tmp_path: Path) -> None:
