@@ -71,7 +71,9 @@ Examples:
     type=click.Choice(ENCODINGS),
     help="How rows are stored; what it costs is said.  [default: as trained]",
 )
-@click.option("--no-optimizer", is_flag=True, help="Leave out the optimizers' state: readers need none, `train --from` does.")
+@click.option(
+    "--no-optimizer", is_flag=True, help="Leave out the optimizers' state: readers need none, but train --from does."
+)
 @as_json_option
 def publish(run: Path, root: str, parent: str | None, encoding: str | None, no_optimizer: bool, as_json: bool) -> None:
     """Publish the trained table, schema and model of RUN as an immutable version.

@@ -39,17 +39,29 @@ _CHUNK_ROWS = 1 << 17  # compared at a time
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def write_delta(
-    path: Path, bundle: Bundle, layout: Layout, change: Change, body: dict[str, Any], progress: Progress | None
-) -> FileDigest:
-    """Write the rows of ``bundle`` that differ from the base's; what the delta is, is written into ``body``.
+def changed_rows(bundle: Bundle, layout: Layout, change: Change, progress: Progress | None) -> Tensor:
+    """int64, ascending: the rows of ``bundle`` that a delta holds.
 
     Raises:
         StoreError: the base has another layout, or a setting can't be.
     """
-    base = change.base
     _check(bundle, layout, change)
-    index_R = _changed(bundle, change, progress)
+    return _changed(bundle, change, progress)
+
+
+def is_smaller(bundle: Bundle, change: Change, rows: int) -> bool:
+    """Whether a delta of so many rows takes fewer bytes than the whole table as it was trained."""
+    table, state = bundle.table, 0 if bundle.optimizer is None else bundle.optimizer.row_bytes
+    encoding = change.encoding or encoding_of(table.dtype)
+    in_delta = 8 + stored_width(encoding, table.dim) * stored_dtype(encoding).itemsize + state  # 8: of its index
+    return rows * in_delta < table.num_rows * (table.dim * table.dtype.itemsize + state)
+
+
+def write_delta(
+    path: Path, bundle: Bundle, layout: Layout, change: Change, index_R: Tensor, body: dict[str, Any]
+) -> FileDigest:
+    """Write the changed rows of ``bundle``; what the delta is, is written into ``body``."""
+    base = change.base
     encoding = change.encoding or encoding_of(bundle.table.dtype)
     rows_RD = bundle.table.gather(index_R)
     stored_RS = encode(rows_RD, encoding)
