@@ -139,12 +139,18 @@ def write(
     return manifest
 
 
-def verify(source: Files, files: Mapping[str, FileDigest], *, progress: Progress | None = None) -> None:
+def verify(source: Files, files: Mapping[str, FileDigest], manifest: str, *, progress: Progress | None = None) -> None:
     """Read every file and compare its length and sha256; and nothing else may lie there but the manifest.
+
+    Args:
+        manifest: its sha256.
 
     Raises:
         CorruptVersionError: naming the file, what was expected and what was found.
     """
+    found = source.digest(MANIFEST).sha256
+    if found != manifest:
+        raise CorruptVersionError(source.where(MANIFEST), expected=f"sha256 {manifest}", found=found)
     _check_lengths(source, files)
     total, done = sum(digest.bytes for digest in files.values()), 0
     # sha256 and reading both release the interpreter lock.

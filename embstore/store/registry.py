@@ -11,6 +11,7 @@ What no entry of the log names does not exist: it is never read, and may be swep
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from weakref import WeakValueDictionary
 from obstore.store import ObjectStore
 
 from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError, nearest
-from embstore.store import gc, lease
+from embstore.store import gc, lease, verification
 from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.diff import Difference, diff
 from embstore.store.gc import Collected
@@ -32,6 +33,7 @@ from embstore.store.place import Place, location
 from embstore.store.publish import publish
 from embstore.store.refs import check_living, check_store, resolve
 from embstore.store.state import ALIAS, LATEST, PREVIOUS, PRODUCTION, TAG, State
+from embstore.store.verification import Finding
 from embstore.store.version import Version, read_body
 
 
@@ -215,6 +217,24 @@ class Store:
             CorruptVersionError: naming the file, what was expected and what was found.
         """
         self.open(ref).verify(progress=progress)
+
+    def verify_all(self, refs: Iterable[str] | None = None, *, progress: Progress | None = None) -> tuple[Finding, ...]:
+        """Verify every version to its end, whatever is found in another, and each once, however many lie on it.
+
+        Args:
+            refs: only these and what they are based on.
+            progress: as for ``publish``.
+
+        Returns:
+            A finding for each version, a base before what lies on it.
+
+        Raises:
+            StoreError: no such store.
+            VersionNotFoundError: no such version.
+        """
+        check_store(self.place)
+        versions = self._log.state().living if refs is None else [self.resolve(ref) for ref in refs]
+        return verification.verify(self._log, versions, self._open, progress)
 
     def promote(self, ref: str, alias: str = PRODUCTION) -> VersionInfo:
         """Let ``alias`` mean a version from now on; no change when it does already.
