@@ -18,7 +18,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -315,9 +315,10 @@ class Trainer:
         self.show.record(record, self.folder)
 
     def warn(self, text: str) -> None:
-        """Say what went wrong, and write it down beside the metrics."""
+        """Say what went wrong, and write it down beside the metrics, if that can be done: training goes on."""
         self.show.say(f"warning: {text}")
-        self._write({"step": self.at.step, "warning": text})
+        with suppress(OSError):
+            self._write({"step": self.at.step, "warning": text})
 
     def _write(self, record: dict[str, Any]) -> None:
         with open(self.folder / "metrics.jsonl", "ab") as out:

@@ -40,13 +40,30 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def changed_rows(bundle: Bundle, layout: Layout, change: Change, progress: Progress | None) -> Tensor:
-    """int64, ascending: the rows of ``bundle`` that a delta holds.
+    """int64, ascending: rows that differ from the base's by more than ``significance``, or, when that is 0, at all.
+
+    A row that waits keeps its optimizer state, too: nearly every state of a row that was trained differs in a bit.
 
     Raises:
         StoreError: the base has another layout, or a setting can't be.
     """
     _check(bundle, layout, change)
-    return _changed(bundle, change, progress)
+    base, table = change.base, bundle.table
+    states = {} if bundle.optimizer is None or change.significance else bundle.optimizer.table
+    found = []
+    for index_R in _candidates(change, table.num_rows):
+        ours_RD, theirs_RD = table.gather(index_R), base.table.gather(index_R)
+        if change.significance:
+            changed_R = (ours_RD.double() - theirs_RD.double()).norm(dim=1) > change.significance
+        else:
+            changed_R = _differ(ours_RD, theirs_RD)
+        before = base.optimizer_rows.gather(index_R) if states else {}
+        for name, tensor in states.items():
+            changed_R |= _differ(_of_rows(tensor, index_R), before[name])
+        found.append(index_R[changed_R])
+        if progress:
+            progress("compare", int(index_R[-1]) + 1, table.num_rows)
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 
 def is_smaller(bundle: Bundle, change: Change, rows: int) -> bool:
@@ -132,29 +149,6 @@ def _check(bundle: Bundle, layout: Layout, change: Change) -> None:
     if ours is not None and ours != theirs:
         expected = f"a base with the optimizer's state, {ours}"
         raise StoreError(f"a delta of {base.id}", expected=expected, found=str(theirs), do=do)
-
-
-def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tensor:
-    """int64, ascending: rows that differ from the base's by more than ``significance``, or, when that is 0, at all.
-
-    A row that waits keeps its optimizer state, too: nearly every state of a row that was trained differs in a bit.
-    """
-    base, table = change.base, bundle.table
-    states = {} if bundle.optimizer is None or change.significance else bundle.optimizer.table
-    found = []
-    for index_R in _candidates(change, table.num_rows):
-        ours_RD, theirs_RD = table.gather(index_R), base.table.gather(index_R)
-        if change.significance:
-            changed_R = (ours_RD.double() - theirs_RD.double()).norm(dim=1) > change.significance
-        else:
-            changed_R = _differ(ours_RD, theirs_RD)
-        before = base.optimizer_rows.gather(index_R) if states else {}
-        for name, tensor in states.items():
-            changed_R |= _differ(_of_rows(tensor, index_R), before[name])
-        found.append(index_R[changed_R])
-        if progress:
-            progress("compare", int(index_R[-1]) + 1, table.num_rows)
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 
 def _candidates(change: Change, rows: int) -> Iterator[Tensor]:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from commands import output
 
 from embstore.cli import cli
+from embstore.cli.versions import _marked
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store import Bundle, Change, Store, Version
 from embstore.store.local import LocalFiles
@@ -185,6 +186,8 @@ def test_a_delta_of_a_damaged_version_is_listed_as_such(damage: str, make_bundle
     assert listed[delta.id] == f"a delta of {base.id}, which is damaged"
     assert listed[above.id] == f"a delta of {delta.id}, which is damaged"
     assert listed[other.id] is None
+    missing = {"version": "b", "delta": {"base": "a"}, "damaged": None}
+    assert _marked([missing])[0]["damaged"] == "a delta of a, which is not in the store"
     text = output("versions", "--store", tmp_path)
     assert f"{above.id} damaged: a delta of {delta.id}" in text
     assert " rows" not in text
