@@ -273,9 +273,9 @@ class Publisher:
             version = before
             self._say(f"nothing has changed since {version.id}: not published again")
         else:
-            replace_small(self.path, json.dumps({"version": version.id}).encode())
             self.last, self._whole = version, False
             self._hold()
+            self._record(version)
             whole = change is not None and version.delta is None
             self._say(f"published {version.id}{', whole: a delta would be no smaller' if whole else ''}")
         table.forget_changes()
@@ -289,7 +289,7 @@ class Publisher:
         settings, last = self.settings, self.last
         if self._whole or last is None or last.optimizer is None:
             return None
-        if last.delta is not None and last.delta.depth >= settings.whole_every - 1:
+        if (0 if last.delta is None else last.delta.depth) >= settings.whole_every - 1:
             return None
         known = self._tracked and not restored and settings.significance == 0
         return Change(
@@ -340,6 +340,12 @@ class Publisher:
             lease.release()
         except (StoreError, OSError) as error:
             self._warn(f"{lease.version} is kept from gc until {lease.until}: {error}")
+
+    def _record(self, version: Version) -> None:
+        try:
+            replace_small(self.path, json.dumps({"version": version.id}).encode())
+        except OSError as error:  # the file of an earlier one, then: a resumed run compares all rows with that
+            self._warn(f"{self.path} can't be written: {error}; {version.id} is published all the same")
 
     def _published(self) -> Version | None:
         """What ``published.json`` names, if it is there; when it is damaged the next version is whole."""

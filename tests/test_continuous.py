@@ -241,6 +241,13 @@ def test_what_is_published_of_one_run_is_of_one_space(logs: Path, tmp_path: Path
     assert Store(root).open().space not in spaces
 
 
+def test_every_version_may_be_whole(logs: Path, tmp_path: Path) -> None:
+    publish = {"store": str(tmp_path / "store"), "every_rows": 2000, "whole_every": 1}
+    _first(logs, tmp_path, OPTIMIZERS[0], publish=publish).train()
+    store = Store(tmp_path / "store")
+    assert [store.open(info.id).delta for info in store.versions()] == [None] * 4
+
+
 def test_a_version_without_optimizer_is_warned_of_before_and_after(logs: Path, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     first = _first(logs, tmp_path, OPTIMIZERS[0])
@@ -516,3 +523,28 @@ def test_what_has_not_changed_is_not_published_again(logs: Path, tmp_path: Path)
         assert version.delta is not None
         assert version.delta.rows == 0
     assert len(publisher.store.versions()) == 3
+
+
+def test_a_run_s_folder_that_cannot_be_written_does_not_end_it(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _first(logs, tmp_path, OPTIMIZERS[0])
+    run.train()
+    trainer, warnings = run._restored(), []
+    settings = PublishSettings(store=str(tmp_path / "store"))
+    publisher = Publisher(settings, trainer.model, lambda: run._bundle(trainer), tmp_path, warn=warnings.append)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(continuous, "replace_small", full)
+    first = publisher.publish()
+    trainer.model.table.weight[5] += 1
+    version = publisher.publish(restored=True)
+    assert version.delta is not None
+    assert version.parent == first.id
+    for each, warning in zip((first, version), warnings, strict=True):
+        assert f"{each.id} is published all the same" in warning
+    (tmp_path / "folder").touch()
+    trainer.folder = tmp_path / "folder"  # a file: nothing can be written below it
+    trainer.warn("said all the same")
