@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class Run:
 
         Raises:
             Interrupted: Ctrl-C; the same call goes on.
+            StoreError: it is trained, but can't be published; how to do that is said.
         """
         logs = {
             name: ParquetLog(source, self.schema)
@@ -93,13 +95,13 @@ class Run:
         self._begin(logs)
         model = self.build(self._collected_tokens(logs["train"]))
         publisher: Publisher | None = None
-        before, trained = self.files.result().get("version"), False
+        trained = False
 
         def after_step(rows: int) -> None:
             nonlocal trained
             trained = True
-            if publisher is not None and (version := publisher.step(rows)) is not None:
-                self.progress.say(f"published {version.id}")
+            if publisher is not None:
+                publisher.step(rows)
 
         trainer = Trainer(
             model,
@@ -112,6 +114,20 @@ class Run:
         )
         if self.config.publish is not None:
             publisher = self._publisher(self.config.publish, trainer)
+        before = self.files.result().get("version")
+        with publisher or nullcontext():
+            result = self._fit(trainer, logs)
+            if publisher is not None:
+                done = publisher.last is not None and publisher.last.id == before and not trained
+                result["version"] = before if done else publisher.finish().id
+                self.files.write_result(result)
+                if done:
+                    self.progress.say(f"published before, as {before}")
+        return result
+
+    def _fit(self, trainer: Trainer, logs: Mapping[str, ParquetLog]) -> dict[str, Any]:
+        """Train, evaluate, and write the result down, whatever becomes of publishing it."""
+        model = trainer.model
         result: dict[str, Any] = {"valid": trainer.fit(logs["train"], logs.get("valid"))}
         if "test" in logs:
             result["test"] = trainer.evaluate(logs["test"], label="test")
@@ -121,13 +137,11 @@ class Run:
             "parameters": self.parameters(model),
             "logs": {name: {"fingerprint": log.fingerprint, "rows": log.rows} for name, log in logs.items()},
         }
-        result = finite({**result, "notes": _notes(result, trainer)})
+        notes = _notes(result, trainer)
+        if self.start is not None and self.start.optimizer is None:
+            notes.insert(0, _stateless(self.start))
+        result = finite({**result, "notes": notes})
         self.files.write_result(result)
-        if publisher is not None:
-            done = publisher.last is not None and publisher.last.id == before and not trained
-            result["version"] = before if done else publisher.publish(restored=True).id
-            self.files.write_result(result)
-            self.progress.say(f"published {'before, as ' if done else ''}{result['version']}")
         return result
 
     def build(self, exact: Mapping[str, Tensor]) -> CtrModel:
@@ -213,7 +227,7 @@ class Run:
 
     def _start(self, trainer: Trainer) -> None:
         if self.start is not None and not load_version(trainer.model, trainer.optimizer, self.start):
-            self.progress.say(f"{self.start.id} has no optimizer's state: it starts afresh")
+            self.progress.say(_stateless(self.start))
 
     def _publisher(self, settings: PublishSettings, trainer: Trainer) -> Publisher:
         place = place_of(settings.store)  # tried now, not when hours of training are over
@@ -222,7 +236,15 @@ class Run:
         else:
             Store(place).aliases()
         start = self.start if self.parent(settings.store) is not None else None
-        return Publisher(settings, trainer.model, lambda: self._bundle(trainer), self.folder, start=start)
+        return Publisher(
+            settings,
+            trainer.model,
+            lambda: self._bundle(trainer),
+            self.folder,
+            start=start,
+            say=self.progress.say,
+            warn=trainer.warn,
+        )
 
     def _restored(self) -> Trainer:
         exact = self.files.exact_tokens()
@@ -237,8 +259,7 @@ class Run:
 
     def _bundle(self, trainer: Trainer) -> Bundle:
         model, result, lineage = trainer.model, self.files.result(), self.files.lineage()
-        if self.start is not None:
-            lineage["space"] = self.start.space
+        lineage["space"] = self.files.space() if self.start is None else self.start.space
         return Bundle(
             table=model.table,
             schema=self.schema,
@@ -271,6 +292,13 @@ class Run:
             tokens = self.files.exact_tokens()
         assert tokens is not None
         return tokens
+
+
+def _stateless(start: Version) -> str:
+    return (
+        f"warning: {start.id} was published without the optimizers' state: they start from nothing, their first steps "
+        "are large, and the model may end worse than it was; go on from a version published without --no-optimizer"
+    )
 
 
 def _notes(result: Mapping[str, Any], trainer: Trainer) -> list[str]:

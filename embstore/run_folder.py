@@ -4,6 +4,7 @@
       config.yaml        the settings, complete
       schema.yaml        what the log's columns mean
       logs.json          fingerprints of the logs it learns from, and the type of each feature's values
+      space.json         what its versions have in common: their vectors can be compared
       exact.safetensors  known tokens of the exact features
       metrics.jsonl  checkpoints/  tensorboard/     see ``embstore.training``
       published.json     the version published last, see ``embstore.continuous``
@@ -30,11 +31,18 @@ from embstore.checkpoints import Checkpoints
 from embstore.errors import CheckpointError, ConfigError
 from embstore.schema import Schema
 from embstore.settings import RunConfig
+from embstore.store import new_space
 from embstore.store.files import replace_small
 from embstore.store.tensors import open_tensors, write_tensors
 
 _CONFIG, _SCHEMA, _LOGS, _EXACT, _RESULT = "config.yaml", "schema.yaml", "logs.json", "exact.safetensors", "result.json"
-_FILES = (_CONFIG, _SCHEMA, _LOGS, _EXACT, _RESULT, "metrics.jsonl", "published.json")
+_SPACE = "space.json"
+_FILES = (_CONFIG, _SCHEMA, _LOGS, _SPACE, _EXACT, _RESULT, "metrics.jsonl", "published.json")
+_REMEDY = {  # when it is damaged
+    _LOGS: "start afresh with --fresh",
+    _SPACE: "delete it: vectors published from then on count as no more comparable with those before",
+    _RESULT: "delete it, and train again: a finished run is only evaluated again",
+}
 _FOLDERS = ("checkpoints", "tensorboard")
 
 
@@ -92,6 +100,8 @@ class RunFolder:
         self._write(_CONFIG, yaml.safe_dump(settings, sort_keys=False))
         self._write(_SCHEMA, schema.to_yaml())
         self._write(_LOGS, json.dumps({"fingerprints": dict(fingerprints), "columns": dict(columns)}))
+        if config.start is None:
+            self.space()
 
     def clear(self) -> None:
         """Remove what a run left there (only files a run makes)."""
@@ -112,6 +122,20 @@ class RunFolder:
         """By feature, the type of its values."""
         found: dict[str, str] = self._read(_LOGS).get("columns", {})
         return found
+
+    def space(self) -> str:
+        """The space of the versions that are published of it, however often; decided when it is first asked for.
+
+        Raises:
+            CheckpointError: its file is damaged.
+        """
+        if not (self.path / _SPACE).exists():
+            self._write(_SPACE, json.dumps({"space": new_space()}))
+        space = self._read(_SPACE).get("space")
+        if not isinstance(space, str):
+            do = _REMEDY[_SPACE]
+            raise CheckpointError(f"{self.path / _SPACE}", expected="the id of a space", found=repr(space), do=do)
+        return space
 
     def result(self) -> dict[str, Any]:
         """What ``Run.train`` returned; empty before it is finished."""
@@ -135,7 +159,12 @@ class RunFolder:
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            found = json.loads(path.read_bytes()) if path.exists() else {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{path}", expected="a mapping as JSON", found="none", do=_REMEDY.get(name, ""))
         return found
 
     def _write(self, name: str, text: str) -> None:

@@ -5,7 +5,7 @@ of the log from ``(seed, epoch)``, so a checkpoint needs no generator state, and
 ends bit-equal to one that was not (on CPU).
 
     run/
-      metrics.jsonl      one line per evaluation
+      metrics.jsonl      one line per evaluation, and per warning
       tensorboard/       the same as curves, when tensorboard is installed
       checkpoints/       see ``embstore.checkpoints``
 """
@@ -18,7 +18,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -190,7 +190,7 @@ class Trainer:
         per_epoch = train.batch_count(settings.batch_size)
         total = per_epoch * settings.epochs
         if at.finished:
-            self.show.say(f"already finished, at step {at.step:,}; start it afresh to train again")
+            self.show.say(f"already finished, at step {at.step:,}; --fresh (or another folder) trains it again")
         elif at.step:
             self.show.say(f"going on from step {at.step:,} of {total:,}")
         every = settings.evaluate_every or per_epoch
@@ -310,13 +310,20 @@ class Trainer:
                 at.factor *= 0.1 if settings.schedule == "plateau" else 1.0
                 at.finished |= settings.patience is not None and at.worse >= settings.patience
         self.model.train()
+        record = finite(record)
         self._write(record)
+        self.show.record(record, self.folder)
+
+    def warn(self, text: str) -> None:
+        """Say what went wrong, and write it down beside the metrics, if that can be done: training goes on."""
+        self.show.say(f"warning: {text}")
+        with suppress(OSError):
+            self._write({"step": self.at.step, "warning": text})
 
     def _write(self, record: dict[str, Any]) -> None:
         with open(self.folder / "metrics.jsonl", "ab") as out:
-            out.write(json.dumps(finite(record)).encode() + b"\n")
+            out.write(json.dumps(record).encode() + b"\n")
             self.at.log_bytes = out.tell()
-        self.show.record(finite(record), self.folder)
 
     def _is_save_due(self) -> bool:
         every = self.settings.checkpoint_every

@@ -44,7 +44,25 @@ def test_a_folder_is_that_of_who_claims_it(tmp_path: Path) -> None:
     claim(folder, table={"rows": 5})
     assert folder.result()["steps"] == 3
     assert folder.lineage()["logs"] == {"train": {"rows": 4}}
-    assert files(folder) == {"config.yaml", "schema.yaml", "logs.json", "result.json", "exact.safetensors"}
+    made = {"config.yaml", "schema.yaml", "logs.json", "space.json", "result.json", "exact.safetensors"}
+    assert files(folder) == made
+
+
+def test_a_run_has_one_space_until_it_starts_afresh(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    claim(folder)
+    space = folder.space()
+    claim(folder)
+    assert RunFolder(tmp_path / "run").space() == space
+    claim(RunFolder(tmp_path / "another"))
+    assert RunFolder(tmp_path / "another").space() != space
+    for damaged in ("{", "[]", "{}"):
+        (folder.path / "space.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"space\.json; expected .*delete it"):
+            folder.space()
+    folder.clear()
+    claim(folder)
+    assert folder.space() != space
 
 
 @pytest.mark.parametrize(

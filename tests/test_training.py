@@ -200,7 +200,7 @@ def test_checkpoints_by_the_clock_make_a_first_epoch_resumable(
     Trainer(resumed, settings, tmp_path / "cut", progress=spoken).fit(train)
     assert spoken.lines == ["going on from step 14 of 18"]
     Trainer(_model(), settings, tmp_path / "cut", progress=spoken).fit(train)
-    assert spoken.lines[1:] == ["already finished, at step 18; start it afresh to train again"]
+    assert spoken.lines[1:] == ["already finished, at step 18; --fresh (or another folder) trains it again"]
     for (key, one), (_, other) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
         assert torch.equal(one, other), key
 

@@ -79,6 +79,11 @@ class OptimizerState:
                 raise StoreError(f"optimizer tensor {name!r}", expected=expected, found=str(list(tensor.shape)))
         return {name: (of.dtype, of.shape[1] if of.dim() > 1 else 0) for name, of in self.table.items()}
 
+    @property
+    def row_bytes(self) -> int:
+        """Of a row of all the table's tensors."""
+        return sum(tensor[:1].numel() * tensor.itemsize for tensor in self.table.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
@@ -90,12 +95,15 @@ class Change:
         significance: rows that changed by no more than this (L2) are left out; readers, and who trains on, have the
             base's values and optimizer state of them until they have changed by more.
         encoding: of the changed rows: a table's dtype, ``int8`` or ``int4``; the table's own dtype when not given.
+        sparing: publish whole, in the table's own dtype, where a delta would take no fewer bytes; and nothing where
+            nothing has changed: the base is the version then.
     """
 
     base: Version
     touched: Tensor | None = None
     significance: float = 0.0
     encoding: str | None = None
+    sparing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,17 +39,46 @@ _CHUNK_ROWS = 1 << 17  # compared at a time
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def write_delta(
-    path: Path, bundle: Bundle, layout: Layout, change: Change, body: dict[str, Any], progress: Progress | None
-) -> FileDigest:
-    """Write the rows of ``bundle`` that differ from the base's; what the delta is, is written into ``body``.
+def changed_rows(bundle: Bundle, layout: Layout, change: Change, progress: Progress | None) -> Tensor:
+    """int64, ascending: rows that differ from the base's by more than ``significance``, or, when that is 0, at all.
+
+    A row that waits keeps its optimizer state, too: nearly every state of a row that was trained differs in a bit.
 
     Raises:
         StoreError: the base has another layout, or a setting can't be.
     """
-    base = change.base
     _check(bundle, layout, change)
-    index_R = _changed(bundle, change, progress)
+    base, table = change.base, bundle.table
+    states = {} if bundle.optimizer is None or change.significance else bundle.optimizer.table
+    found = []
+    for index_R in _candidates(change, table.num_rows):
+        ours_RD, theirs_RD = table.gather(index_R), base.table.gather(index_R)
+        if change.significance:
+            changed_R = (ours_RD.double() - theirs_RD.double()).norm(dim=1) > change.significance
+        else:
+            changed_R = _differ(ours_RD, theirs_RD)
+        before = base.optimizer_rows.gather(index_R) if states else {}
+        for name, tensor in states.items():
+            changed_R |= _differ(_of_rows(tensor, index_R), before[name])
+        found.append(index_R[changed_R])
+        if progress:
+            progress("compare", int(index_R[-1]) + 1, table.num_rows)
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+
+def is_smaller(bundle: Bundle, change: Change, rows: int) -> bool:
+    """Whether a delta of so many rows takes fewer bytes than the whole table as it was trained."""
+    table, state = bundle.table, 0 if bundle.optimizer is None else bundle.optimizer.row_bytes
+    encoding = change.encoding or encoding_of(table.dtype)
+    in_delta = 8 + stored_width(encoding, table.dim) * stored_dtype(encoding).itemsize + state  # 8: of its index
+    return rows * in_delta < table.num_rows * (table.dim * table.dtype.itemsize + state)
+
+
+def write_delta(
+    path: Path, bundle: Bundle, layout: Layout, change: Change, index_R: Tensor, body: dict[str, Any]
+) -> FileDigest:
+    """Write the changed rows of ``bundle``; what the delta is, is written into ``body``."""
+    base = change.base
     encoding = change.encoding or encoding_of(bundle.table.dtype)
     rows_RD = bundle.table.gather(index_R)
     stored_RS = encode(rows_RD, encoding)
@@ -120,29 +149,6 @@ def _check(bundle: Bundle, layout: Layout, change: Change) -> None:
     if ours is not None and ours != theirs:
         expected = f"a base with the optimizer's state, {ours}"
         raise StoreError(f"a delta of {base.id}", expected=expected, found=str(theirs), do=do)
-
-
-def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tensor:
-    """int64, ascending: rows that differ from the base's by more than ``significance``, or, when that is 0, at all.
-
-    A row that waits keeps its optimizer state, too: nearly every state of a row that was trained differs in a bit.
-    """
-    base, table = change.base, bundle.table
-    states = {} if bundle.optimizer is None or change.significance else bundle.optimizer.table
-    found = []
-    for index_R in _candidates(change, table.num_rows):
-        ours_RD, theirs_RD = table.gather(index_R), base.table.gather(index_R)
-        if change.significance:
-            changed_R = (ours_RD.double() - theirs_RD.double()).norm(dim=1) > change.significance
-        else:
-            changed_R = _differ(ours_RD, theirs_RD)
-        before = base.optimizer_rows.gather(index_R) if states else {}
-        for name, tensor in states.items():
-            changed_R |= _differ(_of_rows(tensor, index_R), before[name])
-        found.append(index_R[changed_R])
-        if progress:
-            progress("compare", int(index_R[-1]) + 1, table.num_rows)
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 
 def _candidates(change: Change, rows: int) -> Iterator[Tensor]:

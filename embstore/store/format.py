@@ -28,7 +28,7 @@ from embstore.errors import CorruptVersionError, StoreError, nearest
 from embstore.metrics import finite
 from embstore.schema import Schema
 from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource
-from embstore.store.delta import write_delta
+from embstore.store.delta import changed_rows, is_smaller, write_delta
 from embstore.store.documents import canonical_json, write_json
 from embstore.store.files import FileDigest, fsync_folder, write_small
 from embstore.store.local import LocalFiles
@@ -98,17 +98,24 @@ def write(
         encoding = change.base.table.encoding  # of the rows that stay
     body = _body(bundle, encoding, version=version, created=created, space=space, parent=parent)
     layout = _checked(bundle, body)
+    changed_R = None
+    if change is not None:
+        changed_R = changed_rows(bundle, layout, change, progress)
+        if change.sparing and not is_smaller(bundle, change, len(changed_R)):
+            return write(
+                folder, bundle, version=version, created=created, space=space, parent=parent, progress=progress
+            )
     if bundle.optimizer is not None:
         body["optimizer"] = _said_of(bundle.optimizer, layout)
     files: dict[str, FileDigest] = {}
     for folder_name in ("table", "exact", "model", "delta", "optimizer"):
         (folder / folder_name).mkdir()
-    if change is None:
+    if change is None or changed_R is None:
         files |= _write_table(folder, bundle.table, layout, body, progress)
         if bundle.optimizer is not None:
             files |= _write_optimizer(folder, bundle.optimizer, layout)
     else:
-        files[DELTA] = write_delta(folder / DELTA, bundle, layout, change, body, progress)
+        files[DELTA] = write_delta(folder / DELTA, bundle, layout, change, changed_R, body)
     if bundle.optimizer is not None:
         files[DENSE_OPTIMIZER] = write_tensors(folder / DENSE_OPTIMIZER, bundle.optimizer.dense)
     files[TOKENS] = write_tensors(folder / TOKENS, bundle.table.exact_tokens())
@@ -132,12 +139,18 @@ def write(
     return manifest
 
 
-def verify(source: Files, files: Mapping[str, FileDigest], *, progress: Progress | None = None) -> None:
+def verify(source: Files, files: Mapping[str, FileDigest], manifest: str, *, progress: Progress | None = None) -> None:
     """Read every file and compare its length and sha256; and nothing else may lie there but the manifest.
+
+    Args:
+        manifest: its sha256.
 
     Raises:
         CorruptVersionError: naming the file, what was expected and what was found.
     """
+    found = source.digest(MANIFEST).sha256
+    if found != manifest:
+        raise CorruptVersionError(source.where(MANIFEST), expected=f"sha256 {manifest}", found=found)
     _check_lengths(source, files)
     total, done = sum(digest.bytes for digest in files.values()), 0
     # sha256 and reading both release the interpreter lock.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable
 from hashlib import sha256
@@ -14,7 +15,7 @@ from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.files import FileDigest
 from embstore.store.local import LocalFiles
 from embstore.store.log import Log, stamp
-from embstore.store.manifest import MANIFEST, DeltaInfo
+from embstore.store.manifest import DELTA, MANIFEST, DeltaInfo
 from embstore.store.place import Place
 from embstore.store.refs import check_living, resolve
 from embstore.store.state import State
@@ -64,6 +65,9 @@ def publish(
                 change=change,
                 progress=progress,
             )
+            if change is not None and change.sparing and _says_nothing_new(json.loads(manifest), change.base):
+                place.discard(staged)
+                return change.base.id, change.base
             own = FileDigest(len(manifest), sha256(manifest).hexdigest())
             read = _as_readers_do(staged, version, own.sha256, open_base)
             place.keep(staged, version, {**read.files, MANIFEST: own}, progress)
@@ -93,6 +97,17 @@ def publish(
 def new_space() -> str:
     """A new id for vectors that compare with no others: what a freshly made table gets."""
     return secrets.token_hex(16)
+
+
+def _says_nothing_new(manifest: dict[str, Any], base: Version) -> bool:
+    """Whether a version differs from its base in nothing but its name."""
+    if manifest["delta"] is None or manifest["delta"]["rows"] or manifest["parent"] != base.id:
+        return False
+    before, files = base.manifest["files"], manifest["files"].items()
+    kept = ("space", "columns", "model", "lineage", "metrics", "optimizer")
+    return all(manifest[key] == base.manifest.get(key) for key in kept) and all(
+        before.get(name) == digest for name, digest in files if name != DELTA
+    )
 
 
 def _as_readers_do(staged: Path, version: str, digest: str, open_base: OpenBase) -> Version:

@@ -34,9 +34,8 @@ def resolve(state: State, ref: str, place: Place) -> str:
         raise VersionNotFoundError(f"no version {ref!r}: store {place}", expected=missing[0], found=missing[1])
     if not state.published:
         raise VersionNotFoundError(f"no version {ref!r}: store {place} is empty", do="publish one first")
-    raise VersionNotFoundError(
-        f"no version {ref!r} in {place}", do=nearest(ref, (*aliases, *state.tags, *state.living))
-    )
+    do = nearest(ref, state.living, also=(*aliases, *state.tags))
+    raise VersionNotFoundError(f"no version {ref!r} in {place}", do=do)
 
 
 def collected(state: State, version: str) -> VersionNotFoundError:

@@ -11,6 +11,7 @@ What no entry of the log names does not exist: it is never read, and may be swep
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from weakref import WeakValueDictionary
 from obstore.store import ObjectStore
 
 from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError, nearest
-from embstore.store import gc, lease
+from embstore.store import gc, lease, verification
 from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.diff import Difference, diff
 from embstore.store.gc import Collected
@@ -32,6 +33,7 @@ from embstore.store.place import Place, location
 from embstore.store.publish import publish
 from embstore.store.refs import check_living, check_store, resolve
 from embstore.store.state import ALIAS, LATEST, PREVIOUS, PRODUCTION, TAG, State
+from embstore.store.verification import Finding
 from embstore.store.version import Version, read_body
 
 
@@ -126,17 +128,28 @@ class Store:
         except StoreError as error:
             raise StoreError(f"{version} is published, but can't be opened", found=str(error)) from error
 
-    def compact(self, ref: str = LATEST, *, progress: Progress | None = None) -> Version:
+    def compact(self, ref: str = LATEST, *, encoding: str | None = None, progress: Progress | None = None) -> Version:
         """Publish a delta's rows as a whole version, so that readers need no chain; a whole version is left as it is.
+
+        Args:
+            encoding: how rows are stored, as for ``publish``; as in the whole version it is based on when not given.
+                What quantising them costs, those of a quantised base once more, is in the manifest, ``table.loss``.
+            progress: as for ``publish``.
 
         Raises:
             VersionNotFoundError: no such version.
             CorruptVersionError: it is not what was published.
+            StoreError: a whole version of another encoding.
         """
         version = self.open(ref)
-        if version.delta is None:
-            return version
-        return self.publish(replace(version.bundle(), compacts=version.id), parent=version.id, progress=progress)
+        if version.delta is not None:
+            bundle, encoding = replace(version.bundle(), compacts=version.id), encoding or version.table.encoding
+            return self.publish(bundle, parent=version.id, encoding=encoding, progress=progress)
+        if encoding not in (None, version.table.encoding):
+            expected, do = f"a delta, to store its rows as {encoding}", "publish the run with --encoding"
+            found = f"a whole version, {version.table.encoding}"
+            raise StoreError(f"compact {version.id}", expected=expected, found=found, do=do)
+        return version
 
     def versions(self) -> list[VersionInfo]:
         """Every version that exists, in the order published.
@@ -205,16 +218,37 @@ class Store:
         """
         self.open(ref).verify(progress=progress)
 
+    def verify_all(self, refs: Iterable[str] | None = None, *, progress: Progress | None = None) -> tuple[Finding, ...]:
+        """Verify every version to its end, whatever is found in another, and each once, however many lie on it.
+
+        Args:
+            refs: only these and what they are based on.
+            progress: as for ``publish``.
+
+        Returns:
+            A finding for each version, a base before what lies on it.
+
+        Raises:
+            StoreError: no such store.
+            VersionNotFoundError: no such version.
+        """
+        check_store(self.place)
+        versions = self._log.state().living if refs is None else [self.resolve(ref) for ref in refs]
+        return verification.verify(self._log, versions, self._open, progress)
+
     def promote(self, ref: str, alias: str = PRODUCTION) -> VersionInfo:
         """Let ``alias`` mean a version from now on; no change when it does already.
 
         Raises:
-            StoreError: not a name for an alias, a tag's name, or someone else moved it meanwhile.
+            StoreError: not a name for an alias, a tag's name, the alias itself, or someone else moved it meanwhile.
             VersionNotFoundError: no such version.
         """
         if not ALIAS.fullmatch(alias) or alias in (LATEST, PREVIOUS):
             expected = f"a lower-case word other than {LATEST} and {PREVIOUS}"
             raise StoreError("alias", expected=expected, found=repr(alias))
+        if ref == alias:
+            do = f"name that, as in `embstore promote {LATEST}`"
+            raise StoreError(f"promote {ref}", expected="the version it should mean", found="the alias itself", do=do)
         before = self._log.state()
         version = self.open(ref).id  # a version that can't be opened is not promoted
         return self._move(alias, version, before)
@@ -241,6 +275,8 @@ class Store:
     def tag(self, name: str, ref: str) -> VersionInfo:
         """Give a version a name that means it, and keeps it, until it is taken off again; a tag never moves.
 
+        No change when the version has it already.
+
         Raises:
             StoreError: not a name for a tag, or one that is taken.
             VersionNotFoundError: no such version.
@@ -249,16 +285,21 @@ class Store:
             expected = f"a lower-case letter, then up to 62 of a-z 0-9 . _ -, other than {LATEST} and {PREVIOUS}"
             raise StoreError("tag", expected=expected, found=repr(name))
 
-        def entry(state: State) -> dict[str, Any]:
+        version = ""
+
+        def entry(state: State) -> dict[str, Any] | None:
+            nonlocal version
+            version = resolve(state, ref, self.place)
+            if state.tags.get(name) == version:
+                return None
             for kind, taken in (("a tag", state.tags), ("an alias", state.alias_targets())):
                 if name in taken:
                     found = f"{kind} of {taken[name]}"
                     raise StoreError(f"tag {name!r}", expected="a name not taken", found=found, do="use another")
-            return self._entry("tag", tag=name, version=resolve(state, ref, self.place))
+            return self._entry("tag", tag=name, version=version)
 
-        added = self._log.add(entry)
-        assert added
-        return _info(self._log.state(), added["version"])
+        self._log.add(entry)
+        return _info(self._log.state(), version)
 
     def untag(self, name: str) -> VersionInfo:
         """Take a tag off its version, which gc may then collect.

@@ -21,7 +21,7 @@ from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.kernels import TableOptimizer
 from embstore.schema import Feature, Schema
-from embstore.store import Bundle, Change, OptimizerState, Store, Version, format
+from embstore.store import Bundle, Change, Consumer, OptimizerState, Store, Version, format
 from embstore.store.table import Overlay
 
 MakeBundle = Callable[..., Bundle]
@@ -242,6 +242,36 @@ def test_changes_in_fewer_bits(encoding: str, make_bundle: MakeBundle, tmp_path:
     torch.testing.assert_close(found_ND[50:60], rows_ND[50:60], rtol=0, atol=0.02)
     loss = float((found_ND - rows_ND).abs().max())
     assert version.manifest["delta"]["loss"]["largest"] == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("encoding", [None, "float32"])
+def test_compacting_keeps_the_encoding_of_the_base(
+    encoding: str | None, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """The case: a chain on an int8 version was published as float32, four times the size, and nothing was said."""
+    store = Store(tmp_path)
+    base = store.publish(make_bundle(), encoding="int8")
+    rows_ND = base.table.read_rows(0, 40).clone()
+    rows_ND[3:9] = torch.randn(6, rows_ND.shape[1], generator=torch.Generator().manual_seed(5))
+    delta = store.publish(make_bundle(rows_ND=rows_ND), change=Change(base=base))
+    consumer = Consumer(store, tmp_path / "position", ref="latest")
+    for update in consumer.pending():
+        consumer.commit(update)
+    made = store.compact(encoding=encoding)
+    assert made.compacts == delta.id
+    assert made.table.encoding == (encoding or "int8")
+    found_ND, loss = made.table.read_rows(0, 40), made.manifest["table"].get("loss")
+    if encoding is None:
+        assert loss["largest"] == pytest.approx(float((found_ND.double() - rows_ND.double()).abs().max()))
+        assert loss["largest"] > 0
+    else:
+        assert loss is None
+        assert torch.equal(found_ND, rows_ND)
+    (update,) = consumer.pending()  # rows quantised again are other rows
+    assert update.whole == (encoding is None)
+    assert store.compact(encoding=made.table.encoding).id == made.id
+    with pytest.raises(StoreError, match="expected a delta, to store its rows as float16; found a whole version"):
+        store.compact(encoding="float16")
 
 
 def _sums(*shape: int, name: str = "sum") -> OptimizerState:

@@ -134,7 +134,7 @@ class Keeping(RuleBasedStateMachine):
     @rule(which=which, pick=pick, tag=tag)
     def tag_it(self, which: int, pick: int, tag: str) -> None:
         version = self.any_version(pick)
-        with self.refused_if(version in self.gone or tag in self.tags):
+        with self.refused_if(version in self.gone or self.tags.get(tag, version) != version):
             self.stores[which].tag(tag, version)
             self.tags[tag] = version
 

@@ -135,6 +135,8 @@ def test_promote_and_rollback(make_bundle: MakeBundle, tmp_path: Path) -> None:
     assert store.rollback().id == b
     store.promote("latest", "canary")
     store.promote("canary")
+    with pytest.raises(StoreError, match="promote production; expected the version it should mean; found the alias"):
+        store.promote("production")
     assert Store(tmp_path).aliases() == {"production": c, "previous": b, "canary": c, "latest": c}
     assert Store(tmp_path).open("previous").id == b
 
