@@ -41,8 +41,9 @@ from embstore.store.manifest import (
     read_optimizer,
 )
 from embstore.store.optimizer import OptimizerBuckets, OptimizerRows
+from embstore.store.overlays import Overlay, Overlays
 from embstore.store.place import Files, read_manifest
-from embstore.store.table import Buckets, Overlay, VersionTable
+from embstore.store.table import Buckets, VersionTable
 from embstore.store.tensors import open_tensors
 
 
@@ -119,7 +120,7 @@ class Version:
         format.check_dense(dense, source.where(DENSE))
         base = changed = None
         if delta is None:
-            table = VersionTable(layout, manifest["features"], tokens, Buckets(source, layout, files))
+            table = VersionTable(layout, manifest["features"], tokens, Buckets(source, layout, files), Overlays())
         else:
             base = _opened(delta, open_base, where)
             _check_base(base, layout, manifest, tokens, where)
@@ -129,7 +130,7 @@ class Version:
             path = source.fetch(DELTA, files[DELTA])
             changed = read_delta_rows(path, files[DELTA].sha256, delta, layout, optimizer)
             under = base.table
-            table = VersionTable(layout, manifest["features"], tokens, under.buckets, (*under.overlays, changed[0]))
+            table = VersionTable(layout, manifest["features"], tokens, under.buckets, under.overlays.over(changed[0]))
         return cls(
             id=version,
             digest=digest,
@@ -217,9 +218,10 @@ class Version:
         """
         info = self._optimizer_info()
         if self.base is None or self.changed is None:
-            return OptimizerRows(OptimizerBuckets(self.source, self.table.layout, self.files, info))
-        under, (changes, tensors) = self.base.optimizer_rows, self.changed
-        return OptimizerRows(under.buckets, (*under.changes, (changes.index_R, tensors)))
+            buckets = OptimizerBuckets(self.source, self.table.layout, self.files, info)
+            return OptimizerRows(buckets, self.table.overlays)
+        under, (_, tensors) = self.base.optimizer_rows, self.changed
+        return OptimizerRows(under.buckets, self.table.overlays, (*under.changes, tensors))
 
     def _optimizer_info(self) -> OptimizerInfo:
         if self.optimizer is None:
