@@ -222,12 +222,10 @@ def lookup(feature: str, values: tuple[str, ...], root: str, ref: str, as_json: 
     from rich.table import Table
 
     from embstore.cli.console import out
-    from embstore.embeddings.unified import UnifiedEmbedding
     from embstore.store import Store
 
     version = Store(root).open(ref)
-    table = UnifiedEmbedding.restore(version.table)
-    vectors = table.lookup(feature, _typed(values, version.manifest["columns"].get(feature, "string"), feature))
+    vectors = version.lookup(feature, _typed(values, version.manifest["columns"].get(feature, "string"), feature))
     if as_json:
         click.echo(
             json.dumps({"version": version.id, "feature": feature, "values": values, "vectors": vectors.tolist()})

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -45,6 +45,11 @@ from embstore.store.overlays import Overlay, Overlays
 from embstore.store.place import Files, read_manifest
 from embstore.store.table import Buckets, VersionTable
 from embstore.store.tensors import open_tensors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from embstore.kernels.plan import LookupPlan
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -165,6 +170,35 @@ class Version:
     def compacts(self) -> str | None:
         """The delta whose rows these are, published whole."""
         return self.manifest.get("compacts")
+
+    def lookup(self, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Tensor:
+        """The vectors of raw values of one feature: bit for bit what the table, restored, would give on a CPU.
+
+        Only their rows are read. The buckets these lie in, and no others, are fetched where the store is in a bucket,
+        and checked when they are first needed; so hold a version for many lookups.
+
+        Args:
+            feature: name.
+            values: raw values, as the log's column holds them, ``None`` for missing; lists for list features. For a
+                feature with a transform also what the transform gives.
+
+        Returns:
+            float32 ``[len(values), lookups * dim]``.
+
+        Raises:
+            SchemaError: no such feature, values of a type that is not categorical, or what its transform can't give.
+            CorruptVersionError: rows that are not what was published.
+        """
+        from embstore.store.lookup import lookup  # only those who look up pay for Arrow and the kernels
+
+        return lookup(self, feature, values)
+
+    @cached_property
+    def plan(self) -> LookupPlan:
+        """Which rows of the table each lookup may take."""
+        from embstore.store.lookup import plan_of
+
+        return plan_of(self)
 
     def changes(self) -> Overlay:
         """A delta's own rows, as they were read when it was opened.
