@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -245,13 +244,9 @@ def _typed(values: tuple[str, ...], kind: str, feature: str) -> Any:
     import pyarrow as pa
 
     from embstore.errors import SchemaError
+    from embstore.store.values import element_type, text_type
 
-    element = re.sub(r"^.*list<[^:]*: |>.*$", "", kind)
-    target = pa.string()
-    if re.fullmatch("u?int(8|16|32|64)|bool", element):
-        target = pa.type_for_alias(element)
-    elif element.startswith(("timestamp", "date")):
-        target = pa.timestamp("us")
+    element, target = element_type(kind), text_type(kind)
     for value in values:
         try:
             pa.scalar(value).cast(target)
@@ -260,5 +255,5 @@ def _typed(values: tuple[str, ...], kind: str, feature: str) -> Any:
             do = "write it as 2026-01-31T18:30:00" if pa.types.is_timestamp(target) else ""
             raise SchemaError(f"feature {feature!r}: value {value!r} is not {article} {element}", do=do) from error
     array = pa.array(values).cast(target)
-    is_list = element != kind
+    is_list = "list<" in kind
     return pa.ListArray.from_arrays(pa.array(range(len(array) + 1), pa.int32()), array) if is_list else array

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -33,7 +33,7 @@ _PIECE_BYTES = 16 << 20
 _PIECE_ROWS = 65_536
 
 Values = Mapping[str, Any] | str | Path
-"""By feature an Arrow array, or a table of ``value`` and perhaps ``count``; or where Parquet of these is."""
+"""By feature an Arrow array, or a table of ``value`` and perhaps ``count``; or where a file of these is."""
 
 
 def export_parquet(
@@ -55,7 +55,7 @@ def export_parquet(
     Args:
         version: what is exported.
         values: by feature the distinct values: an Arrow array, or a table of ``value`` and ``count`` as
-            ``vocabulary_of`` gives; or a Parquet file or folder of them (``open_values``). For a list feature, what its
+            ``vocabulary_of`` gives; or a file or folder of them (``open_values``). For a list feature, what its
             lists hold; for a timestamp with a transform, what the transform gives, or timestamps.
         target: a folder that doesn't exist yet.
         features: export only these.
@@ -67,7 +67,7 @@ def export_parquet(
     Raises:
         SchemaError: no such feature, no values for one asked for, or values of another type than it was trained on.
         DataError: a missing value.
-        LogError: Parquet that can't be read.
+        LogError: a file that can't be read.
         StoreError: ``target`` exists, or can't be written.
     """
     chosen = chosen_values(version, values, features)
@@ -133,19 +133,25 @@ def chosen_values(version: Version, values: Values, features: Sequence[str] | No
             for name, column in values.items()
         }
     else:
-        known = open_values(values)
+        alone = features[0] if features is not None and len(set(features)) == 1 else None
+        known = open_values(values, feature=alone, trained_on=version.manifest["columns"].get(alone))
     specs = {feature.name: feature for feature in version.schema.features}
+    nameless = "name one feature, whose values these are" if {VALUE} <= known.keys() <= {VALUE, COUNT} else None
     for name in known if features is None else features:
         if name not in specs:
-            raise SchemaError(f"no feature {name!r} in version {version.id}", do=nearest(name, specs))
+            raise SchemaError(f"no feature {name!r} in version {version.id}", do=nameless or nearest(name, specs))
         if name not in known:
-            raise SchemaError(f"no values of feature {name!r}", do=nearest(name, known))
+            raise SchemaError(f"no values of feature {name!r}", do=nameless or _layouts(name, known))
     chosen = {name: known[name] for name in (known if features is None else dict.fromkeys(features))}
     if not chosen:
         raise SchemaError("values", expected="those of at least one feature", found="none")
     for name, column in chosen.items():
         check_values(column.type, specs[name], version.manifest["columns"].get(name))
     return chosen
+
+
+def _layouts(name: str, known: Iterable[str]) -> str:
+    return f"{nearest(name, known)}; values of one feature alone may be in a column 'value', or in a .txt"
 
 
 def _write_feature(
