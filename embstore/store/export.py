@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -127,6 +127,7 @@ def chosen_values(version: Version, values: Values, features: Sequence[str] | No
     Raises:
         SchemaError, LogError, DataError: as ``export_parquet``.
     """
+    nameless = elsewhere = ""
     if isinstance(values, Mapping):
         known = {
             name: column if isinstance(column, ValueColumn) else in_memory(column, name)
@@ -135,23 +136,20 @@ def chosen_values(version: Version, values: Values, features: Sequence[str] | No
     else:
         alone = features[0] if features is not None and len(set(features)) == 1 else None
         known = open_values(values, feature=alone, trained_on=version.manifest["columns"].get(alone))
+        nameless = "name one feature, whose values these are" if {VALUE} <= known.keys() <= {VALUE, COUNT} else ""
+        elsewhere = "; values of one feature alone may be in a column 'value', or in a .txt"
     specs = {feature.name: feature for feature in version.schema.features}
-    nameless = "name one feature, whose values these are" if {VALUE} <= known.keys() <= {VALUE, COUNT} else None
     for name in known if features is None else features:
         if name not in specs:
             raise SchemaError(f"no feature {name!r} in version {version.id}", do=nameless or nearest(name, specs))
         if name not in known:
-            raise SchemaError(f"no values of feature {name!r}", do=nameless or _layouts(name, known))
+            raise SchemaError(f"no values of feature {name!r}", do=nameless or nearest(name, known) + elsewhere)
     chosen = {name: known[name] for name in (known if features is None else dict.fromkeys(features))}
     if not chosen:
         raise SchemaError("values", expected="those of at least one feature", found="none")
     for name, column in chosen.items():
         check_values(column.type, specs[name], version.manifest["columns"].get(name))
     return chosen
-
-
-def _layouts(name: str, known: Iterable[str]) -> str:
-    return f"{nearest(name, known)}; values of one feature alone may be in a column 'value', or in a .txt"
 
 
 def _write_feature(
