@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,12 +239,10 @@ def lookup(feature: str, values: tuple[str, ...], root: str, ref: str, as_json: 
     from rich.table import Table
 
     from embstore.cli.console import out
-    from embstore.embeddings.unified import UnifiedEmbedding
     from embstore.store import Store
 
     version = Store(root).open(ref)
-    table = UnifiedEmbedding.restore(version.table)
-    vectors = table.lookup(feature, _typed(values, version.manifest["columns"].get(feature, "string"), feature))
+    vectors = version.lookup(feature, _typed(values, version.manifest["columns"].get(feature, "string"), feature))
     if as_json:
         click.echo(
             json.dumps({"version": version.id, "feature": feature, "values": values, "vectors": vectors.tolist()})
@@ -265,13 +262,9 @@ def _typed(values: tuple[str, ...], kind: str, feature: str) -> Any:
     import pyarrow as pa
 
     from embstore.errors import SchemaError
+    from embstore.store.values import element_type, text_type
 
-    element = re.sub(r"^.*list<[^:]*: |>.*$", "", kind)
-    target = pa.string()
-    if re.fullmatch("u?int(8|16|32|64)|bool", element):
-        target = pa.type_for_alias(element)
-    elif element.startswith(("timestamp", "date")):
-        target = pa.timestamp("us")
+    element, target = element_type(kind), text_type(kind)
     for value in values:
         try:
             pa.scalar(value).cast(target)
@@ -280,5 +273,5 @@ def _typed(values: tuple[str, ...], kind: str, feature: str) -> Any:
             do = "write it as 2026-01-31T18:30:00" if pa.types.is_timestamp(target) else ""
             raise SchemaError(f"feature {feature!r}: value {value!r} is not {article} {element}", do=do) from error
     array = pa.array(values).cast(target)
-    is_list = element != kind
+    is_list = "list<" in kind
     return pa.ListArray.from_arrays(pa.array(range(len(array) + 1), pa.int32()), array) if is_list else array

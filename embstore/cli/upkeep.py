@@ -170,7 +170,7 @@ Example:
 def diff(old: str, new: str, root: str, as_json: bool) -> None:
     """Show what changed from version OLD to NEW: features, settings, metrics, and how far the rows moved.
 
-    Rows are compared where row numbers mean the same in both; where they don't, it says why.
+    Rows are compared, as they are read, where row numbers mean the same in both; where they don't, it says why.
     """
     from dataclasses import asdict
 
@@ -220,6 +220,11 @@ def _show_rows(found: Difference) -> None:
     from embstore.store.diff import QUANTILES
 
     rows = {**found.features, **({} if found.rows is None else {"all": found.rows})}
+    if rows and found.encodings[0] != found.encodings[1]:
+        old, new = found.encodings
+        out.print(
+            f"rows are stored as {old}, now as {new}: compared are the numbers read, which storing alone has changed"
+        )
     if rows:
         moves = [f"{name} move" for name in ("mean", *(f"p{share * 100:g}" for share in QUANTILES), "max")]
         columns = ("rows", "", "changed", *moves, "norm", "norm now")

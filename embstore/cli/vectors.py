@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Examples:
   embstore export --store store --version production --log logs/train --to vectors
   embstore export --store store --values vocab.parquet --feature item_id --to items
+  embstore export --store store --values items.txt --feature item_id --to items        a value a line
   embstore export --store store --values vectors --to newer --version latest     the same values once more
   embstore export --store store --format safetensors --to table.safetensors
 """
@@ -28,7 +29,7 @@ Examples:
 @store_option
 @version_option
 @click.option("--to", "target", required=True, type=LocalPath(), help="Folder (or file) to make.")
-@click.option("--values", type=click.Path(path_type=Path), help="Parquet of the values to export.")
+@click.option("--values", type=click.Path(path_type=Path), help="Parquet, or .txt, of the values to export.")
 @click.option("--log", help="Export the values in this log: a Parquet file, folder, glob or URI.")
 @click.option("--feature", "features", multiple=True, help="Export this feature only; may be repeated.")
 @click.option(
@@ -193,22 +194,24 @@ def _of_feature(vectors: str, feature: str) -> str:
     """The feature's own folder in an export; else what was given."""
     from urllib.parse import unquote
 
-    for folder in Path(vectors).glob("feature=*/") if os.path.isdir(vectors) else ():
-        if unquote(folder.name.partition("=")[2]) == feature:
-            return str(folder)
-    return vectors
+    from embstore.errors import SchemaError, nearest
+
+    folders = Path(vectors).glob("feature=*/") if os.path.isdir(vectors) else ()
+    known = {unquote(folder.name.partition("=")[2]): str(folder) for folder in folders}
+    if known and feature not in known:
+        raise SchemaError(f"vectors {vectors}: none of feature {feature!r}", do=nearest(feature, known))
+    return known.get(feature, vectors)
 
 
 def _check_values(version: Version, feature: str, source: str, column: str) -> None:
     """Refuse values of another type than the feature was trained on: they would hash to other rows."""
     from embstore.errors import SchemaError, nearest
-    from embstore.store.values import check_values, open_dataset, reading, stored_type
+    from embstore.store.values import check_values, open_dataset, stored_type
 
     specs = {spec.name: spec for spec in version.schema.features}
     if feature not in specs:
         raise SchemaError(f"no feature {feature!r} in version {version.id}", do=nearest(feature, specs))
-    with reading(f"vectors {source}"):
-        types = open_dataset(source).schema
+    types = open_dataset(source, "vectors").schema
     if types.names.count(column) == 1:  # else import_vectors says what there is
         check_values(stored_type(types.field(column).type), specs[feature], version.manifest["columns"].get(feature))
 
@@ -221,7 +224,7 @@ def _with_rows(version: Version, table: Any, source: str, done: WarmStart, featu
     from embstore.store.values import open_dataset
 
     bundle = version.bundle()
-    before, metadata = bundle.lineage["vocabulary"], open_dataset(source).schema.metadata or {}
+    before, metadata = bundle.lineage["vocabulary"], open_dataset(source, "vectors").schema.metadata or {}
     imported = {"feature": feature, "vectors": source, "of": version.id, **asdict(done)}
     vocabulary = {**(before if isinstance(before, dict) else {}), "imported": imported}
     # Vectors from elsewhere can't be compared with the version's, unless they say that they can.

@@ -26,9 +26,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from embstore import hashing, transforms
+from embstore import hashing
 from embstore.batch import Batch, FeatureTokens
-from embstore.encoding import column_of
+from embstore.encoding import encode_values
 from embstore.errors import ConfigError, SchemaError, nearest
 from embstore.kernels import Kernel, LookupPlan, Request, Table, TableOptimizer, choose
 from embstore.kernels.cpu import CpuKernel
@@ -37,7 +37,6 @@ from embstore.kernels.reference import ReferenceKernel
 from embstore.schema import Feature
 from embstore.store.bundle import OptimizerState, TableSource
 from embstore.store.table import VersionTable
-from embstore.tokens import tokenize
 
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor
@@ -281,14 +280,8 @@ class UnifiedEmbedding(nn.Module):
             SchemaError: no such feature, values of a type that is not categorical, or what its transform can't give.
         """
         spec = self.feature(feature)
-        column = column_of(values, feature)
-        if spec.transform is not None:
-            column = transforms.apply_or_keep(column, spec.transform, name=feature)
-        tokens = tokenize(column, name=feature, max_length=spec.max_length)
         device = self.weight.device
-        offsets = None if tokens.offsets is None else torch.from_numpy(tokens.offsets)
-        columns = {feature: (torch.from_numpy(tokens.values.view("int64")), offsets)}
-        batch = FeatureTokens.concatenate(columns, len(column)).to(device)
+        batch = encode_values(values, spec).to(device)
         request, table = Request(batch, self.plan.only(feature)), self.table()
         table.pay(request)
         kernel = CpuKernel() if device.type == "cpu" else ReferenceKernel()

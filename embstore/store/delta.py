@@ -22,6 +22,7 @@ from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.files import FileDigest
 from embstore.store.manifest import MAX_DEPTH, DeltaInfo, Layout, OptimizerInfo
+from embstore.store.overlays import Overlay
 from embstore.store.quantization import (
     ENCODINGS,
     Loss,
@@ -32,7 +33,6 @@ from embstore.store.quantization import (
     stored_dtype,
     stored_width,
 )
-from embstore.store.table import Overlay
 from embstore.store.tensors import open_tensors, write_tensors
 
 _CHUNK_ROWS = 1 << 17  # compared at a time

@@ -1,8 +1,9 @@
 """What changed from one version to another: settings, features, metrics, and how far the rows moved.
 
 Rows are compared where row ``i`` means the same in both: the hashed rows when the hash and its sizes are the same, and
-each exact feature's block when its tokens are. ``Difference.incomparable`` says where that is not so, and why. Tables
-are streamed, some MiB at a time.
+each exact feature's block when its tokens are. ``Difference.incomparable`` says where that is not so, and why. What is
+compared are the numbers that readers get, decoded: between two encodings most rows differ by what storing them has
+cost, and ``Difference.encodings`` says which they are. Tables are streamed, some MiB at a time.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Difference:
         dense_removed: dense columns.
         schema: all else that the schema says, e.g. ``label``.
         table: dim, dtype, rows and what else makes its layout.
+        encodings: how rows are stored in the old and in the new; where the two differ, storing alone changes most rows.
         model: name, settings and widths.
         metrics: every number of either version, changed or not.
         lineage: logs, configuration and the like.
@@ -90,6 +92,7 @@ class Difference:
     dense_removed: tuple[str, ...]
     schema: dict[str, Change]
     table: dict[str, Change]
+    encodings: tuple[str, str]
     model: dict[str, Change]
     metrics: dict[str, Change]
     lineage: dict[str, Change]
@@ -127,6 +130,7 @@ def diff(
         dense_removed=tuple(name for name in dense[0] if name not in dense[1]),
         schema=_changes(*(_rest(version, set(dense[0]) & set(dense[1])) for version in (old, new))),
         table=_changes(old.manifest["table"], new.manifest["table"]),
+        encodings=(old.table.encoding, new.table.encoding),
         model=_changes(old.manifest["model"], new.manifest["model"]),
         metrics=_changes(old.manifest["metrics"], new.manifest["metrics"], all_keys=True),
         lineage=_changes(old.manifest["lineage"], new.manifest["lineage"]),

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from obstore.store import ObjectStore
+from torch import Tensor
 
 from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError, nearest
 from embstore.store import gc, lease, verification
@@ -35,6 +36,9 @@ from embstore.store.refs import check_living, check_store, resolve
 from embstore.store.state import ALIAS, LATEST, PREVIOUS, PRODUCTION, TAG, State
 from embstore.store.verification import Finding
 from embstore.store.version import Version, read_body
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +191,17 @@ class Store:
             if version in self._log.state().retired:  # meanwhile: the ref means another version now, or none
                 return self.open(ref)
             raise
+
+    def lookup(self, ref: str, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Tensor:
+        """The vectors of raw values of one feature, float32 ``[len(values), lookups * dim]``; see ``Version.lookup``.
+
+        A version that someone still holds is not opened again.
+
+        Raises:
+            VersionNotFoundError: no such version.
+            SchemaError, CorruptVersionError: as ``Version.lookup``.
+        """
+        return (self._opened.get(self.resolve(ref)) or self.open(ref)).lookup(feature, values)
 
     def _open(self, version: str, depth: int | None = None) -> Version:
         digest, files = self._log.state().published[version].manifest_sha256, self.place.files(version)

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as csv
 import pyarrow.dataset as ds
 
 from embstore import transforms
@@ -28,6 +29,7 @@ from embstore.schema import Feature, Schema
 from embstore.tokens import check_type
 
 VALUE, COUNT, FEATURE = "value", "count", "feature"
+_INTEGER = "u?int(8|16|32|64)|bool"
 _MERGE_ROWS = 1 << 20  # counted rows that may wait before they are merged
 
 
@@ -41,6 +43,7 @@ class ValueColumn:
         count: name of the column of counts, or ``None``.
         only: the rows that are this feature's; all when ``None``.
         where: for messages.
+        expected: for messages, of a file that can't be read.
     """
 
     source: ds.Dataset
@@ -48,6 +51,7 @@ class ValueColumn:
     count: str | None = None
     only: ds.Expression | None = None
     where: str
+    expected: str = "Parquet that can be read"
 
     @property
     def type(self) -> pa.DataType:
@@ -56,7 +60,7 @@ class ValueColumn:
 
     def rows(self) -> int:
         """How many there are."""
-        with reading(self.where):
+        with reading(self.where, self.expected):
             return self.source.count_rows(filter=self.only)
 
     def pieces(self, size: int) -> Iterator[pa.Table]:
@@ -67,11 +71,11 @@ class ValueColumn:
             LogError: a file can't be read.
         """
         columns = {VALUE: ds.field(self.column)} | ({COUNT: ds.field(self.count)} if self.count else {})
-        with reading(self.where):
+        with reading(self.where, self.expected):
             batches = scan(self.source, columns, size, only=self.only)
         done = 0
         while True:
-            with reading(self.where):
+            with reading(self.where, self.expected):
                 batch = next(batches, None)
                 if batch is None:
                     return
@@ -102,25 +106,42 @@ def in_memory(values: Any, feature: str) -> ValueColumn:
     return ValueColumn(source=ds.dataset(values), count=COUNT if COUNT in values.column_names else None, where=where)
 
 
-def open_values(path: str | Path) -> dict[str, ValueColumn]:
-    """The values in a Parquet file or folder, by feature. Nothing but footers and the names of features is read.
+def open_values(
+    path: str | Path, *, feature: str | None = None, trained_on: str | None = None
+) -> dict[str, ValueColumn]:
+    """The values in a file or folder, by feature. Nothing but footers and the names of features is read.
 
-    Three layouts are known: folders ``feature=NAME`` with a column ``value`` (what ``export_parquet`` writes), columns
-    ``feature`` and ``value``, or a column for each feature, of which nulls are left out. The first two may have
-    ``count``.
+    Three layouts of Parquet are known: folders ``feature=NAME`` with a column ``value`` (what ``export_parquet``
+    writes), columns ``feature`` and ``value``, or a column for each feature, of which nulls are left out. The first two
+    may have ``count``. Two more hold the values of one feature: Parquet with the column ``value``, and perhaps
+    ``count``, and nothing else; and text, a file named ``.txt`` with one value a line.
+
+    Args:
+        path: where.
+        feature: whose values they are, where the file doesn't say.
+        trained_on: its log's column type as a manifest has it: what lines of text are read as, text when not given.
 
     Raises:
-        LogError: nothing there, or no Parquet.
-        SchemaError: a folder's file has no column ``value``.
+        LogError: nothing there, or neither Parquet nor ``.txt``.
+        SchemaError: a folder's file has no column ``value``, or text without a feature.
     """
     path, where = Path(path), f"values {path}"
+    if path.suffix == ".txt" and path.is_file():
+        if feature is None:
+            do = "name it, and no other"
+            raise SchemaError(where, expected="the feature whose values these are", found="none or several", do=do)
+        return {feature: _lines(path, text_type(trained_on or ""), where)}
     folders = sorted(path.glob(f"{FEATURE}=*/")) if path.is_dir() else []
     if folders:
         return {
-            unquote(folder.name.partition("=")[2]): _long(_open(folder), f"{where}/{folder.name}") for folder in folders
+            unquote(folder.name.partition("=")[2]): _long(open_dataset(folder, "values"), f"{where}/{folder.name}")
+            for folder in folders
         }
-    source = _open(path)
-    if not {FEATURE, VALUE} <= set(source.schema.names):
+    source = open_dataset(path, "values")
+    columns = set(source.schema.names)
+    if feature is not None and feature not in columns and {VALUE} <= columns <= {VALUE, COUNT}:
+        return {feature: _long(source, where)}
+    if not {FEATURE, VALUE} <= columns:
         return {
             name: ValueColumn(source=source, column=name, only=ds.field(name).is_valid(), where=f"{where}: {name}")
             for name in source.schema.names
@@ -164,10 +185,22 @@ def vocabulary_of(
     return {name: count.table() for name, count in counts.items()}
 
 
-def open_dataset(path: str | Path) -> ds.Dataset:
-    """A Parquet file or folder, to be read in bounded memory: Arrow would keep every row group it has read."""
+def open_dataset(path: str | Path, what: str) -> ds.Dataset:
+    """A Parquet file or folder, to be read in bounded memory: Arrow would keep every row group it has read.
+
+    Args:
+        path: where.
+        what: it holds, for messages.
+
+    Raises:
+        LogError: nothing there, or no Parquet.
+    """
     options = ds.ParquetFragmentScanOptions(pre_buffer=False, use_buffered_stream=True)
-    return ds.dataset(path, format=ds.ParquetFileFormat(default_fragment_scan_options=options))
+    with reading(f"{what} {path}"):
+        source = ds.dataset(path, format=ds.ParquetFileFormat(default_fragment_scan_options=options))
+    if not source.files:
+        raise LogError(f"{what} {path}", expected="a Parquet file, or a folder of them", found="none")
+    return source
 
 
 def scan(
@@ -189,6 +222,23 @@ def stored_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
         return pa.binary()
     return kind
+
+
+def element_type(kind: str) -> str:
+    """An Arrow type as text, the lists and dictionaries around it taken off.
+
+    >>> element_type("list<element: int64>"), element_type("timestamp[us, tz=UTC]")
+    ('int64', 'timestamp')
+    """
+    return re.sub(r"^.*(list<[^:]*: |values=)|[,>\[].*$", "", kind)
+
+
+def text_type(trained_on: str) -> pa.DataType:
+    """What text is read as, to be values of a log's column of this type (as a manifest has it)."""
+    element = element_type(trained_on)
+    if re.fullmatch(_INTEGER, element):
+        return pa.type_for_alias(element)
+    return pa.timestamp("us") if element.startswith(("timestamp", "date")) else pa.string()
 
 
 def check_values(kind: pa.DataType, feature: Feature, trained_on: str | None) -> None:
@@ -274,8 +324,8 @@ def _common(kinds: set[pa.DataType]) -> pa.DataType:
 
 def _family(kind: str) -> str:
     """``integer`` or ``text`` of an Arrow type as text, the lists and dictionaries around it taken off; else empty."""
-    element = re.sub(r"^.*(list<[^:]*: |values=)|[,>\[].*$", "", kind)
-    if re.fullmatch("u?int(8|16|32|64)|bool", element):
+    element = element_type(kind)
+    if re.fullmatch(_INTEGER, element):
         return "integer"
     return "text" if element in ("string", "large_string", "string_view") or "binary" in element else ""
 
@@ -286,19 +336,21 @@ def _long(source: ds.Dataset, where: str) -> ValueColumn:
     return ValueColumn(source=source, count=COUNT if COUNT in source.schema.names else None, where=where)
 
 
-def _open(path: Path) -> ds.Dataset:
-    with reading(f"values {path}"):
-        source = open_dataset(path)
-        if not source.files:
-            raise LogError(f"values {path}", expected="a Parquet file, or a folder of them", found="none")
-        return source
+def _lines(path: Path, kind: pa.DataType, where: str) -> ValueColumn:
+    """Text, each line as it stands one value of this type."""
+    parse = csv.ParseOptions(delimiter="\x1f", quote_char=False, double_quote=False, ignore_empty_lines=False)
+    types = csv.ConvertOptions(column_types={VALUE: kind}, strings_can_be_null=False)
+    scanning = ds.CsvFragmentScanOptions(convert_options=types, read_options=csv.ReadOptions(column_names=[VALUE]))
+    form = ds.CsvFileFormat(parse_options=parse, default_fragment_scan_options=scanning)
+    source = ds.dataset(path, schema=pa.schema([(VALUE, kind)]), format=form)
+    return ValueColumn(source=source, where=where, expected=f"lines of text, each {kind}")
 
 
 class reading:  # noqa: N801 - reads as a phrase: with reading(where)
     """Turns what Arrow raises for what can't be read into ``LogError``."""
 
-    def __init__(self, where: str) -> None:
-        self.where = where
+    def __init__(self, where: str, expected: str = "Parquet that can be read") -> None:
+        self.where, self.expected = where, expected
 
     def __enter__(self) -> None:
         return None
@@ -306,4 +358,4 @@ class reading:  # noqa: N801 - reads as a phrase: with reading(where)
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (OSError, pa.ArrowException)):
             found = "no such file" if isinstance(error, FileNotFoundError) else str(error)  # which is only the path
-            raise LogError(self.where, expected="Parquet that can be read", found=found) from error
+            raise LogError(self.where, expected=self.expected, found=found) from error

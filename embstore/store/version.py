@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -41,9 +41,15 @@ from embstore.store.manifest import (
     read_optimizer,
 )
 from embstore.store.optimizer import OptimizerBuckets, OptimizerRows
+from embstore.store.overlays import Overlay, Overlays
 from embstore.store.place import Files, read_manifest
-from embstore.store.table import Buckets, Overlay, VersionTable
+from embstore.store.table import Buckets, VersionTable
 from embstore.store.tensors import open_tensors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from embstore.kernels.plan import LookupPlan
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -119,7 +125,7 @@ class Version:
         format.check_dense(dense, source.where(DENSE))
         base = changed = None
         if delta is None:
-            table = VersionTable(layout, manifest["features"], tokens, Buckets(source, layout, files))
+            table = VersionTable(layout, manifest["features"], tokens, Buckets(source, layout, files), Overlays())
         else:
             base = _opened(delta, open_base, where)
             _check_base(base, layout, manifest, tokens, where)
@@ -129,7 +135,7 @@ class Version:
             path = source.fetch(DELTA, files[DELTA])
             changed = read_delta_rows(path, files[DELTA].sha256, delta, layout, optimizer)
             under = base.table
-            table = VersionTable(layout, manifest["features"], tokens, under.buckets, (*under.overlays, changed[0]))
+            table = VersionTable(layout, manifest["features"], tokens, under.buckets, under.overlays.over(changed[0]))
         return cls(
             id=version,
             digest=digest,
@@ -164,6 +170,35 @@ class Version:
     def compacts(self) -> str | None:
         """The delta whose rows these are, published whole."""
         return self.manifest.get("compacts")
+
+    def lookup(self, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Tensor:
+        """The vectors of raw values of one feature: bit for bit what the table, restored, would give on a CPU.
+
+        Only their rows are read. The buckets these lie in, and no others, are fetched where the store is in a bucket,
+        and checked when they are first needed; so hold a version for many lookups.
+
+        Args:
+            feature: name.
+            values: raw values, as the log's column holds them, ``None`` for missing; lists for list features. For a
+                feature with a transform also what the transform gives.
+
+        Returns:
+            float32 ``[len(values), lookups * dim]``.
+
+        Raises:
+            SchemaError: no such feature, values of a type that is not categorical, or what its transform can't give.
+            CorruptVersionError: rows that are not what was published.
+        """
+        from embstore.store.lookup import lookup  # only those who look up pay for Arrow and the kernels
+
+        return lookup(self, feature, values)
+
+    @cached_property
+    def plan(self) -> LookupPlan:
+        """Which rows of the table each lookup may take."""
+        from embstore.store.lookup import plan_of
+
+        return plan_of(self)
 
     def changes(self) -> Overlay:
         """A delta's own rows, as they were read when it was opened.
@@ -217,9 +252,10 @@ class Version:
         """
         info = self._optimizer_info()
         if self.base is None or self.changed is None:
-            return OptimizerRows(OptimizerBuckets(self.source, self.table.layout, self.files, info))
-        under, (changes, tensors) = self.base.optimizer_rows, self.changed
-        return OptimizerRows(under.buckets, (*under.changes, (changes.index_R, tensors)))
+            buckets = OptimizerBuckets(self.source, self.table.layout, self.files, info)
+            return OptimizerRows(buckets, self.table.overlays)
+        under, (_, tensors) = self.base.optimizer_rows, self.changed
+        return OptimizerRows(under.buckets, self.table.overlays, (*under.changes, tensors))
 
     def _optimizer_info(self) -> OptimizerInfo:
         if self.optimizer is None:

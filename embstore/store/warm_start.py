@@ -129,8 +129,7 @@ def import_vectors(
 
 def _open(vectors: str | Path | pa.Table, columns: list[str]) -> ds.Dataset:
     """Where they are, with each of these columns once."""
-    with _reading(vectors):
-        source = ds.dataset(vectors) if isinstance(vectors, pa.Table) else open_dataset(vectors)
+    source = ds.dataset(vectors) if isinstance(vectors, pa.Table) else open_dataset(vectors, "vectors")
     names = source.schema.names
     for name in columns:
         if names.count(name) != 1:

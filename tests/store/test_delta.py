@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 import torch
 from disk import Call, intercepted
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from embstore.batch import FeatureTokens
@@ -22,7 +20,6 @@ from embstore.errors import CorruptVersionError, StoreError
 from embstore.kernels import TableOptimizer
 from embstore.schema import Feature, Schema
 from embstore.store import Bundle, Change, Consumer, OptimizerState, Store, Version, format
-from embstore.store.table import Overlay
 
 MakeBundle = Callable[..., Bundle]
 
@@ -153,19 +150,6 @@ def test_insignificant_changes_wait_with_their_state(make_bundle: MakeBundle, tm
     assert version.changes().index_R.tolist() == [7]
     before[7] += 1
     assert torch.equal(version.optimizer_state().table["sum"], before)
-
-
-@given(under=st.sets(st.integers(0, 30)), over=st.sets(st.integers(0, 30)))
-def test_the_later_of_two_changes_stands(under: set[int], over: set[int]) -> None:
-    def overlay(rows: set[int], sign: int) -> Overlay:
-        index_R = torch.tensor(sorted(rows), dtype=torch.int64)
-        return Overlay(index_R, sign * index_R.float().unsqueeze(1))
-
-    rows_ND = torch.full((31, 1), 100.0)
-    for changes in (overlay(under, 1), overlay(over, -1)):
-        changes.put(torch.arange(31), rows_ND)
-    expected = dict.fromkeys(range(31), 100) | {row: row for row in under} | {row: -row for row in over}
-    assert rows_ND.flatten().tolist() == list(expected.values())
 
 
 def _chain(make_bundle: MakeBundle, store: Store) -> tuple[UnifiedEmbedding, Version]:

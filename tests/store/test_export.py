@@ -153,6 +153,69 @@ def test_values_from_a_column_for_each_feature(version: Version, tmp_path: Path)
         export_parquet(version, tmp_path / "values.parquet", tmp_path / "no")
 
 
+def test_values_of_one_feature_from_a_column_alone(version: Version, tmp_path: Path) -> None:
+    path = tmp_path / "values.parquet"
+    for columns in ({"value": [1, 8]}, {"count": [7, 9], "value": [1, 8]}):
+        pq.write_table(pa.table(columns), path)
+        target = tmp_path / f"{len(columns)}"
+        assert export_parquet(version, path, target, features=["day", "day"]) == {"day": 2}
+        got = read(target, "day")
+        assert got["value"].to_pylist() == [1, 8]
+        assert ("count" in got.column_names) == ("count" in columns)
+    for features in (None, ["day", "user"]):
+        with pytest.raises(SchemaError, match="name one feature, whose values these are"):
+            export_parquet(version, path, tmp_path / "no", features=features)
+    pq.write_table(pa.table({"other": [1]}), path)
+    with pytest.raises(
+        SchemaError, match=r"no values of feature 'day'; known: other; .* in a column 'value', or in a \.txt"
+    ):
+        export_parquet(version, path, tmp_path / "no", features=["day"])
+
+
+@pytest.mark.parametrize(
+    ("feature", "text", "values"),
+    [
+        ("user", 'ann\n\n"q",b \n\u202e\n', ["ann", "", '"q",b ', "\u202e"]),
+        ("user", "NA\r\nnull", ["NA", "null"]),
+        ("day", "1\n-9223372036854775808", [1, -(2**63)]),
+        ("7", "true\nfalse\n", [True, False]),
+        ("tags", "a\n", ["a"]),
+        ("hour", "2026-01-31T18:30\n", [datetime(2026, 1, 31, 18, 30)]),
+    ],
+)
+def test_values_of_one_feature_from_lines_of_text(
+    version: Version, tmp_path: Path, feature: str, text: str, values: list[Any]
+) -> None:
+    path = tmp_path / "values.txt"
+    path.write_bytes(text.encode())
+    export_parquet(version, path, tmp_path / "out", features=[feature])
+    got = read(tmp_path / "out", feature)
+    assert got["value"].to_pylist() == values
+    expected = UnifiedEmbedding.restore(version.table).lookup(feature, got["value"])
+    assert bits(got["vector"].to_pylist()) == bits(expected)
+
+
+@pytest.mark.parametrize(
+    ("feature", "text", "error", "message"),
+    [
+        ("day", "1\nx\n", LogError, "expected lines of text, each int64; found .*Row #2.*'x'"),
+        ("day", "1\n\n2", DataError, "value, row 1; expected a value"),
+        ("user", "a\x1fb", LogError, "Expected 1 columns, got 2"),
+        ("user", b"\xff\xfe", LogError, "invalid UTF8"),
+        ("user", "", LogError, "Empty"),
+        (None, "a", SchemaError, "the feature whose values these are; found none or several"),
+    ],
+)
+def test_text_that_cannot_be_exported(
+    version: Version, tmp_path: Path, feature: str | None, text: str | bytes, error: type[Exception], message: str
+) -> None:
+    path = tmp_path / "values.txt"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(error, match=message):
+        export_parquet(version, path, tmp_path / "out", features=None if feature is None else [feature])
+    assert [found.name for found in tmp_path.iterdir()] == ["values.txt"]
+
+
 def test_no_values_are_an_empty_file(version: Version, tmp_path: Path) -> None:
     assert export_parquet(version, {"user": pa.array([])}, tmp_path / "out") == {"user": 0}
     got = read(tmp_path / "out", "user")

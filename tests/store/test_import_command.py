@@ -161,3 +161,16 @@ def test_what_cannot_be_imported(
     with pytest.raises(error, match=message):
         imported(tmp_path, path, "--feature", feature)
     assert [info.id for info in Store(tmp_path / "store").versions()] == [version.id]
+
+
+def test_a_folder_without_the_feature_s_vectors_is_refused(version: Version, tmp_path: Path) -> None:
+    """Not taken for a folder of parts: values of another feature, of the same type, would be imported as this one's."""
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    with pytest.raises(LogError, match="vectors; expected a Parquet file, or a folder of them; found none"):
+        imported(tmp_path, folder, "--feature", "user")
+    (folder / "feature=usr").mkdir()
+    pq.write_table(pa.table({"value": [1], "vector": [[0.0] * DIM]}), folder / "feature=usr" / "part-0.parquet")
+    with pytest.raises(SchemaError, match="none of feature 'user'; did you mean 'usr'"):
+        imported(tmp_path, folder, "--feature", "user")
+    assert [info.id for info in Store(tmp_path / "store").versions()] == [version.id]
