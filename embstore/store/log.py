@@ -30,6 +30,7 @@ from embstore.store.state import State, replay
 
 _ENTRY = re.compile(r"log/([0-9]{12})\.json")
 _MAX_ENTRY_BYTES = 64 << 10
+_AT_ONCE = 4 * TRANSFERS  # entries asked for before the first of them is replayed
 
 Clock = Callable[[], datetime]
 
@@ -85,7 +86,10 @@ class Log:
             yield from map(read, numbers)
         else:
             with ThreadPoolExecutor(min(TRANSFERS, len(numbers))) as pool:
-                yield from pool.map(read, numbers)
+                for first in range(
+                    0, len(numbers), _AT_ONCE
+                ):  # a stray name far off is no reason to ask for all before
+                    yield from pool.map(read, numbers[first : first + _AT_ONCE])
 
     def add(self, entry_on: Callable[[State], dict[str, Any] | None]) -> dict[str, Any] | None:
         """Append the entry that ``entry_on`` makes of the present state, however many others write meanwhile.
