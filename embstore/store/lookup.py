@@ -10,24 +10,42 @@ import torch
 from torch import Tensor
 
 from embstore.encoding import encode_values
+from embstore.errors import ConfigError, CorruptVersionError
 from embstore.kernels.plan import LookupPlan, Request
 from embstore.kernels.reference import pooled
+from embstore.store.manifest import MANIFEST
 
 if TYPE_CHECKING:
     from embstore.store.version import Version
 
 
 def plan_of(version: Version) -> LookupPlan:
-    """Which rows of a version's table each lookup may take."""
-    layout = version.table.layout
-    return LookupPlan.build(
-        version.schema.features,
-        num_rows=layout.hashed_rows,
-        dim=layout.dim,
-        num_tables=layout.num_tables,
-        seed=layout.seed,
-        exact_tokens=version.table.exact_tokens(),
-    )
+    """Which rows of a version's table each lookup may take.
+
+    Raises:
+        CorruptVersionError: other rows than its manifest says.
+    """
+    layout, where = version.table.layout, version.source.where(MANIFEST)
+    try:
+        plan = LookupPlan.build(
+            version.schema.features,
+            num_rows=layout.hashed_rows,
+            dim=layout.dim,
+            num_tables=layout.num_tables,
+            seed=layout.seed,
+            exact_tokens=version.table.exact_tokens(),
+        )
+    except ConfigError as error:
+        raise CorruptVersionError(where, expected=error.expected, found=error.found) from error
+    said = [(block["base"], block["size"]) for entry in version.table.features for block in entry["rows"]]
+    for lookup, block in zip(plan.lookups, said, strict=True):
+        if (lookup.base, lookup.size) != block:
+            expected = f"rows {lookup.base} to {lookup.base + lookup.size}, as seed, tables and tokens have it"
+            found = f"{block[0]} to {sum(block)}"
+            raise CorruptVersionError(f"{where}: feature {lookup.feature!r}", expected=expected, found=found)
+    if plan.num_rows != layout.rows:
+        raise CorruptVersionError(f"{where}: rows", expected=str(plan.num_rows), found=str(layout.rows))
+    return plan
 
 
 def lookup(version: Version, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Tensor:

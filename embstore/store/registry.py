@@ -199,7 +199,7 @@ class Store:
 
         Raises:
             VersionNotFoundError: no such version.
-            SchemaError, CorruptVersionError: as ``Version.lookup``.
+            SchemaError, DataError, CorruptVersionError, StoreError: as ``Version.lookup``.
         """
         return (self._opened.get(self.resolve(ref)) or self.open(ref)).lookup(feature, values)
 

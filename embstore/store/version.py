@@ -187,7 +187,9 @@ class Version:
 
         Raises:
             SchemaError: no such feature, values of a type that is not categorical, or what its transform can't give.
-            CorruptVersionError: rows that are not what was published.
+            DataError: an integer beyond 64 bits, or text that is not Unicode.
+            CorruptVersionError: rows, or ranges of rows, that are not what was published.
+            StoreError: a bucket that doesn't give its files, or a cache that can't be written.
         """
         from embstore.store.lookup import lookup  # only those who look up pay for Arrow and the kernels
 
@@ -195,7 +197,11 @@ class Version:
 
     @cached_property
     def plan(self) -> LookupPlan:
-        """Which rows of the table each lookup may take."""
+        """Which rows of the table each lookup may take.
+
+        Raises:
+            CorruptVersionError: not those of its manifest.
+        """
         from embstore.store.lookup import plan_of
 
         return plan_of(self)

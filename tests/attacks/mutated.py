@@ -14,12 +14,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from embstore.errors import StoreError
+from embstore.errors import SchemaError, StoreError
 from embstore.schema import Feature, Schema
 from embstore.store import Bundle, Store, Version
 from embstore.store.local import LocalFiles
@@ -191,6 +192,9 @@ class Mutations:
                 version = Version.open(LocalFiles(self.folder), version=self.version.id, digest=digest)
                 version.verify()
                 version.table.gather(torch.arange(version.table.num_rows))
+                for feature in version.schema.features:
+                    with suppress(SchemaError):  # of a transform that takes no such value, or of a kind of column
+                        version.lookup(feature.name, [1, 5, None])
                 version.dense_state(), version.table.describe(), version.table.exact_tokens()
             finally:
                 for name in files:
