@@ -88,7 +88,7 @@ class Log:
             with ThreadPoolExecutor(min(TRANSFERS, len(numbers))) as pool:
                 for first in range(
                     0, len(numbers), _AT_ONCE
-                ):  # a stray name far off is no reason to ask for all before
+                ):  # a gap is found before all are asked for
                     yield from pool.map(read, numbers[first : first + _AT_ONCE])
 
     def add(self, entry_on: Callable[[State], dict[str, Any] | None]) -> dict[str, Any] | None:

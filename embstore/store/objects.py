@@ -73,11 +73,15 @@ def cache_folder(objects: ObjectStore, name: str, above: Path | None = None) -> 
     return above / hashlib.sha256("\n".join((name, *server)).encode()).hexdigest()[:16]
 
 
-def _client(scheme: str, **options: timedelta) -> dict[str, Any]:
-    """obstore's options: these, and over them the environment's, none of which obstore would read any more."""
+def _client(scheme: str, *, patient: bool) -> dict[str, Any]:
+    """obstore's options: ours, and over them the environment's, none of which obstore would read any more."""
     prefix = _PREFIXES.get(scheme, "AZURE")
     given = {option: os.environ.get(f"{prefix}_{option.upper()}") for option in _OPTIONS}
-    return {**options, **{option: value for option, value in given.items() if value is not None}}
+    options: dict[str, Any] = {"connect_timeout": _CONNECT, "read_timeout": _SILENCE, "timeout": _REQUEST}
+    options |= {option: value for option, value in given.items() if value is not None}
+    if patient:
+        del options["read_timeout"]
+    return options
 
 
 class ObjectPlace:
@@ -109,8 +113,8 @@ class ObjectPlace:
         scheme = uri.partition("://")[0]
         # S3 compares what it got with this; the others compare lengths, and we what is read back.
         options: dict[str, Any] = {"checksum_algorithm": "SHA256"} if scheme in ("s3", "s3a") else {}
-        patient = {**options, "client_options": _client(scheme, connect_timeout=_CONNECT, timeout=_REQUEST)}
-        options["client_options"] = _client(scheme, connect_timeout=_CONNECT, read_timeout=_SILENCE, timeout=_REQUEST)
+        patient = {**options, "client_options": _client(scheme, patient=True)}
+        options["client_options"] = _client(scheme, patient=False)
         options["retry_config"] = {"retry_timeout": _RETRIES}
         refuse_fork()
         try:

@@ -126,7 +126,7 @@ class Store:
             progress=progress,
         )
         if base is not None:
-            self._opened[base.id] = base
+            self._opened.setdefault(base.id, base)
         try:
             return self._open(version)
         except StoreError as error:
@@ -178,7 +178,7 @@ class Store:
         return resolve(self._log.state(), ref, self.place)
 
     def open(self, ref: str = LATEST) -> Version:
-        """Open a version: its table is mapped, not read.
+        """Open a version: its table is mapped, not read. One that someone still holds is checked again, and given back.
 
         Raises:
             VersionNotFoundError: no such version.
@@ -206,8 +206,7 @@ class Store:
     def _open(self, version: str, depth: int | None = None) -> Version:
         digest, files = self._log.state().published[version].manifest_sha256, self.place.files(version)
         opened = Version.open(files, version=version, digest=digest, open_base=self._open_base, depth=depth)
-        self._opened[version] = opened
-        return opened
+        return self._opened.setdefault(version, opened)
 
     def _open_base(self, delta: DeltaInfo) -> Version:
         """A base that someone still holds is not opened again: its deltas need not be laid over one another anew."""

@@ -123,6 +123,7 @@ def test_time_limits_are_short_for_answers_and_long_for_uploads(s3: str, monkeyp
     place = Store(s3).place
     assert isinstance(place, ObjectPlace)
     assert place._objects.client_options["read_timeout"] == "77s"
+    assert "read_timeout" not in place._uploads.client_options
 
 
 @pytest.mark.usefixtures("hasty")

@@ -205,6 +205,7 @@ def test_a_version_that_is_held_is_not_opened_again(tmp_path: Path, monkeypatch:
     store = Store(tmp_path)
     version = store.publish(bundle_of(make_table()))
     held = store.open()
+    assert store.open() is held
     monkeypatch.setattr(Version, "open", None)
     assert bits(store.lookup(version.id, "user", ["ann"])) == bits(held.lookup("user", ["ann"]))
 
