@@ -112,7 +112,11 @@ def unwritable(path: Path, error: OSError) -> StoreError:
 
 
 def walk(path: Path) -> Iterator[os.stat_result]:
-    """The status of a file or folder and of all in it; what vanishes meanwhile is left out."""
+    """The status of a file or folder and of all in it; what vanishes meanwhile is left out.
+
+    Raises:
+        OSError: a folder that may not be read.
+    """
     try:
         status = os.lstat(path)
         yield status

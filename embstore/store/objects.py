@@ -246,15 +246,20 @@ class ObjectPlace:
         return bool(names)
 
     def tidy(self, living: Collection[str], retired: Collection[str], grace_seconds: float) -> None:
-        """Drop what the cache has of retired versions; of what no entry names and what is half fetched, the old."""
-        now, cached = time.time(), self.folder / "versions"
-        for path in list(cached.iterdir()) if cached.is_dir() else ():
-            if path.name in retired or (path.name not in living and now - last_used(path) > grace_seconds):
-                shutil.rmtree(path, ignore_errors=True)
+        """Drop what the cache has of retired versions; of what no entry names and what is half fetched, the old.
+
+        What can't be read or removed stays: it is room on this machine, no more.
+        """
+        now = time.time()
+        with suppress(OSError):
+            for path in list((self.folder / "versions").iterdir()):
+                with suppress(OSError):
+                    if path.name in retired or (path.name not in living and now - last_used(path) > grace_seconds):
+                        shutil.rmtree(path, ignore_errors=True)
         for folder, _, names in os.walk(self.folder):
             for path in (Path(folder, name) for name in names if name.startswith(PARTIAL)):
-                if now - last_used(path) > grace_seconds:
-                    with suppress(OSError):
+                with suppress(OSError):
+                    if now - last_used(path) > grace_seconds:
                         path.unlink()
 
     def listed(self, path: str) -> list[obstore.ObjectMeta]:

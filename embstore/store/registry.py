@@ -228,9 +228,12 @@ class Store:
         """Read every file of a version and compare it with the manifest, and the manifest with the log.
 
         Raises:
-            CorruptVersionError: naming the file, what was expected and what was found.
+            VersionNotFoundError: no such version.
+            CorruptVersionError: naming the file, what was expected and what was found; of what it is based on, too.
         """
-        self.open(ref).verify(progress=progress)
+        for finding in self.verify_all([ref], progress=progress):
+            if finding.error is not None:
+                raise finding.error
 
     def verify_all(self, refs: Iterable[str] | None = None, *, progress: Progress | None = None) -> tuple[Finding, ...]:
         """Verify every version to its end, whatever is found in another, and each once, however many lie on it.
@@ -244,11 +247,17 @@ class Store:
 
         Raises:
             StoreError: no such store.
-            VersionNotFoundError: no such version.
+            VersionNotFoundError: no such version, or gc collected it meanwhile.
         """
         check_store(self.place)
-        versions = self._log.state().living if refs is None else [self.resolve(ref) for ref in refs]
-        return verification.verify(self._log, versions, self._open, progress)
+        wanted = None if refs is None else [self.resolve(ref) for ref in refs]
+        versions = self._log.state().living if wanted is None else wanted
+        found = verification.verify(self._log, versions, self._open, progress)
+        verified = {finding.version for finding in found}
+        for version in wanted or ():
+            if version not in verified:
+                check_living(self._log.state(), version)
+        return found
 
     def promote(self, ref: str, alias: str = PRODUCTION) -> VersionInfo:
         """Let ``alias`` mean a version from now on; no change when it does already.

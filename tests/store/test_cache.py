@@ -234,20 +234,49 @@ def test_old_partial_downloads_go(s3: str) -> None:
     assert torch.equal(rows(Store(s3).open()), small_bundle().table.read_rows(0, 8))
 
 
-def test_a_publisher_that_finishes_while_gc_tidies_the_cache(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("where", ["leftover", "cache"])
+def test_what_may_not_be_read_stays(where: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And gc, which has retired what it should, ends as it should."""
+    store = Store(s3)
+    old, new = (store.publish(small_bundle(seed)) for seed in range(2))
+    left = [store.root / "versions" / f"20260101T000000Z-0000000{letter}" for letter in "abc"]
+    for folder in left:
+        folder.mkdir()
+        age(folder)
+    closed, listdir = left[1] if where == "leftover" else store.root / "versions", os.listdir
+
+    def refusing(path: Any) -> list[str]:
+        if Path(path) == closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    with monkeypatch.context() as patch:  # of the process, who may be root, to whom nothing is closed
+        patch.setattr(files.os, "listdir", refusing)
+        assert store.gc(keep=1).retired == (old.id,)
+    assert [folder.exists() for folder in left] == ([False, True, False] if where == "leftover" else [True] * 3)
+    assert torch.equal(rows(new), small_bundle(1).table.read_rows(0, 8))
+
+
+def test_a_leftover_that_goes_while_gc_tidies_the_cache(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when its publisher, or another gc, removes it; what lies beside it is tidied all the same."""
     store = Store(s3)
     version = store.publish(small_bundle())
-    staged = store.root / "versions/.tmp-20260101T000000Z-0000000a"
-    staged.mkdir()
-    lstat = os.lstat
+    first, second = (store.root / "versions" / f".tmp-20260101T000000Z-0000000{letter}" for letter in "ab")
+    for folder in (first, second):
+        folder.mkdir()
+        age(folder)
+    lstat, seen = os.lstat, []
 
     def vanishing(path: Any, **options: Any) -> os.stat_result:
-        if path == staged:
-            staged.rmdir()
+        if path in (first, second) and not seen:
+            seen.append(path)
+            path.rmdir()
         return lstat(path, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "lstat", vanishing)
         store.gc()
-    assert not staged.exists()
+    assert seen
+    assert not first.exists()
+    assert not second.exists(), "tidied by gc: only one of them had gone"
     assert version.folder.is_dir()

@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError
 from embstore.schema import Feature, Schema
-from embstore.store import Bundle, Change, Collected, Store
+from embstore.store import Bundle, Change, Collected, Store, files
 
 MakeBundle = Callable[..., Bundle]
 DAY = 86400
@@ -367,6 +367,24 @@ def test_leftovers_go_when_nothing_was_written_for_the_grace(seconds: int, tmp_p
     age(folder / "20260101T000000Z-0000000a", DAY + 1)
     assert store.gc().removed == ("versions/20260101T000000Z-0000000a",)
     assert store.gc().removed == ()
+
+
+def test_a_leftover_that_may_not_be_read_is_told(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.publish(make_bundle())
+    left, listdir = tmp_path / "versions" / ".tmp-20260101T000000Z-0000000a", os.listdir
+    left.mkdir()
+
+    def refusing(path: Any) -> list[str]:
+        if Path(path) == left:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(files.os, "listdir", refusing)
+    with pytest.raises(StoreError, match=rf"gc: store .*Permission denied: '{left}'"):
+        store.gc()
 
 
 def test_a_store_that_lost_its_log_keeps_its_versions(tmp_path: Path) -> None:
