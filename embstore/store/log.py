@@ -86,9 +86,7 @@ class Log:
             yield from map(read, numbers)
         else:
             with ThreadPoolExecutor(min(TRANSFERS, len(numbers))) as pool:
-                for first in range(
-                    0, len(numbers), _AT_ONCE
-                ):  # a gap is found before all are asked for
+                for first in range(0, len(numbers), _AT_ONCE):  # a gap is found before all are asked for
                     yield from pool.map(read, numbers[first : first + _AT_ONCE])
 
     def add(self, entry_on: Callable[[State], dict[str, Any] | None]) -> dict[str, Any] | None:

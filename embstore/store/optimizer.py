@@ -9,7 +9,7 @@ As with the table's rows, a bucket's bytes are compared with their sha256 when a
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from embstore.errors import CorruptVersionError
 from embstore.store.files import FileDigest
 from embstore.store.manifest import Layout, OptimizerInfo, bucket_name
-from embstore.store.overlays import Overlays
+from embstore.store.overlays import Overlays, Part
 from embstore.store.place import Files
 from embstore.store.tensors import open_tensors
 from embstore.threads import usable_cores
@@ -95,9 +95,7 @@ class OptimizerRows:
         Read are only the buckets of rows that no delta has changed.
         """
         out, found = self.buckets.empty(len(rows_R)), self.overlays.find(rows_R)
-        for delta, at, place in found.parts:
-            for name, tensor in self.changes[delta].items():
-                out[name][at] = tensor[place]
+        self._put(found.parts, out)
         left = (~found.hit_N).nonzero().flatten()
         asked, size = rows_R[left], self.buckets.layout.bucket_rows
         numbers, counts = torch.unique_consecutive(asked // size, return_counts=True)
@@ -120,7 +118,10 @@ class OptimizerRows:
 
         with ThreadPoolExecutor(min(layout.buckets, usable_cores())) as pool:
             list(pool.map(copy, range(layout.buckets)))
-        for overlay, tensors in zip(self.overlays, self.changes, strict=True):
-            for name, tensor in tensors.items():
-                out[name][overlay.index_R] = tensor
+        self._put(self.overlays.within(0, layout.rows), out)
         return out
+
+    def _put(self, parts: Iterable[Part], into: dict[str, Tensor]) -> None:
+        for part in parts:
+            for name, tensor in into.items():
+                part.put(self.changes[part.delta][name], tensor)

@@ -182,9 +182,8 @@ class VersionTable:
         rows_ND = decode(self.buckets.rows[start:stop], self.encoding, self.dim)
         if self.overlays:
             rows_ND = rows_ND.clone()
-        for overlay in self.overlays:
-            low, high = torch.searchsorted(overlay.index_R, torch.tensor([start, stop])).tolist()
-            rows_ND[overlay.index_R[low:high] - start] = overlay.rows_RD[low:high]
+        for part in self.overlays.within(start, stop):
+            part.put(self.overlays[part.delta].rows_RD, rows_ND)
         return rows_ND
 
     def own_rows(self) -> Tensor:
@@ -223,7 +222,8 @@ class VersionTable:
             rows_ND = self._stored(rows.masked_fill(changed.hit_N, int(left[0])))
         else:
             rows_ND = torch.empty(len(rows), self.dim, dtype=self.dtype)
-        self.overlays.put(changed, rows_ND)
+        for part in changed.parts:
+            part.put(self.overlays[part.delta].rows_RD, rows_ND)
         return rows_ND
 
     def _stored(self, rows: Tensor) -> Tensor:
