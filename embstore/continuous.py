@@ -297,7 +297,7 @@ class Publisher:
             touched=self.model.table.changed_rows() if known else None,
             significance=settings.significance,
             encoding=settings.encoding,
-            sparing=True,
+            smallest=True,
         )
 
     def _promote(self, version: Version) -> None:

@@ -101,7 +101,7 @@ def write(
     changed_R = None
     if change is not None:
         changed_R = changed_rows(bundle, layout, change, progress)
-        if change.sparing and not is_smaller(bundle, change, len(changed_R)):
+        if change.smallest and not is_smaller(bundle, change, len(changed_R)):
             return write(
                 folder, bundle, version=version, created=created, space=space, parent=parent, progress=progress
             )

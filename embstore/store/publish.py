@@ -65,7 +65,7 @@ def publish(
                 change=change,
                 progress=progress,
             )
-            if change is not None and change.sparing and _says_nothing_new(json.loads(manifest), change.base):
+            if change is not None and change.smallest and _says_nothing_new(json.loads(manifest), change.base):
                 place.discard(staged)
                 return change.base.id, change.base
             own = FileDigest(len(manifest), sha256(manifest).hexdigest())
