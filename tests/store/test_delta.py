@@ -228,6 +228,38 @@ def test_changes_in_fewer_bits(encoding: str, make_bundle: MakeBundle, tmp_path:
     assert version.manifest["delta"]["loss"]["largest"] == pytest.approx(loss)
 
 
+@pytest.mark.parametrize("significance", [0.0, 0.25])
+@pytest.mark.parametrize("encoding", ["int8", "int4", "float16"])
+def test_rows_in_fewer_bits_are_published_once(
+    encoding: str, significance: float, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """The case: the trained rows never are the quantised ones, so every later delta held them all again."""
+    store, bundle = Store(tmp_path), make_bundle(rows=400, dim=8)
+    version = store.publish(bundle)
+    rows_ND = bundle.table.read_rows(0, 400).clone()
+    for step in range(3):
+        rows_ND[10 * step : 10 * step + 10] *= 200  # a step of int4 is more than the significance then
+        change = Change(base=version, encoding=encoding, significance=significance)
+        version = store.publish(make_bundle(rows_ND=rows_ND.clone()), change=change)
+        assert version.changes().index_R.tolist() == list(range(10 * step, 10 * step + 10))
+    last = store.publish(make_bundle(rows_ND=rows_ND), change=replace(change, base=version))
+    assert last.changes().index_R.tolist() == []
+
+
+def test_a_state_that_changed_is_published_though_its_row_reads_the_same(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    store, table = Store(tmp_path), _table(OPTIMIZERS[0])
+    version = store.publish(_bundle(table, make_bundle))
+    with torch.no_grad():
+        table.weight[5:7] += 1
+        version = store.publish(_bundle(table, make_bundle), change=Change(base=version, encoding="int8"))
+        table.state_sum[6] += 1
+    version = store.publish(_bundle(table, make_bundle), change=Change(base=version, encoding="int8"))
+    assert version.changes().index_R.tolist() == [6]
+    assert torch.equal(version.optimizer_state().table["sum"], table.state_sum)
+
+
 @pytest.mark.parametrize("encoding", [None, "float32"])
 def test_compacting_keeps_the_encoding_of_the_base(
     encoding: str | None, make_bundle: MakeBundle, tmp_path: Path
