@@ -43,7 +43,8 @@ def changed_rows(bundle: Bundle, layout: Layout, change: Change, progress: Progr
     """int64, ascending: rows that differ from the base's by more than ``significance``, or, when that is 0, at all.
 
     So must what readers would have of them in the delta's encoding: else a quantised row, which is never quite the
-    trained one, would be published again for ever. A row that waits keeps its optimizer state, too: nearly every state of a row that was trained differs in a bit.
+    trained one, would be published again for ever. A row that waits keeps its optimizer state, too: nearly every state
+    of a row that was trained differs in a bit.
 
     Raises:
         StoreError: the base has another layout, or a setting can't be.

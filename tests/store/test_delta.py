@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from disk import Call, intercepted
+from obstore.store import LocalStore
 from torch import Tensor
 
 from embstore.batch import FeatureTokens
@@ -20,6 +22,7 @@ from embstore.errors import CorruptVersionError, StoreError
 from embstore.kernels import TableOptimizer
 from embstore.schema import Feature, Schema
 from embstore.store import Bundle, Change, Consumer, OptimizerState, Store, Version, format
+from embstore.store.local import LocalFiles
 
 MakeBundle = Callable[..., Bundle]
 
@@ -413,3 +416,85 @@ def test_gc_keeps_what_a_delta_lies_on(make_bundle: MakeBundle, tmp_path: Path) 
     whole = store.compact()
     assert set(store.gc(keep=1, grace_seconds=0).retired) == {*ids, version.id}
     assert torch.equal(Store(tmp_path).open(whole.id).table.read_rows(0, 40), rows_ND)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+BASE_FILES = ["manifest.json", "compat.json", "schema.yaml", "exact/tokens.safetensors", "model/dense.safetensors"]
+
+
+@pytest.mark.parametrize("name", [*BASE_FILES, "optimizer/dense.safetensors", "delta/rows.safetensors"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_a_delta_of_what_no_one_can_open_is_refused(
+    name: str, depth: int, where: str, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """The case: the base was open, and deltas of it were published that no other process could open."""
+    if depth == 0 and name == "delta/rows.safetensors":
+        pytest.skip("a whole version")
+    store, table = _place(where, tmp_path), _table(OPTIMIZERS[0])
+    chain = [store.publish(_bundle(table, make_bundle))]
+    for row in range(2):
+        with torch.no_grad():
+            table.weight[row] += 1
+        chain.append(store.publish(_bundle(table, make_bundle), change=Change(base=chain[-1])))
+    _flip(tmp_path / "store/versions" / chain[depth].id / name)
+    for again in (store, _place(where, tmp_path)):
+        with pytest.raises(CorruptVersionError, match=rf"{chain[depth].id}/{name}; expected .*sha256"):
+            again.publish(_bundle(table, make_bundle), change=Change(base=chain[-1]))
+    assert len(store.versions()) == 3
+    _flip(tmp_path / "store/versions" / chain[depth].id / name)
+    store.publish(_bundle(table, make_bundle), change=Change(base=chain[-1]))
+    (tmp_path / "store/versions" / chain[depth].id / name).unlink()
+    with pytest.raises(CorruptVersionError, match=rf"{chain[depth].id}/{name}.*no file"):
+        store.publish(_bundle(table, make_bundle), change=Change(base=chain[-1]))
+
+
+def _place(where: str, tmp_path: Path) -> Store:
+    folder = tmp_path / "store"
+    folder.mkdir(exist_ok=True)
+    return Store(folder if where == "folder" else LocalStore(folder), cache=tmp_path / "cache")
+
+
+def test_what_this_process_has_hashed_is_not_hashed_again(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, table, read = Store(tmp_path), _table(OPTIMIZERS[0]), []
+    digest = LocalFiles.digest
+    monkeypatch.setattr(LocalFiles, "digest", lambda files, name: read.append(name) or digest(files, name))
+    version = store.publish(_bundle(table, make_bundle))
+    for row in range(3):
+        read.clear()
+        with torch.no_grad():
+            table.weight[row] += 1
+        version = store.publish(_bundle(table, make_bundle), change=Change(base=version))
+        written = ["compat.json", "manifest.json", "optimizer/dense.safetensors", "schema.yaml"]
+        assert sorted(read) == written  # of what was written; and the one file of the base that wasn't read yet
+        assert version.base is not None
+    read.clear()
+    os.utime(version.folder / "delta/rows.safetensors", ns=(0, 0))
+    version.check()
+    assert sorted(read) == ["delta/rows.safetensors", "optimizer/dense.safetensors"]
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_base_of_another_store_object_is_not_opened_again(
+    other: bool, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    base = store.publish(make_bundle())
+    opened, open_version = [], Version.open
+    monkeypatch.setattr(
+        Version, "open", lambda files, **options: opened.append(options["version"]) or open_version(files, **options)
+    )
+    publisher = Store(tmp_path) if other else store
+    version = publisher.publish(make_bundle(seed=1), change=Change(base=base))
+    assert version.base is base
+    assert opened == [version.id] * 2
+    opened.clear()
+    assert publisher.publish(version.bundle(), change=Change(base=version, smallest=True)) is version
+    assert opened == []
