@@ -65,7 +65,7 @@ class PublishSettings:
         every_minutes, every_rows: publish when so much time or so many rows have passed since the last version;
             without either, only at the end.
         whole_every: versions from one that is whole to the next; those between are deltas, where that is smaller.
-        significance: of deltas: rows that changed by no more (L2), or would to readers, wait until they have. A penalty on the table (``l2``)
+        significance: of deltas: rows that changed by no more (L2) wait until they have. A penalty on the table (``l2``)
             moves every row a little at every step: without, such deltas hold them all, and are published whole.
         encoding: of deltas' rows: a dtype, ``int8`` or ``int4``; the table's own dtype when not given.
         alias: what to promote each version to, e.g. ``"canary"``.
