@@ -271,7 +271,7 @@ class Publisher:
             restored: the model isn't the trained one any more but an earlier one put back.
 
         Returns:
-            The version; ``last`` when a delta of it would hold nothing.
+            The version; ``last`` when it would be a delta of that, and nothing has changed.
 
         Raises:
             StoreError: it can't be published.

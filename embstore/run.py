@@ -102,7 +102,8 @@ class Run:
         check_alike(logs)
         self._begin(logs)
         model = self.build(self._collected_tokens(logs["train"]))
-        before, publisher = self.files.result().get("version"), None
+        before = self.files.result().get("version")
+        publisher: Publisher | None = None
         trained = False
 
         def after_step(rows: int) -> None:

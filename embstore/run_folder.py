@@ -102,7 +102,7 @@ class RunFolder:
         self._write(_CONFIG, yaml.safe_dump(settings, sort_keys=False))
         self._write(_SCHEMA, schema.to_yaml())
         self._write(_LOGS, json.dumps({"fingerprints": dict(fingerprints), "columns": dict(columns)}))
-        if config.start is None and not (self.path / PUBLISHED).exists():
+        if config.start is None and not (self.path / PUBLISHED).exists():  # its version has decided, then
             self.space()
 
     def clear(self) -> None:

@@ -37,7 +37,7 @@ def publish(
         parent = parent or change.base.id
         if state.published[resolve(state, change.base.id, place)].manifest_sha256 != change.base.digest:
             raise StoreError(f"delta of {change.base.id}", expected="a version of this store", found="another's")
-        change.base.check()
+        change.base.check(place.files)
     parent = parent if parent is None or parent in state.retired else resolve(state, parent, place)
     created = stamp(log.clock())
     version = f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"

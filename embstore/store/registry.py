@@ -125,7 +125,8 @@ class Store:
         if change is not None:
             if version == change.base.id:
                 return change.base
-            self._opened.setdefault(change.base.id, change.base)
+            if change.base.source == self.place.files(change.base.id):  # not in a copy of this store
+                self._opened.setdefault(change.base.id, change.base)
         try:
             return self._open(version)
         except StoreError as error:

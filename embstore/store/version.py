@@ -278,18 +278,22 @@ class Version:
         if self.base is not None:
             self.base.verify(progress=progress)
 
-    def check(self) -> None:
+    def check(self, files_of: Callable[[str], Files] | None = None) -> None:
         """Compare what lies there now, its bases too, with what was published, reading only what may be another.
 
         Every file must be there with its length. All but buckets are hashed too, each once by this process, and again
         when it was written since. Buckets, and bytes that a disk has lost without a write, are for ``verify``.
+
+        Args:
+            files_of: gives the files of a version by its id; those it was opened from when not given.
 
         Raises:
             CorruptVersionError: naming the file, what was expected and what was found.
         """
         version: Version | None = self
         while version is not None:
-            source, stamps = version.source, version.source.stamps()
+            source = version.source if files_of is None else files_of(version.id)
+            stamps = source.stamps()
             if MANIFEST not in stamps:
                 raise CorruptVersionError(source.where(MANIFEST), expected="a manifest", found="no file")
             format.check_files(source, version.files, {name: stamp.bytes for name, stamp in stamps.items()})

@@ -481,6 +481,19 @@ def test_what_this_process_has_hashed_is_not_hashed_again(
     assert sorted(read) == ["delta/rows.safetensors", "optimizer/dense.safetensors"]
 
 
+def test_a_base_opened_from_a_copy_is_checked_where_the_delta_goes(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    base = Store(tmp_path / "store").publish(make_bundle())
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    copy = Store(tmp_path / "copy")
+    _flip(tmp_path / "copy/versions" / base.id / "model/dense.safetensors")
+    with pytest.raises(CorruptVersionError, match=r"copy/.*sha256"):
+        copy.publish(make_bundle(seed=1), change=Change(base=base))
+    _flip(tmp_path / "copy/versions" / base.id / "model/dense.safetensors")
+    version = copy.publish(make_bundle(seed=1), change=Change(base=base))
+    assert version.base is not None
+    assert version.base.folder == tmp_path / "copy/versions" / base.id
+
+
 @pytest.mark.parametrize("other", [False, True])
 def test_a_base_of_another_store_object_is_not_opened_again(
     other: bool, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
