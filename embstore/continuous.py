@@ -4,7 +4,7 @@
                                                   └─every 10 versions─> a whole one
 
 A run that began nowhere begins with a whole version. A version that can't be published, or not promoted, doesn't end
-the training: it is warned of, and the next is tried when it is due. Only at the end it is an error.
+the training: it is warned of, and the next is tried when it is due. Only at the end is either an error.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from embstore.errors import (
 )
 from embstore.store import Bundle, Change, Lease, Store, Version
 from embstore.store.documents import Fields, read_json
-from embstore.store.files import replace_small
-from embstore.store.manifest import VERSION_ID
+from embstore.store.files import read_small, replace_small
+from embstore.store.manifest import MAX_SMALL_BYTES, VERSION_ID
 from embstore.store.place import location
 from embstore.store.quantization import ENCODINGS, check_dim
 from embstore.store.state import ALIAS, LATEST, PREVIOUS
 
 LEASE_SECONDS = 6 * 3600.0  # so long gc leaves the base of a run that died; a run renews it well before
+PUBLISHED = "published.json"  # in the run's folder
 _CHUNK_ROWS = 1 << 20
 
 
@@ -160,10 +161,26 @@ def check_columns(types: Mapping[str, str], start: Version) -> None:
             )
 
 
+def published(store: Store, folder: Path) -> Version | None:
+    """The version published last of the run in a folder, as its ``published.json`` says, if it is in this store.
+
+    Raises:
+        CorruptVersionError: the file can't be read or says something else, or the version is not what was published.
+    """
+    path = folder / PUBLISHED
+    if not path.exists():
+        return None
+    try:
+        fields = Fields(read_json(read_small(path, MAX_SMALL_BYTES), str(path)), str(path))
+        return store.open(fields.text("version", VERSION_ID))
+    except VersionNotFoundError:  # another store, or collected
+        return None
+
+
 class Publisher:
     """Publishes a model while it is trained, and holds what the next version may be a delta of, so that gc leaves it.
 
-    A context manager: leaving the block lets go of it.
+    A context manager: entering the block takes the lease of it, leaving the block lets go of it.
 
     Args:
         settings: when and how.
@@ -192,7 +209,7 @@ class Publisher:
         warn: Callable[[str], object] = lambda text: None,
     ) -> None:
         self.settings, self.model, self.bundle, self.folder = settings, model, bundle, folder
-        self.store, self.path = Store(settings.store), folder / "published.json"
+        self.store, self.path = Store(settings.store), folder / PUBLISHED
         self._say, self._warn = say, warn
         if settings.encoding is not None:
             check_dim(settings.encoding, model.table.dim)
@@ -204,11 +221,11 @@ class Publisher:
         self.last = self._published() or start
         self._lease: Lease | None = None
         self._renewal = float("inf")
-        self._hold()
         self._rows, self._due = 0, self._next()
         model.table.track_changes()
 
     def __enter__(self) -> Publisher:
+        self._hold()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -236,14 +253,16 @@ class Publisher:
         """Publish the model as training has left it: maybe an earlier one put back.
 
         Raises:
-            StoreError: it can't be published.
+            StoreError: it can't be published; or it is, but not promoted.
         """
         try:
-            return self.publish(restored=True)
+            version = self._publish(restored=True)
         except (EmbstoreError, OSError) as error:
             command = shlex.join(["embstore", "publish", str(self.folder), "--store", self.settings.store])
             do = f"nothing that was trained is lost: publish it with `{command}`"
             raise StoreError(f"{self.folder} is trained, but not published", found=str(error), do=do) from error
+        self._promote(version)
+        return version
 
     def publish(self, *, restored: bool = False) -> Version:
         """Publish now: a delta of the last version where it can be one and is smaller than the whole.
@@ -252,11 +271,19 @@ class Publisher:
             restored: the model isn't the trained one any more but an earlier one put back.
 
         Returns:
-            The version; ``last`` when nothing has changed since.
+            The version; ``last`` when it would be a delta of that, and nothing has changed.
 
         Raises:
             StoreError: it can't be published.
         """
+        version = self._publish(restored)
+        try:
+            self._promote(version)
+        except StoreError as error:
+            self._warn(str(error))
+        return version
+
+    def _publish(self, restored: bool) -> Version:
         table, before, training = self.model.table, self.last, self.model.table.training
         change, parent = self._change(restored), None if before is None else before.id
         try:
@@ -281,7 +308,6 @@ class Publisher:
         table.forget_changes()
         self._tracked = True
         self._rows, self._due = 0, self._next()
-        self._promote(version)
         return version
 
     def _change(self, restored: bool) -> Change | None:
@@ -297,7 +323,7 @@ class Publisher:
             touched=self.model.table.changed_rows() if known else None,
             significance=settings.significance,
             encoding=settings.encoding,
-            sparing=True,
+            smallest=True,
         )
 
     def _promote(self, version: Version) -> None:
@@ -308,7 +334,8 @@ class Publisher:
             self.store.promote(version.id, alias)
         except (StoreError, OSError) as error:
             command = shlex.join(["embstore", "promote", version.id, "--alias", alias, "--store", self.settings.store])
-            self._warn(f"{version.id} is published, but not {alias}: {error}; `{command}` promotes it")
+            what, do = f"{version.id} is published, but not {alias}", f"`{command}` promotes it"
+            raise StoreError(what, found=str(error), do=do) from error
 
     def _next(self) -> float:
         minutes = self.settings.every_minutes
@@ -348,14 +375,9 @@ class Publisher:
             self._warn(f"{self.path} can't be written: {error}; {version.id} is published all the same")
 
     def _published(self) -> Version | None:
-        """What ``published.json`` names, if it is there; when it is damaged the next version is whole."""
-        if not self.path.exists():
-            return None
+        """What ``published.json`` names; when that is damaged the next version is whole."""
         try:
-            fields = Fields(read_json(self.path.read_bytes(), str(self.path)), str(self.path))
-            return self.store.open(fields.text("version", VERSION_ID))
-        except VersionNotFoundError:  # another store, or collected
-            return None
+            return published(self.store, self.folder)
         except CorruptVersionError as error:
             self._whole = True
             self._warn(f"{error}; the next version is whole")

@@ -20,10 +20,18 @@ from torch import Tensor
 
 from embstore import training
 from embstore.checkpoints import adam_tensors
-from embstore.continuous import Publisher, PublishSettings, StartSettings, check_columns, load_version, place_of
+from embstore.continuous import (
+    Publisher,
+    PublishSettings,
+    StartSettings,
+    check_columns,
+    load_version,
+    place_of,
+    published,
+)
 from embstore.ctr import BuildNetwork, CtrModel, NetworkDescription, build_network
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
-from embstore.errors import CheckpointError, ConfigError
+from embstore.errors import CheckpointError, ConfigError, CorruptVersionError
 from embstore.logs import ParquetLog, check_alike
 from embstore.metrics import finite
 from embstore.normalization import StreamingNormalizer
@@ -84,7 +92,7 @@ class Run:
 
         Raises:
             Interrupted: Ctrl-C; the same call goes on.
-            StoreError: it is trained, but can't be published; how to do that is said.
+            StoreError: it is trained, but can't be published, or promoted; how to do that is said.
         """
         logs = {
             name: ParquetLog(source, self.schema)
@@ -94,6 +102,7 @@ class Run:
         check_alike(logs)
         self._begin(logs)
         model = self.build(self._collected_tokens(logs["train"]))
+        before = self.files.result().get("version")
         publisher: Publisher | None = None
         trained = False
 
@@ -114,7 +123,6 @@ class Run:
         )
         if self.config.publish is not None:
             publisher = self._publisher(self.config.publish, trainer)
-        before = self.files.result().get("version")
         with publisher or nullcontext():
             result = self._fit(trainer, logs)
             if publisher is not None:
@@ -259,7 +267,7 @@ class Run:
 
     def _bundle(self, trainer: Trainer) -> Bundle:
         model, result, lineage = trainer.model, self.files.result(), self.files.lineage()
-        lineage["space"] = self.files.space() if self.start is None else self.start.space
+        lineage["space"] = self.files.space(self._published_space) if self.start is None else self.start.space
         return Bundle(
             table=model.table,
             schema=self.schema,
@@ -270,6 +278,16 @@ class Run:
             lineage=lineage,
             optimizer=model.table.optimizer_state(adam_tensors(trainer.optimizer)),
         )
+
+    def _published_space(self) -> str | None:
+        """Of the version this run published last on its way; ``None`` when nobody can tell any more."""
+        if self.config.publish is None:
+            return None
+        try:
+            last = published(Store(self.config.publish.store), self.folder)
+        except CorruptVersionError:
+            return None
+        return None if last is None else last.space
 
     def _description(self, table: UnifiedEmbedding) -> NetworkDescription:
         settings = {key: value for key, value in self.config.model.items() if key != "name"}

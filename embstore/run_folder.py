@@ -19,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ import yaml
 from torch import Tensor
 
 from embstore.checkpoints import Checkpoints
+from embstore.continuous import PUBLISHED
 from embstore.errors import CheckpointError, ConfigError
 from embstore.schema import Schema
 from embstore.settings import RunConfig
@@ -37,10 +38,11 @@ from embstore.store.tensors import open_tensors, write_tensors
 
 _CONFIG, _SCHEMA, _LOGS, _EXACT, _RESULT = "config.yaml", "schema.yaml", "logs.json", "exact.safetensors", "result.json"
 _SPACE = "space.json"
-_FILES = (_CONFIG, _SCHEMA, _LOGS, _SPACE, _EXACT, _RESULT, "metrics.jsonl", "published.json")
+_FILES = (_CONFIG, _SCHEMA, _LOGS, _SPACE, _EXACT, _RESULT, "metrics.jsonl", PUBLISHED)
 _REMEDY = {  # when it is damaged
     _LOGS: "start afresh with --fresh",
-    _SPACE: "delete it: vectors published from then on count as no more comparable with those before",
+    _SPACE: "delete it: a run that published on its way goes on in its last version's space, any other in a new one, "
+    "whose vectors count as not comparable with those before",
     _RESULT: "delete it, and train again: a finished run is only evaluated again",
 }
 _FOLDERS = ("checkpoints", "tensorboard")
@@ -100,7 +102,7 @@ class RunFolder:
         self._write(_CONFIG, yaml.safe_dump(settings, sort_keys=False))
         self._write(_SCHEMA, schema.to_yaml())
         self._write(_LOGS, json.dumps({"fingerprints": dict(fingerprints), "columns": dict(columns)}))
-        if config.start is None:
+        if config.start is None and not (self.path / PUBLISHED).exists():  # its version has decided, then
             self.space()
 
     def clear(self) -> None:
@@ -123,19 +125,28 @@ class RunFolder:
         found: dict[str, str] = self._read(_LOGS).get("columns", {})
         return found
 
-    def space(self) -> str:
+    def space(self, published: Callable[[], str | None] = lambda: None) -> str:
         """The space of the versions that are published of it, however often; decided when it is first asked for.
 
+        Args:
+            published: gives that of the version published last, if there is one; asked when none was decided.
+
         Raises:
-            CheckpointError: its file is damaged.
+            CheckpointError: its file is damaged, or there is none and it can't be written.
         """
         if not (self.path / _SPACE).exists():
-            self._write(_SPACE, json.dumps({"space": new_space()}))
-        space = self._read(_SPACE).get("space")
-        if not isinstance(space, str):
+            space = published() or new_space()
+            try:
+                self._write(_SPACE, json.dumps({"space": space}))
+            except OSError as error:
+                expected = "a folder where it can be kept: all that is published of a run is of one space"
+                do = "publish from a copy of the run's folder"
+                raise CheckpointError(f"{self.path / _SPACE}", expected=expected, found=str(error), do=do) from error
+        kept = self._read(_SPACE).get("space")
+        if not isinstance(kept, str):
             do = _REMEDY[_SPACE]
-            raise CheckpointError(f"{self.path / _SPACE}", expected="the id of a space", found=repr(space), do=do)
-        return space
+            raise CheckpointError(f"{self.path / _SPACE}", expected="the id of a space", found=repr(kept), do=do)
+        return kept
 
     def result(self) -> dict[str, Any]:
         """What ``Run.train`` returned; empty before it is finished."""

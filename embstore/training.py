@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -158,6 +159,7 @@ class Trainer:
         self.at = _Progress()
         self._save_due = math.inf
         self._stop = threading.Event()
+        self._resumed, self._unwritten = False, list[str]()  # warnings wait until it is known where metrics go on
 
     def fit(self, train: ParquetLog, valid: ParquetLog | None = None) -> dict[str, float]:
         """Train until the epochs are over or patience is, then put the best evaluated model back.
@@ -317,8 +319,14 @@ class Trainer:
     def warn(self, text: str) -> None:
         """Say what went wrong, and write it down beside the metrics, if that can be done: training goes on."""
         self.show.say(f"warning: {text}")
+        self._unwritten.append(text)
+        if self._resumed:
+            self._write_warnings()
+
+    def _write_warnings(self) -> None:
         with suppress(OSError):
-            self._write({"step": self.at.step, "warning": text})
+            while self._unwritten:
+                self._write({"step": self.at.step, "warning": self._unwritten.pop(0)})
 
     def _write(self, record: dict[str, Any]) -> None:
         with open(self.folder / "metrics.jsonl", "ab") as out:
@@ -347,14 +355,12 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, if any; lines written after it are cut off the metrics."""
-        if self.checkpoints.names():
-            self._load_last()
-        else:
-            self._begin()
-        metrics = self.folder / "metrics.jsonl"
-        if metrics.exists():
-            with open(metrics, "ab") as out:
-                out.truncate(self.at.log_bytes)
+        start = self._load_last if self.checkpoints.names() else self._begin
+        start()
+        with suppress(FileNotFoundError):
+            os.truncate(self.folder / "metrics.jsonl", self.at.log_bytes)
+        self._resumed = True
+        self._write_warnings()
 
     def _load_last(self) -> None:
         name = self.checkpoints.names()[-1]

@@ -21,7 +21,7 @@ from embstore import continuous, models
 from embstore.cli import cli
 from embstore.config import parse
 from embstore.continuous import Publisher, PublishSettings
-from embstore.errors import ConfigError, SchemaError, StoreError, VersionNotFoundError
+from embstore.errors import CheckpointError, ConfigError, SchemaError, StoreError, VersionNotFoundError
 from embstore.logs import ParquetLog
 from embstore.progress import Progress
 from embstore.run import Run
@@ -438,14 +438,23 @@ def test_a_last_version_that_cannot_be_published_is_an_error(
     assert _first(logs, tmp_path, OPTIMIZERS[0], publish={"store": str(root)}).train()["version"]  # so does the run
 
 
-@pytest.mark.parametrize("damaged", [b"{", b"[]", b"{}", b"\xff", b'{"version": 5}', b'{"version": "latest"}'])
-def test_a_damaged_record_of_what_was_published(logs: Path, tmp_path: Path, damaged: bytes) -> None:
+@pytest.mark.parametrize(
+    "damaged", [b"{", b"[]", b"{}", b"\xff", b'{"version": 5}', b'{"version": "latest"}', "folder", "link"]
+)
+def test_a_damaged_record_of_what_was_published(logs: Path, tmp_path: Path, damaged: bytes | str) -> None:
     run = _first(logs, tmp_path, OPTIMIZERS[0])
     run.train()
     trainer, warnings = run._restored(), []
     settings = PublishSettings(store=str(tmp_path / "store"))
     first = Publisher(settings, trainer.model, lambda: run._bundle(trainer), tmp_path).publish()
-    (tmp_path / "published.json").write_bytes(damaged)
+    path = tmp_path / "published.json"
+    path.unlink()
+    if isinstance(damaged, bytes):
+        path.write_bytes(damaged)
+    elif damaged == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(logs)
     publisher = Publisher(
         settings, trainer.model, lambda: run._bundle(trainer), tmp_path, start=first, warn=warnings.append
     )
@@ -457,6 +466,135 @@ def test_a_damaged_record_of_what_was_published(logs: Path, tmp_path: Path, dama
     assert (version.delta, version.parent, version.space) == (None, first.id, first.space)
     trainer.model.table.weight[6] += 1
     assert publisher.publish(restored=True).delta is not None
+
+
+def _damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("alias", [None, "canary"])
+@pytest.mark.parametrize("from_start", [False, True])
+def test_the_version_after_a_damaged_one_is_whole(
+    logs: Path, tmp_path: Path, alias: str | None, from_start: bool
+) -> None:
+    """The case: deltas of it that no other process could open; or, with an alias or a start, no version ever again."""
+    root = tmp_path / "store"
+    publish = {"store": str(root), "every_rows": 1000, "whole_every": 100, "alias": alias}
+    run = _first(logs, tmp_path, OPTIMIZERS[0], publish=None if from_start else publish)
+    damaged: list[str] = []
+
+    def damage(line: str) -> None:
+        if line.startswith("published") and not damaged:
+            damaged.append(Store(root).resolve("latest"))
+            _damage(root / "versions" / damaged[0] / "model/dense.safetensors")
+
+    if from_start:
+        run.train()
+        Store(root).publish(run.bundle())
+        run = _run(logs, "second", tmp_path, start={"store": str(root)}, publish=publish)
+        damage("published")
+    lines = _listened(run, damage)
+    result = run.train()
+    (warning,) = [line for line in lines if "no delta" in line]
+    assert f"no delta of {damaged[0]}" in warning
+    assert warning.endswith("publishing whole")
+    store = Store(root)
+    first, *others = [info.id for info in store.versions()]
+    assert first == damaged[0]
+    assert len(others) == 6 + from_start
+    for version in others:
+        store.verify(version)
+    assert [store.open(version).delta is None for version in others] == [True] + [False] * (len(others) - 1)
+    assert store.lineage(result["version"])[-1] == first
+    assert alias is None or store.aliases()[alias] == result["version"]
+    _same_rows(store.open(result["version"]), run)
+
+
+def test_a_last_version_that_is_not_promoted_is_an_error(
+    logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The case: a warning like any other, and exit 0, with the alias on an older version for good."""
+    root = tmp_path / "store"
+    publish = {"store": str(root), "alias": "canary"}
+
+    def failing(*_: Any) -> None:
+        raise StoreError("no network")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "promote", failing)
+        with pytest.raises(StoreError, match="is published, but not canary; found no network; `embstore promote"):
+            _first(logs, tmp_path, OPTIMIZERS[0], publish=publish).train()
+    (info,) = Store(root).versions()
+    assert json.loads((tmp_path / "first/published.json").read_text()) == {"version": info.id}
+    assert Store(root).aliases() == {"latest": info.id}
+    assert _first(logs, tmp_path, OPTIMIZERS[0], publish=publish).train()["version"] == info.id
+    assert Store(root).aliases()["canary"] == info.id
+    assert len(Store(root).versions()) == 1
+
+
+def test_a_run_that_fails_before_it_trains_holds_no_lease(logs: Path, tmp_path: Path) -> None:
+    publish = {"store": str(tmp_path / "store")}
+    run = _first(logs, tmp_path, OPTIMIZERS[0], publish=publish)
+    run.train()
+    result = run.folder / "result.json"
+    result.write_text("{")
+    with pytest.raises(CheckpointError):
+        run.train()
+    result.unlink()
+    assert not Store(tmp_path / "store")._log.state().leases
+    trainer = run._restored()
+    publisher = Publisher(PublishSettings(**publish), trainer.model, lambda: run._bundle(trainer), run.folder)
+    state = publisher.store._log.state
+    assert not state().leases
+    with publisher:
+        (lease,) = state().leases.values()
+        assert publisher.last is not None
+        assert lease.version == publisher.last.id
+    assert not state().leases
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_what_went_wrong_before_training_is_written_down(logs: Path, tmp_path: Path, checkpoint: bool) -> None:
+    """The case: cut off when the run went on; or, without a checkpoint, after lines of a run that never had one."""
+    publish = {"store": str(tmp_path / "store")}
+    run = _first(logs, tmp_path, OPTIMIZERS[0], publish=publish)
+    if checkpoint:
+        run.train()
+    else:
+        run.folder.mkdir()
+    lines = _lines(run)
+    with (run.folder / "metrics.jsonl").open("a") as out:
+        out.write('{"step": 4, "of": "a run that is gone"}\n')
+    (run.folder / "published.json").write_text("{")
+    _first(logs, tmp_path, OPTIMIZERS[0], publish=publish).train()
+    found = _lines(run)
+    assert found[: len(lines)] == lines
+    assert "the next version is whole" in found[len(lines)]["warning"]
+    assert not any("of" in line for line in found)
+    assert sum("warning" in line for line in found) == 1
+    assert sum("train_loss" in line for line in found) == 1
+
+
+def _lines(run: Run) -> list[dict[str, Any]]:
+    path = run.folder / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_run_that_has_no_space_yet_goes_on_in_its_last_version_s(logs: Path, tmp_path: Path) -> None:
+    publish = {"store": str(tmp_path / "store"), "every_rows": 2000}
+    run = _first(logs, tmp_path, OPTIMIZERS[0], publish=publish)
+    run.train()
+    space = Store(tmp_path / "store").open().space
+    (run.folder / "space.json").unlink()
+    again = _first(logs, tmp_path, OPTIMIZERS[0], publish=publish)
+    again._begin({"train": ParquetLog(str(logs / "first"), run.schema)})
+    assert again.bundle().lineage["space"] == space
+    assert run.files.space() == space
+    (run.folder / "space.json").unlink()
+    _damage(Store(tmp_path / "store").open().folder / "manifest.json")
+    assert again.bundle().lineage["space"] != space
 
 
 def test_an_alias_that_another_moved_does_not_end_a_run(
@@ -477,7 +615,7 @@ def test_an_alias_that_another_moved_does_not_end_a_run(
     lines = _listened(run, lambda line: None)
     result = run.train()
     (warning,) = [line for line in lines if line.startswith("warning")]
-    assert f"{Store(root).versions()[1].id} is published, but not canary: alias 'canary' was moved" in warning
+    assert f"{Store(root).versions()[1].id} is published, but not canary; found alias 'canary' was moved" in warning
     assert f"`embstore promote {Store(root).versions()[1].id} --alias canary --store {root}` promotes it" in warning
     assert len(calls) == 7
     assert Store(root).aliases()["canary"] == result["version"]
@@ -545,6 +683,3 @@ def test_a_run_s_folder_that_cannot_be_written_does_not_end_it(
     assert version.parent == first.id
     for each, warning in zip((first, version), warnings, strict=True):
         assert f"{each.id} is published all the same" in warning
-    (tmp_path / "folder").touch()
-    trainer.folder = tmp_path / "folder"  # a file: nothing can be written below it
-    trainer.warn("said all the same")

@@ -94,16 +94,17 @@ class Change:
         touched: int64, ascending: the only rows that may have changed; all are compared when not given.
         significance: rows that changed by no more than this (L2) are left out; readers, and who trains on, have the
             base's values and optimizer state of them until they have changed by more.
-        encoding: of the changed rows: a table's dtype, ``int8`` or ``int4``; the table's own dtype when not given.
-        sparing: publish whole, in the table's own dtype, where a delta would take no fewer bytes; and nothing where
-            nothing has changed: the base is the version then.
+        encoding: of the changed rows: a table's dtype, ``int8`` or ``int4``; the table's own dtype when not given. What
+            readers would have of a row in it must have changed too, by as much.
+        smallest: publish what takes the fewest bytes: the whole table, in its own dtype, where a delta would take no
+            fewer; and nothing where nothing has changed: the base is the version then.
     """
 
     base: Version
     touched: Tensor | None = None
     significance: float = 0.0
     encoding: str | None = None
-    sparing: bool = False
+    smallest: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

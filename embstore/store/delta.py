@@ -42,7 +42,9 @@ _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def changed_rows(bundle: Bundle, layout: Layout, change: Change, progress: Progress | None) -> Tensor:
     """int64, ascending: rows that differ from the base's by more than ``significance``, or, when that is 0, at all.
 
-    A row that waits keeps its optimizer state, too: nearly every state of a row that was trained differs in a bit.
+    So must what readers would have of them in the delta's encoding: else a quantised row, which is never quite the
+    trained one, would be published again for ever. A row that waits keeps its optimizer state, too: nearly every state
+    of a row that was trained differs in a bit.
 
     Raises:
         StoreError: the base has another layout, or a setting can't be.
@@ -50,13 +52,15 @@ def changed_rows(bundle: Bundle, layout: Layout, change: Change, progress: Progr
     _check(bundle, layout, change)
     base, table = change.base, bundle.table
     states = {} if bundle.optimizer is None or change.significance else bundle.optimizer.table
+    encoding = change.encoding or encoding_of(table.dtype)
     found = []
     for index_R in _candidates(change, table.num_rows):
         ours_RD, theirs_RD = table.gather(index_R), base.table.gather(index_R)
-        if change.significance:
-            changed_R = (ours_RD.double() - theirs_RD.double()).norm(dim=1) > change.significance
-        else:
-            changed_R = _differ(ours_RD, theirs_RD)
+        changed_R = _moved(ours_RD, theirs_RD, change.significance)
+        if encoding != encoding_of(table.dtype):
+            stored_RS = encode(ours_RD[changed_R], encoding)
+            read_RD = decode(stored_RS, encoding, layout.dim).to(layout.dtype)
+            changed_R[changed_R.clone()] = _moved(read_RD, theirs_RD[changed_R], change.significance)
         before = base.optimizer_rows.gather(index_R) if states else {}
         for name, tensor in states.items():
             changed_R |= _differ(_of_rows(tensor, index_R), before[name])
@@ -166,6 +170,13 @@ def _candidates(change: Change, rows: int) -> Iterator[Tensor]:
 
 def _of_rows(tensor: Tensor, index_R: Tensor) -> Tensor:
     return tensor.detach().index_select(0, index_R.to(tensor.device)).cpu()
+
+
+def _moved(ours_RD: Tensor, theirs_RD: Tensor, significance: float) -> Tensor:
+    """Which rows are others: by more than ``significance`` (L2), or in a bit when that is 0."""
+    if significance:
+        return (ours_RD.double() - theirs_RD.double()).norm(dim=1) > significance
+    return _differ(ours_RD, theirs_RD)
 
 
 def _differ(one: Tensor, other: Tensor) -> Tensor:

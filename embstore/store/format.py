@@ -101,7 +101,7 @@ def write(
     changed_R = None
     if change is not None:
         changed_R = changed_rows(bundle, layout, change, progress)
-        if change.sparing and not is_smaller(bundle, change, len(changed_R)):
+        if change.smallest and not is_smaller(bundle, change, len(changed_R)):
             return write(
                 folder, bundle, version=version, created=created, space=space, parent=parent, progress=progress
             )
@@ -152,6 +152,15 @@ def verify(source: Files, files: Mapping[str, FileDigest], manifest: str, *, pro
     if found != manifest:
         raise CorruptVersionError(source.where(MANIFEST), expected=f"sha256 {manifest}", found=found)
     _check_lengths(source, files)
+    check_contents(source, files, progress)
+
+
+def check_contents(source: Files, files: Mapping[str, FileDigest], progress: Progress | None = None) -> None:
+    """Read these files and compare their lengths and sha256.
+
+    Raises:
+        CorruptVersionError: naming the file, what was expected and what was found.
+    """
     total, done = sum(digest.bytes for digest in files.values()), 0
     # sha256 and reading both release the interpreter lock.
     with ThreadPoolExecutor(usable_cores()) as pool:

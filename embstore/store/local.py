@@ -19,7 +19,7 @@ from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.bundle import Progress
 from embstore.store.files import FileDigest, fsync_file, fsync_folder, make_folder, sha256_file, walk
 from embstore.store.manifest import VERSION_ID
-from embstore.store.place import refuse_fork
+from embstore.store.place import Stamp, refuse_fork
 
 GONE = ".tmp-gone-"  # a version on its way out
 
@@ -37,7 +37,14 @@ class LocalFiles:
 
     def sizes(self) -> dict[str, int]:
         """Length by name; no folder or file is a link."""
-        return scan(self.folder)
+        return {name: stamp.bytes for name, stamp in self.stamps().items()}
+
+    def stamps(self) -> dict[str, Stamp]:
+        """The time is that of the inode: no program can set it back."""
+        return {
+            name: Stamp(status.st_size, f"{status.st_ino} {status.st_ctime_ns}")
+            for name, status in scan(self.folder).items()
+        }
 
     def fetch(self, name: str, digest: FileDigest) -> Path:
         """Its path, unread."""
@@ -205,13 +212,13 @@ class LocalPlace:
                 raise CorruptVersionError(str(path), expected="a folder", found="a link")
 
 
-def scan(folder: Path, inside: str = "") -> dict[str, int]:
-    """Length by name, relative to ``folder``, of every file in it and its folders.
+def scan(folder: Path, inside: str = "") -> dict[str, os.stat_result]:
+    """Status by name, relative to ``folder``, of every file in it and its folders.
 
     Raises:
         CorruptVersionError: a symbolic link, pipe or device is among them, or ``folder`` is one.
     """
-    out: dict[str, int] = {}
+    out: dict[str, os.stat_result] = {}
     here = folder / inside if inside else folder
     try:
         if not stat.S_ISDIR(os.lstat(here).st_mode):
@@ -224,7 +231,7 @@ def scan(folder: Path, inside: str = "") -> dict[str, int]:
         if stat.S_ISDIR(status.st_mode):
             out.update(scan(folder, path))
         elif stat.S_ISREG(status.st_mode):
-            out[path] = status.st_size
+            out[path] = status
         else:
             raise CorruptVersionError(str(folder / path), expected="a file or folder", found="a link, pipe or device")
     return out

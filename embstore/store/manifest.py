@@ -131,6 +131,11 @@ def bucket_name(number: int, folder: str = "table") -> str:
     return f"{folder}/bucket-{number:05d}.safetensors"
 
 
+def is_bucket(name: str) -> bool:
+    """Whether a file of a version holds a part of the table, or of its optimizer's tensors."""
+    return name.partition("/")[2].startswith("bucket-")
+
+
 def check_format(body: dict[str, Any], where: str) -> None:
     """Refuse what a later embstore wrote, before anything else is read from it.
 

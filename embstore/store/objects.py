@@ -34,7 +34,7 @@ from embstore.store.bundle import Progress
 from embstore.store.failures import request_failed
 from embstore.store.files import FileDigest, last_used, make_folder, read_small, sha256_file
 from embstore.store.manifest import MANIFEST
-from embstore.store.place import TRANSFERS, refuse_fork
+from embstore.store.place import TRANSFERS, Stamp, refuse_fork
 
 PARTIAL = ".tmp-"  # a file being written
 _CHUNK_BYTES = 8 << 20
@@ -314,8 +314,15 @@ class ObjectFiles:
 
     def sizes(self) -> dict[str, int]:
         """Length by name."""
+        return {name: stamp.bytes for name, stamp in self.stamps().items()}
+
+    def stamps(self) -> dict[str, Stamp]:
+        """Of the objects, not of what the cache has of them."""
         above = self.path("")
-        return {meta["path"].removeprefix(above): meta["size"] for meta in self.place.listed(above.rstrip("/"))}
+        return {
+            meta["path"].removeprefix(above): Stamp(meta["size"], f"{meta['e_tag']} {meta['last_modified']}")
+            for meta in self.place.listed(above.rstrip("/"))
+        }
 
     def fetch(self, name: str, digest: FileDigest) -> Path:
         """From the cache if it is whole there, else from the bucket."""

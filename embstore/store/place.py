@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
 import obstore
@@ -28,6 +28,18 @@ from embstore.store.manifest import MANIFEST, MAX_MANIFEST_BYTES
 SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "adl", "azure")
 TRANSFERS = 8  # at once: one connection doesn't fill a network
 _MANGLED = re.compile(rf"({'|'.join(SCHEMES)}|file):/(?!/)", re.IGNORECASE)  # as Path leaves a URI
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is written, without reading it.
+
+    Args:
+        bytes: its length.
+        written: on a disk, its inode and the time of its last change; in a bucket, the object's ETag and time.
+    """
+
+    bytes: int
+    written: str
 
 
 class Files(Protocol):
@@ -49,6 +61,13 @@ class Files(Protocol):
 
         Raises:
             CorruptVersionError: there is something else than files and folders.
+        """
+
+    def stamps(self) -> dict[str, Stamp]:
+        """Length, and when it was written, by name of every file there is.
+
+        Raises:
+            CorruptVersionError: as ``sizes``.
         """
 
     def fetch(self, name: str, digest: FileDigest) -> Path:

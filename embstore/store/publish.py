@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,11 @@ from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.files import FileDigest
 from embstore.store.local import LocalFiles
 from embstore.store.log import Log, stamp
-from embstore.store.manifest import DELTA, MANIFEST, DeltaInfo
+from embstore.store.manifest import DELTA, MANIFEST
 from embstore.store.place import Place
 from embstore.store.refs import check_living, resolve
 from embstore.store.state import State
 from embstore.store.version import Version
-
-OpenBase = Callable[[DeltaInfo], Version]
 
 
 def publish(
@@ -32,22 +29,15 @@ def publish(
     parent: str | None,
     encoding: str | None,
     change: Change | None,
-    open_base: OpenBase,
     progress: Progress | None,
-) -> tuple[str, Version | None]:
-    """See ``Store.publish``.
-
-    Args:
-        open_base: opens what a delta is a change of.
-
-    Returns:
-        The id of the version, and of a delta its base.
-    """
+) -> str:
+    """See ``Store.publish``; the id of the version."""
     state = log.state()
     if change is not None:
         parent = parent or change.base.id
         if state.published[resolve(state, change.base.id, place)].manifest_sha256 != change.base.digest:
             raise StoreError(f"delta of {change.base.id}", expected="a version of this store", found="another's")
+        change.base.check(place.files)
     parent = parent if parent is None or parent in state.retired else resolve(state, parent, place)
     created = stamp(log.clock())
     version = f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
@@ -65,11 +55,11 @@ def publish(
                 change=change,
                 progress=progress,
             )
-            if change is not None and change.sparing and _says_nothing_new(json.loads(manifest), change.base):
+            if change is not None and change.smallest and _says_nothing_new(json.loads(manifest), change.base):
                 place.discard(staged)
-                return change.base.id, change.base
+                return change.base.id
             own = FileDigest(len(manifest), sha256(manifest).hexdigest())
-            read = _as_readers_do(staged, version, own.sha256, open_base)
+            read = _as_readers_do(staged, version, own.sha256, change)
             place.keep(staged, version, {**read.files, MANIFEST: own}, progress)
         except BaseException:
             place.discard(staged)
@@ -91,7 +81,7 @@ def publish(
         log.add(entry)
     except OSError as error:
         raise StoreError(f"publish {version}", found=str(error), do="it was not published") from error
-    return version, read.base
+    return version
 
 
 def new_space() -> str:
@@ -110,8 +100,9 @@ def _says_nothing_new(manifest: dict[str, Any], base: Version) -> bool:
     )
 
 
-def _as_readers_do(staged: Path, version: str, digest: str, open_base: OpenBase) -> Version:
+def _as_readers_do(staged: Path, version: str, digest: str, change: Change | None) -> Version:
     """Open what was written: what no reader accepts is not published."""
+    open_base = None if change is None else lambda _: change.base
     try:
         return Version.open(LocalFiles(staged), version=version, digest=digest, open_base=open_base)
     except CorruptVersionError as error:

@@ -110,23 +110,23 @@ class Store:
             change: publish a delta: only the rows that changed since a version of this store.
             progress: called as bytes are written and read back.
 
+        Returns:
+            The version, opened; where ``change.smallest`` and nothing has changed, ``change.base`` itself.
+
         Raises:
+            CorruptVersionError: what these are changes of is damaged (``Version.check``).
             StoreError: parts that don't fit together, or a disk that can't be written; or gc took the files, or the
                 version these are changes of, from a publish that took longer than its grace.
             VersionNotFoundError: no such parent.
         """
-        version, base = publish(
-            self.place,
-            self._log,
-            bundle,
-            parent=parent,
-            encoding=encoding,
-            change=change,
-            open_base=self._open_base,
-            progress=progress,
+        version = publish(
+            self.place, self._log, bundle, parent=parent, encoding=encoding, change=change, progress=progress
         )
-        if base is not None:
-            self._opened.setdefault(base.id, base)
+        if change is not None:
+            if version == change.base.id:
+                return change.base
+            if change.base.source == self.place.files(change.base.id):  # not in a copy of this store
+                self._opened.setdefault(change.base.id, change.base)
         try:
             return self._open(version)
         except StoreError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,13 +36,14 @@ from embstore.store.manifest import (
     check_compat,
     check_format,
     check_reader,
+    is_bucket,
     read_delta,
     read_files,
     read_optimizer,
 )
 from embstore.store.optimizer import OptimizerBuckets, OptimizerRows
 from embstore.store.overlays import Overlay, Overlays
-from embstore.store.place import Files, read_manifest
+from embstore.store.place import Files, Stamp, read_manifest
 from embstore.store.table import Buckets, VersionTable
 from embstore.store.tensors import open_tensors
 
@@ -71,6 +72,7 @@ class Version:
         optimizer: what of the optimizers' state it holds; ``optimizer_state`` reads it.
         base: of a delta, opened.
         changed: a delta's own rows, and those of its optimizer's tensors by name.
+        checked: of files this process has found to be what was published, when they were written.
     """
 
     id: str
@@ -85,6 +87,7 @@ class Version:
     optimizer: OptimizerInfo | None = None
     base: Version | None = None
     changed: tuple[Overlay, dict[str, Tensor]] | None = None
+    checked: dict[str, Stamp] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -110,6 +113,7 @@ class Version:
             StoreError: a later embstore wrote it.
         """
         where = source.where(MANIFEST)
+        stamps = source.stamps() if source.at_hand else {}  # elsewhere what is read is the cache's copy
         manifest, files = read_body(source, version=version, digest=digest)
         compat = read_json(_read_whole(source, COMPAT, files), source.where(COMPAT))
         check_reader(compat, source.where(COMPAT))
@@ -149,6 +153,7 @@ class Version:
             optimizer=optimizer,
             base=base,
             changed=changed,
+            checked={name: stamps[name] for name in (MANIFEST, COMPAT, SCHEMA, TOKENS, DENSE, DELTA) if name in stamps},
         )
 
     @property
@@ -278,6 +283,35 @@ class Version:
         format.verify(self.source, self.files, self.digest, progress=progress)
         if self.base is not None:
             self.base.verify(progress=progress)
+
+    def check(self, files_of: Callable[[str], Files] | None = None) -> None:
+        """Compare what lies there now, its bases too, with what was published, reading only what may be another.
+
+        Every file must be there with its length. All but buckets are hashed too, each once by this process, and again
+        when it was written since. Buckets, and bytes that a disk has lost without a write, are for ``verify``.
+
+        Args:
+            files_of: gives the files of a version by its id; those it was opened from when not given.
+
+        Raises:
+            CorruptVersionError: naming the file, what was expected and what was found.
+        """
+        version: Version | None = self
+        while version is not None:
+            source = version.source if files_of is None else files_of(version.id)
+            stamps = source.stamps()
+            if MANIFEST not in stamps:
+                raise CorruptVersionError(source.where(MANIFEST), expected="a manifest", found="no file")
+            format.check_files(source, version.files, {name: stamp.bytes for name, stamp in stamps.items()})
+            files = {**version.files, MANIFEST: FileDigest(stamps[MANIFEST].bytes, version.digest)}
+            written = {
+                name: digest
+                for name, digest in files.items()
+                if not is_bucket(name) and version.checked.get(name) != stamps[name]
+            }
+            format.check_contents(source, written)
+            version.checked.update({name: stamps[name] for name in written})
+            version = version.base
 
 
 def read_body(source: Files, *, version: str, digest: str) -> tuple[dict[str, Any], dict[str, FileDigest]]:
