@@ -203,8 +203,8 @@ def _vectors(
 
 def _not_finite(vector: list[float | None], dtype: torch.dtype, where: str) -> DataError:
     """The error for a vector's first number that is missing or not finite in this dtype."""
-    numbers = torch.tensor([float("nan") if number is None else number for number in vector]).to(dtype)
-    place = int((~numbers.isfinite()).nonzero()[0])
+    numbers = torch.tensor([float("nan") if number is None else number for number in vector], dtype=torch.float32)
+    place = int((~numbers.to(dtype).isfinite()).nonzero()[0])
     expected = f"finite numbers of {str(dtype).removeprefix('torch.')}"
     return DataError(f"{where}, number {place} of {len(vector)}", expected=expected, found=str(vector[place]))
 

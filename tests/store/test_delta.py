@@ -381,3 +381,18 @@ def test_gc_keeps_what_a_delta_lies_on(make_bundle: MakeBundle, tmp_path: Path) 
     whole = store.compact()
     assert set(store.gc(keep=1, grace_seconds=0).retired) == {*ids, version.id}
     assert torch.equal(Store(tmp_path).open(whole.id).table.read_rows(0, 40), rows_ND)
+
+
+def test_a_chain_that_is_too_long_names_what_makes_it_short(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embstore.store.delta.MAX_DEPTH", 1)
+    store = Store(tmp_path)
+    delta = store.publish(make_bundle(seed=1), change=Change(base=store.publish(make_bundle())))
+    said = f"at most 1 in a chain; found more; publish it whole, .*: embstore compact {delta.id}$"
+    with pytest.raises(StoreError, match=said):
+        store.publish(make_bundle(seed=2), change=Change(base=delta))
+    whole = store.compact()
+    store.publish(make_bundle(seed=2), change=Change(base=whole))
+    with pytest.raises(StoreError, match=f"compact {whole.id}; .*publish its run with --encoding int8$"):
+        store.compact(whole.id, encoding="int8")
