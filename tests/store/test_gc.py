@@ -381,7 +381,7 @@ def test_a_publisher_that_was_swept_away_says_so(
     make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Store(tmp_path).publish(make_bundle())
-    put, raced = obstore.put, []
+    copy, raced = obstore.copy, []
 
     def race(*args: Any, **options: Any) -> None:
         if not raced:
@@ -389,9 +389,9 @@ def test_a_publisher_that_was_swept_away_says_so(
             add_version(tmp_path, 1)  # takes the number, so the publisher looks again
             later = datetime.now(UTC) + timedelta(days=3)
             raced.extend(Store(tmp_path, clock=lambda: later).gc().removed)
-        put(*args, **options)
+        copy(*args, **options)
 
-    monkeypatch.setattr(obstore, "put", race)
+    monkeypatch.setattr(obstore, "copy", race)
     with pytest.raises(StoreError, match="removed by gc"):
         Store(tmp_path).publish(make_bundle())
     assert any(str(path).startswith("versions/2") for path in raced)
@@ -474,7 +474,7 @@ def test_a_gc_killed_at_any_step_is_finished_by_the_next(error: BaseException, a
         with pytest.MonkeyPatch.context() as patch:
             for holder, name in (
                 *((os, name) for name in ("rename", "unlink", "rmdir", "fsync")),
-                *((obstore, name) for name in ("put", "copy")),
+                (obstore, "copy"),
             ):
                 patch.setattr(holder, name, failing(name, getattr(holder, name), step, calls))
             with contextlib.suppress(StoreError, OSError, Killed):
@@ -491,7 +491,7 @@ def test_a_gc_killed_at_any_step_is_finished_by_the_next(error: BaseException, a
         assert (again.retired, again.removed, again.bytes) == ((), (), 0)
         if len(calls) < step:
             break
-    assert {"rename", "unlink", "rmdir", "fsync", "put", "copy"} == names
+    assert {"rename", "unlink", "rmdir", "fsync", "copy"} == names
     assert step > 15
 
 
