@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError
 from embstore.schema import Feature, Schema
-from embstore.store import Bundle, Change, Collected, Store
+from embstore.store import Bundle, Change, Collected, Store, local
 
 MakeBundle = Callable[..., Bundle]
 DAY = 86400
@@ -381,17 +381,17 @@ def test_a_publisher_that_was_swept_away_says_so(
     make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Store(tmp_path).publish(make_bundle())
-    copy, raced = obstore.copy, []
+    write, raced = local.write_small, []
 
-    def race(*args: Any, **options: Any) -> None:
+    def race(path: Path, data: bytes) -> Any:
         if not raced:
             raced.append(True)
             add_version(tmp_path, 1)  # takes the number, so the publisher looks again
             later = datetime.now(UTC) + timedelta(days=3)
             raced.extend(Store(tmp_path, clock=lambda: later).gc().removed)
-        copy(*args, **options)
+        return write(path, data)
 
-    monkeypatch.setattr(obstore, "copy", race)
+    monkeypatch.setattr(local, "write_small", race)
     with pytest.raises(StoreError, match="removed by gc"):
         Store(tmp_path).publish(make_bundle())
     assert any(str(path).startswith("versions/2") for path in raced)
