@@ -115,7 +115,7 @@ def test_an_alias_is_promoted_and_rolled_back(trained: Path, tmp_path: Path) -> 
     assert Store(store).aliases()["production"] == second
     assert json.loads(invoke("rollback", "--store", store, "--json").output)["version"] == first
     assert invoke("promote", first, "--store", store, "--alias", "canary").output == f"canary is {first}\n"
-    with pytest.raises(EmbstoreError, match=r"config\.yaml; expected a folder that can be made; found not a folder"):
+    with pytest.raises(EmbstoreError, match=r"config\.yaml; expected a folder that can be written; found not a folder"):
         invoke("publish", trained / "run", "--store", trained / "run" / "config.yaml")
 
 

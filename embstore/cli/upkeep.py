@@ -170,7 +170,8 @@ Example:
 def diff(old: str, new: str, root: str, as_json: bool) -> None:
     """Show what changed from version OLD to NEW: features, settings, metrics, and how far the rows moved.
 
-    Rows are compared, as they are read, where row numbers mean the same in both; where they don't, it says why.
+    Rows are compared, as they are read, where row numbers mean the same in both; where they don't, it says why. OLD and
+    NEW are ids, unique prefixes of them, aliases or tags; `previous` is what `production` meant before.
     """
     from dataclasses import asdict
 
@@ -188,8 +189,7 @@ def diff(old: str, new: str, root: str, as_json: bool) -> None:
 def _show_difference(found: Difference) -> None:
     from embstore.cli.console import out, plain_table
 
-    steps = "does not descend from it" if found.steps is None else f"trained on from it, steps: {found.steps}"
-    out.print(f"old  {found.old}\nnew  {found.new}  {steps}", highlight=False)
+    out.print(f"old  {found.old}\nnew  {found.new}  {_descent(found.steps)}", highlight=False)
     if not found.same_space:
         out.print("another space: vectors of the two can't be compared", highlight=False)
     changes: dict[str, tuple[Any, Any]] = {}
@@ -213,6 +213,13 @@ def _show_difference(found: Difference) -> None:
             rows = ((key, *("" if one is None else _shown(one) for one in change)) for key, change in values.items())
             out.print(plain_table((title, "old", "new"), rows), highlight=False)
     _show_rows(found)
+
+
+def _descent(steps: int | None) -> str:
+    """How the new version comes from the old one."""
+    if not steps:
+        return "does not descend from it" if steps is None else "the same version"
+    return "its child" if steps == 1 else f"descends from it, {steps} versions on"
 
 
 def _show_rows(found: Difference) -> None:

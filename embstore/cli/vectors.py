@@ -122,7 +122,9 @@ Examples:
 @click.option("--value-column", default="value", show_default=True, help="Column of the values, each once.")
 @click.option("--vector-column", default="vector", show_default=True, help="Column of the vectors, lists of floats.")
 @click.option("--weight-column", help="Column of weights, e.g. count, for values that share a row.")
-@click.option("--delta", is_flag=True, help="Publish only the rows that changed, as a delta of --version.")
+@click.option(
+    "--delta", is_flag=True, help="Publish only the rows that changed, as a delta of --version; none: nothing."
+)
 @as_json_option
 def import_(
     vectors: str,
@@ -143,7 +145,7 @@ def import_(
     the optimizers' state stay; metrics are left out, as nobody has measured this table. Train on from the new version
     with embstore train --from.
     """
-    from embstore.cli.console import bytes_bar, out
+    from embstore.cli.console import bytes_bar
     from embstore.embeddings.unified import UnifiedEmbedding
     from embstore.errors import DataError
     from embstore.kernels import TableOptimizer
@@ -166,23 +168,33 @@ def import_(
     if not done.rows:
         found = f"none of its {done.values:,}" if done.values else "no values"
         raise DataError(f"vectors {vectors}", expected=f"values that {feature!r} has rows for", found=found)
-    change = Change(base=version) if delta else None
-    bundle = _with_rows(version, table, source, done, feature)
-    with bytes_bar() as progress:
-        new = store.publish(
-            bundle,
-            parent=parent or version.id,
-            encoding=None if delta else version.table.encoding,
-            change=change,
-            progress=progress,
-        )
+    new = None
+    if done.changed or not delta:
+        with bytes_bar() as progress:
+            new = store.publish(
+                _with_rows(version, table, source, done, feature),
+                parent=parent or version.id,
+                encoding=None if delta else version.table.encoding,
+                change=Change(base=version) if delta else None,
+                progress=progress,
+            )
+    _show_imported(new, version, feature, done, root, as_json)
+
+
+def _show_imported(
+    new: Version | None, version: Version, feature: str, done: WarmStart, root: str, as_json: bool
+) -> None:
+    """What was imported into a version, and as which; ``None`` where nothing was published."""
+    from embstore.cli.console import out
+
     taken = done.values - done.unknown
     if as_json:
-        counts = {"values": done.values, "taken": taken, "rows": done.rows, "shared": done.shared}
-        said = {"version": new.id, "of": version.id, "parent": new.parent, "feature": feature}
-        click.echo(json.dumps({**said, **counts, "unknown": done.unknown}))
+        said = {"version": new and new.id, "of": version.id, "parent": new and new.parent, "feature": feature}
+        counts = {"values": done.values, "taken": taken, "rows": done.rows, "changed": done.changed}
+        click.echo(json.dumps({**said, **counts, "shared": done.shared, "unknown": done.unknown}))
         return
-    out.print(f"published {new.id} in {root}", markup=False, highlight=False)
+    shown = f"nothing changed from {version.id}, not published" if new is None else f"published {new.id} in {root}"
+    out.print(shown, markup=False, highlight=False)
     out.print(f"{feature}: {taken:,} values in {done.rows:,} rows", markup=False, highlight=False)
     if done.shared:
         out.print(f"{done.shared:,} values share a row with another: it is their mean", highlight=False)
@@ -205,15 +217,12 @@ def _of_feature(vectors: str, feature: str) -> str:
 
 def _check_values(version: Version, feature: str, source: str, column: str) -> None:
     """Refuse values of another type than the feature was trained on: they would hash to other rows."""
-    from embstore.errors import SchemaError, nearest
     from embstore.store.values import check_values, open_dataset, stored_type
 
-    specs = {spec.name: spec for spec in version.schema.features}
-    if feature not in specs:
-        raise SchemaError(f"no feature {feature!r} in version {version.id}", do=nearest(feature, specs))
+    spec = version.schema.feature(feature, of=f"version {version.id}")
     types = open_dataset(source, "vectors").schema
     if types.names.count(column) == 1:  # else import_vectors says what there is
-        check_values(stored_type(types.field(column).type), specs[feature], version.manifest["columns"].get(feature))
+        check_values(stored_type(types.field(column).type), spec, version.manifest["columns"].get(feature))
 
 
 def _with_rows(version: Version, table: Any, source: str, done: WarmStart, feature: str) -> Any:

@@ -147,7 +147,8 @@ def _check(bundle: Bundle, layout: Layout, change: Change) -> None:
     if any(not torch.equal(known, tokens[name]) for name, known in base.table.exact_tokens().items()):
         raise StoreError(f"a delta of {base.id}", expected="its exact tokens", found="others", do=do)
     if base.delta is not None and base.delta.depth >= MAX_DEPTH:
-        raise StoreError(f"a delta of {base.id}", expected=f"at most {MAX_DEPTH} in a chain", found="more", do=do)
+        full = f"publish it whole, or make its base whole first: embstore compact {base.id}"
+        raise StoreError(f"a delta of {base.id}", expected=f"at most {MAX_DEPTH} in a chain", found="more", do=full)
     ours = None if bundle.optimizer is None else (bundle.optimizer.name, bundle.optimizer.kinds(layout.rows))
     theirs = None if base.optimizer is None else (base.optimizer.name, base.optimizer.tensors)
     if ours is not None and ours != theirs:

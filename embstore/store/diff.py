@@ -64,7 +64,8 @@ class Difference:
         old: version id.
         new: version id.
         same_space: whether vectors of the two can be compared at all.
-        steps: of training, from parent to parent, that lead from old to new; ``None`` if new does not descend from old.
+        steps: from parent to child that lead from old to new, 0 for the same version; ``None`` if new does not descend
+            from old.
         features_added: names, in the new schema's order.
         features_removed: names, in the old schema's order.
         features_changed: by feature, keys of its schema entry, ``rows``, and ``type``, the Arrow type in the log.
@@ -116,6 +117,7 @@ def diff(
     rows, features, incomparable = _rows(old.table, new.table, progress)
     before, after = _features(old), _features(new)
     dense = [[column.name for column in version.schema.dense] for version in (old, new)]
+    metrics = _changes(old.manifest["metrics"], new.manifest["metrics"], all_keys=True)
     return Difference(
         old=old.id,
         new=new.id,
@@ -132,7 +134,7 @@ def diff(
         table=_changes(old.manifest["table"], new.manifest["table"]),
         encodings=(old.table.encoding, new.table.encoding),
         model=_changes(old.manifest["model"], new.manifest["model"]),
-        metrics=_changes(old.manifest["metrics"], new.manifest["metrics"], all_keys=True),
+        metrics={key: pair for key, pair in metrics.items() if {} not in pair},  # a log nothing was measured on
         lineage=_changes(old.manifest["lineage"], new.manifest["lineage"]),
         rows=rows,
         features=features,

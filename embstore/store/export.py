@@ -26,7 +26,7 @@ import torch
 from embstore.errors import SchemaError, StoreError, nearest
 from embstore.store.files import fsync_file, fsync_folder, make_folder
 from embstore.store.tensors import SafetensorsWriter
-from embstore.store.values import COUNT, FEATURE, VALUE, ValueColumn, check_values, in_memory, open_values
+from embstore.store.values import COUNT, FEATURE, VALUE, TextLines, ValueColumn, check_values, in_memory, open_values
 from embstore.store.version import Version
 
 _PIECE_BYTES = 16 << 20
@@ -121,27 +121,32 @@ def export_safetensors(
                     progress(len(rows))
 
 
-def chosen_values(version: Version, values: Values, features: Sequence[str] | None = None) -> dict[str, ValueColumn]:
+def chosen_values(
+    version: Version, values: Values, features: Sequence[str] | None = None
+) -> dict[str, ValueColumn | TextLines]:
     """The values to be exported by feature, checked as ``export_parquet`` does; nothing is written.
 
     Raises:
         SchemaError, LogError, DataError: as ``export_parquet``.
     """
     nameless = elsewhere = ""
+    specs = {feature.name: feature for feature in version.schema.features}
+    known: dict[str, ValueColumn | TextLines]
     if isinstance(values, Mapping):
         known = {
-            name: column if isinstance(column, ValueColumn) else in_memory(column, name)
+            name: column if isinstance(column, (ValueColumn, TextLines)) else in_memory(column, name)
             for name, column in values.items()
         }
     else:
         alone = features[0] if features is not None and len(set(features)) == 1 else None
-        known = open_values(values, feature=alone, trained_on=version.manifest["columns"].get(alone))
-        nameless = "name one feature, whose values these are" if {VALUE} <= known.keys() <= {VALUE, COUNT} else ""
+        known = open_values(values, feature=alone, trained_on=version.manifest["columns"].get(alone), known=specs)
+        one = VALUE in known and (known.keys() <= {VALUE, COUNT} or known.keys().isdisjoint(specs))
+        nameless = "name one feature, whose values these are" if one else ""
         elsewhere = "; values of one feature alone may be in a column 'value', or in a .txt"
-    specs = {feature.name: feature for feature in version.schema.features}
     for name in known if features is None else features:
-        if name not in specs:
-            raise SchemaError(f"no feature {name!r} in version {version.id}", do=nameless or nearest(name, specs))
+        if name not in specs and nameless:
+            raise SchemaError(f"no feature {name!r} in version {version.id}", do=nameless)
+        version.schema.feature(name, of=f"version {version.id}")
         if name not in known:
             raise SchemaError(f"no values of feature {name!r}", do=nameless or nearest(name, known) + elsewhere)
     chosen = {name: known[name] for name in (known if features is None else dict.fromkeys(features))}
@@ -156,7 +161,7 @@ def _write_feature(
     path: Path,
     version: Version,
     name: str,
-    column: ValueColumn,
+    column: ValueColumn | TextLines,
     progress: Callable[[int], object] | None,
 ) -> int:
     """Write one feature's file; the number of its vectors."""

@@ -108,7 +108,18 @@ def unreadable(path: Path, error: OSError) -> CorruptVersionError:
 
 def unwritable(path: Path, error: OSError) -> StoreError:
     """What to raise for a file that the disk doesn't take."""
-    return StoreError(str(path), expected="a file that can be written", found=error.strerror or str(error))
+    found = error.strerror or str(error)
+    return StoreError(str(path), expected="a file that can be written", found=found, do=remedy(error))
+
+
+def remedy(error: BaseException) -> str:
+    """What to do where nothing can be written; empty where only the disk's owner can know."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "free space there, or write elsewhere"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "make it writable, or write elsewhere"
+    return ""
 
 
 def walk(path: Path) -> Iterator[os.stat_result]:

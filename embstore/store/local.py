@@ -17,11 +17,12 @@ from obstore.store import LocalStore, ObjectStore
 
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.bundle import Progress
-from embstore.store.files import FileDigest, fsync_file, fsync_folder, make_folder, sha256_file, walk
+from embstore.store.files import FileDigest, fsync_folder, make_folder, remedy, sha256_file, walk, write_small
 from embstore.store.manifest import VERSION_ID
 from embstore.store.place import Stamp, refuse_fork
 
 GONE = ".tmp-gone-"  # a version on its way out
+_OWN = {"log", "versions", "lost+found"}  # what a store's folder, or a disk of its own, may hold before its log does
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,10 @@ class LocalPlace:
         return str(self.folder)
 
     def missing(self) -> tuple[str, str] | None:
-        """Where there is no folder."""
+        """Where there is no folder, or one of something else."""
         if os.path.isdir(self.folder):  # as no Path method does, it takes any name
-            return None
+            others = self._others()
+            return ("a store", f"a folder without log/ that holds {others}") if others else None
         return "a folder", "not a folder" if os.path.exists(self.folder) else "no such folder"
 
     def objects(self) -> LocalStore | None:
@@ -87,7 +89,7 @@ class LocalPlace:
         """From the file; not through a link."""
         path = meta["path"]
         if (self.folder / path).is_symlink():
-            raise CorruptVersionError(path, expected="a file", found="a link")
+            raise CorruptVersionError(f"{self}/{path}", expected="a file", found="a link")
         return bytes(obstore.get_range(objects, path, start=0, length=meta["size"]))
 
     def create(self, path: str, data: bytes) -> bool:
@@ -96,18 +98,17 @@ class LocalPlace:
         refuse_fork()
         try:
             make_folder(self.folder / "log")
-            objects = LocalStore(self.folder)
-            obstore.put(objects, staged, data, mode="create")
-            with (self.folder / staged).open("rb") as file:
-                fsync_file(file)
-            obstore.copy(objects, staged, path, overwrite=False)
+            write_small(self.folder / staged, data)
+            obstore.copy(LocalStore(self.folder), staged, path, overwrite=False)
             there = True
             fsync_folder(self.folder / "log")
         except AlreadyExistsError:
             return False
         except (BaseError, OSError) as error:
-            do = "it is there, but may not survive a power cut: look before you try again" if there else ""
-            raise StoreError(path, found=str(error).partition("\n")[0], do=do) from error
+            if there:
+                do = "it is there, but may not survive a power cut: look before you try again"
+                raise StoreError(f"{self}/{path}", found=str(error).partition("\n")[0], do=do) from error
+            raise self._unwritable(error) from error
         finally:
             with suppress(OSError):
                 os.unlink(self.folder / staged)
@@ -116,15 +117,15 @@ class LocalPlace:
     def stage(self, version: str) -> Path:
         """A folder beside the versions, so that a rename makes it one."""
         self._refuse_links()
+        if os.path.isdir(self.folder) and (others := self._others()):
+            found, do = f"a folder without log/ that holds {others}", "name a folder of its own"
+            raise StoreError(f"store {self}", expected="a store, or an empty folder", found=found, do=do)
         staged = self.folder / "versions" / f".tmp-{version}"
         try:
             self._make(staged)
         except OSError as error:
             self.discard(staged)
-            is_file = os.path.exists(self.folder) and not os.path.isdir(self.folder)
-            found = "not a folder" if is_file else str(error.strerror)
-            expected = "a folder that can be made"
-            raise StoreError(f"store {self}", expected=expected, found=found, do="name another") from error
+            raise self._unwritable(error) from error
         return staged
 
     def discard(self, staged: Path) -> None:
@@ -200,6 +201,24 @@ class LocalPlace:
             except FileNotFoundError:  # another publisher has just discarded the first version
                 if not left:
                     raise
+
+    def _others(self) -> str:
+        """Of a folder without a log, the first few names in it that are neither a store's nor hidden."""
+        with suppress(OSError):  # what it can't be is said by whoever reads or writes there
+            names = sorted(os.listdir(self.folder))
+            others = [name for name in names if name not in _OWN and not name.startswith(".")]
+            if "log" not in names:
+                return ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        return ""
+
+    def _unwritable(self, error: Exception) -> StoreError:
+        """What to raise when the folder can't be made or written to."""
+        expected, do = "a folder that can be written", remedy(error) or "name another"
+        if os.path.exists(self.folder) and not os.path.isdir(self.folder):
+            return StoreError(f"store {self}", expected=expected, found="not a folder", do=do)
+        said = error.strerror if isinstance(error, OSError) else None
+        found = said or str(error).partition("\n")[0]
+        return StoreError(f"store {self}", expected=expected, found=found, do=do)
 
     def _refuse_links(self) -> None:
         """Below a store's folder nothing is a link.

@@ -70,7 +70,8 @@ class Log:
             numbers = range(state.number + 1, max(listed) + 1)
             with closing(self._read(objects, numbers, listed)) as entries:
                 for number, data in zip(numbers, entries, strict=True):
-                    replay(state, number, read_json(data, _path(number)), _path(number))
+                    where = self._where(number)
+                    replay(state, number, read_json(data, where), where)
         except (BaseError, OSError) as error:
             raise request_failed(f"store {self.place}: read log", error) from error
         self._state = state  # set once it is whole: threads may do the work twice, and none sees half of it
@@ -80,7 +81,7 @@ class Log:
         """The bytes of entries in order; from elsewhere, several at once."""
 
         def read(number: int) -> bytes:
-            return self.place.entry(objects, _checked(objects, number, listed.get(number)))
+            return self.place.entry(objects, self._checked(objects, number, listed.get(number)))
 
         if self.place.at_hand:
             yield from map(read, numbers)
@@ -119,21 +120,24 @@ class Log:
         if self.place.create(path, write_json({"number": number, **entry, **own})):
             return True
         if self.state().number < number:  # else the caller would try the same number for ever
-            raise StoreError(path, expected="a readable entry", found="one that can't be read")
+            raise StoreError(self._where(number), expected="a readable entry", found="one that can't be read")
         return False
 
+    def _checked(self, objects: ObjectStore, number: int, meta: obstore.ObjectMeta | None) -> obstore.ObjectMeta:
+        """What is known of an entry, before it is read."""
+        where = self._where(number)
+        if meta is None:  # a listing may miss what was created while it was made, and show what was created later
+            try:
+                meta = obstore.head(objects, _path(number))
+            except FileNotFoundError:
+                raise CorruptVersionError(where, expected="an entry, as later ones follow", found="none") from None
+        if not 0 < meta["size"] <= _MAX_ENTRY_BYTES:
+            raise CorruptVersionError(where, expected=f"1 to {_MAX_ENTRY_BYTES:,} bytes", found=f"{meta['size']:,}")
+        return meta
 
-def _checked(objects: ObjectStore, number: int, meta: obstore.ObjectMeta | None) -> obstore.ObjectMeta:
-    """What is known of an entry, before it is read."""
-    path = _path(number)
-    if meta is None:  # a listing may miss what was created while it was made, and show what was created later
-        try:
-            meta = obstore.head(objects, path)
-        except FileNotFoundError:
-            raise CorruptVersionError(path, expected="an entry, as later ones follow", found="none") from None
-    if not 0 < meta["size"] <= _MAX_ENTRY_BYTES:
-        raise CorruptVersionError(path, expected=f"1 to {_MAX_ENTRY_BYTES:,} bytes", found=f"{meta['size']:,}")
-    return meta
+    def _where(self, number: int) -> str:
+        """What to call an entry in a message."""
+        return f"{self.place}/{_path(number)}"
 
 
 def utc_now() -> datetime:

@@ -181,6 +181,8 @@ def location(store: str | Path) -> Path | str:
     Raises:
         StoreError: a ``file://`` URI of another machine, a URI of another kind, or one that names no bucket and prefix.
     """
+    if not str(store):
+        raise StoreError("store ''", expected="a folder or URI", found="an empty name")
     if isinstance(store, Path) or "://" not in store:
         if mangled := _MANGLED.match(str(store)):
             do = "pass it as text: a Path makes one slash of two" if isinstance(store, Path) else ""

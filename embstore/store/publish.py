@@ -11,7 +11,7 @@ from typing import Any
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store import format
 from embstore.store.bundle import Bundle, Change, Progress
-from embstore.store.files import FileDigest
+from embstore.store.files import FileDigest, remedy
 from embstore.store.local import LocalFiles
 from embstore.store.log import Log, stamp
 from embstore.store.manifest import DELTA, MANIFEST
@@ -80,7 +80,8 @@ def publish(
 
         log.add(entry)
     except OSError as error:
-        raise StoreError(f"publish {version}", found=str(error), do="it was not published") from error
+        do = ": ".join(filter(None, ("it was not published", remedy(error))))
+        raise StoreError(f"publish {version}", found=str(error), do=do) from error
     return version
 
 

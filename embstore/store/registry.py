@@ -150,7 +150,7 @@ class Store:
             bundle, encoding = replace(version.bundle(), compacts=version.id), encoding or version.table.encoding
             return self.publish(bundle, parent=version.id, encoding=encoding, progress=progress)
         if encoding not in (None, version.table.encoding):
-            expected, do = f"a delta, to store its rows as {encoding}", "publish the run with --encoding"
+            expected, do = f"a delta, to store its rows as {encoding}", f"publish its run with --encoding {encoding}"
             found = f"a whole version, {version.table.encoding}"
             raise StoreError(f"compact {version.id}", expected=expected, found=found, do=do)
         return version

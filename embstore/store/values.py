@@ -9,9 +9,11 @@ A table knows rows, not values. A vocabulary is a table of distinct values for e
 
 from __future__ import annotations
 
+import codecs
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -19,7 +21,6 @@ from urllib.parse import unquote
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as csv
 import pyarrow.dataset as ds
 
 from embstore import transforms
@@ -43,7 +44,6 @@ class ValueColumn:
         count: name of the column of counts, or ``None``.
         only: the rows that are this feature's; all when ``None``.
         where: for messages.
-        expected: for messages, of a file that can't be read.
     """
 
     source: ds.Dataset
@@ -51,7 +51,6 @@ class ValueColumn:
     count: str | None = None
     only: ds.Expression | None = None
     where: str
-    expected: str = "Parquet that can be read"
 
     @property
     def type(self) -> pa.DataType:
@@ -60,7 +59,7 @@ class ValueColumn:
 
     def rows(self) -> int:
         """How many there are."""
-        with reading(self.where, self.expected):
+        with reading(self.where):
             return self.source.count_rows(filter=self.only)
 
     def pieces(self, size: int) -> Iterator[pa.Table]:
@@ -71,11 +70,11 @@ class ValueColumn:
             LogError: a file can't be read.
         """
         columns = {VALUE: ds.field(self.column)} | ({COUNT: ds.field(self.count)} if self.count else {})
-        with reading(self.where, self.expected):
+        with reading(self.where):
             batches = scan(self.source, columns, size, only=self.only)
         done = 0
         while True:
-            with reading(self.where, self.expected):
+            with reading(self.where):
                 batch = next(batches, None)
                 if batch is None:
                     return
@@ -89,6 +88,62 @@ class ValueColumn:
             done += batch.num_rows
             for start in range(0, batch.num_rows, size):
                 yield pa.table(arrays).slice(start, size)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextLines:
+    """The values of one feature in a text file of UTF-8: each line, as it stands, is one.
+
+    Args:
+        path: of the file.
+        type: what a line is read as.
+        where: for messages.
+    """
+
+    path: Path
+    type: pa.DataType
+    where: str
+    count = None
+
+    def rows(self) -> int:
+        """How many there are."""
+        with reading(self.where, "lines of text"), self.path.open("rb") as file:
+            return sum(1 for _ in file)
+
+    def pieces(self, size: int) -> Iterator[pa.Table]:
+        """Tables of ``value``, of at most ``size`` rows, in order.
+
+        Raises:
+            DataError: no lines, or one that is blank, not UTF-8 or not of the type; lines are counted from 1.
+            LogError: the file can't be read.
+        """
+        done = 0
+        with reading(self.where, "lines of text"), self.path.open("rb") as file:
+            while lines := [line.removesuffix(b"\n").removesuffix(b"\r") for line in islice(file, size)]:
+                if not done:
+                    lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
+                yield pa.table({VALUE: self._values(lines, done + 1)})
+                done += len(lines)
+        if not done:
+            raise DataError(self.where, expected="a value in each line", found="an empty file")
+
+    def _values(self, lines: list[bytes], first: int) -> pa.Array:
+        """Lines as values; ``first`` is the number of the first."""
+        if b"" in lines:
+            do = "take it out: a blank line is no value"
+            raise DataError(
+                f"{self.where}, line {first + lines.index(b''):,}", expected="a value", found="a blank line", do=do
+            )
+        try:
+            return pa.array(lines, pa.binary()).cast(pa.string()).cast(self.type)
+        except pa.ArrowInvalid as error:
+            if len(lines) == 1:
+                found = lines[0][:80].decode(errors="backslashreplace")
+                expected = f"{self.type} in UTF-8, as `embstore lookup` takes it"
+                raise DataError(f"{self.where}, line {first:,}", expected=expected, found=repr(found)) from error
+            middle = len(lines) // 2  # the first line at fault is in one half, or in the other
+            self._values(lines[:middle], first)
+            return self._values(lines[middle:], first + middle)
 
 
 def in_memory(values: Any, feature: str) -> ValueColumn:
@@ -107,30 +162,34 @@ def in_memory(values: Any, feature: str) -> ValueColumn:
 
 
 def open_values(
-    path: str | Path, *, feature: str | None = None, trained_on: str | None = None
-) -> dict[str, ValueColumn]:
+    path: str | Path, *, feature: str | None = None, trained_on: str | None = None, known: Collection[str] = ()
+) -> dict[str, ValueColumn | TextLines]:
     """The values in a file or folder, by feature. Nothing but footers and the names of features is read.
 
     Three layouts of Parquet are known: folders ``feature=NAME`` with a column ``value`` (what ``export_parquet``
     writes), columns ``feature`` and ``value``, or a column for each feature, of which nulls are left out. The first two
-    may have ``count``. Two more hold the values of one feature: Parquet with the column ``value``, and perhaps
-    ``count``, and nothing else; and text, a file named ``.txt`` with one value a line.
+    may have ``count``. Two more hold the values of one feature: Parquet with the column ``value``, perhaps ``count``,
+    and others, which are not read, unless one is called as a feature is; and text, a file named ``.txt`` with one value
+    a line.
 
     Args:
         path: where.
         feature: whose values they are, where the file doesn't say.
         trained_on: its log's column type as a manifest has it: what lines of text are read as, text when not given.
+        known: names of features.
 
     Raises:
         LogError: nothing there, or neither Parquet nor ``.txt``.
         SchemaError: a folder's file has no column ``value``, or text without a feature.
     """
     path, where = Path(path), f"values {path}"
-    if path.suffix == ".txt" and path.is_file():
+    if path.suffix == ".txt" and not path.is_dir():
         if feature is None:
             do = "name it, and no other"
             raise SchemaError(where, expected="the feature whose values these are", found="none or several", do=do)
-        return {feature: _lines(path, text_type(trained_on or ""), where)}
+        if not path.exists():
+            raise LogError(where, expected="a text file, one value a line", found="no such file")
+        return {feature: TextLines(path=path, type=text_type(trained_on or ""), where=where)}
     folders = sorted(path.glob(f"{FEATURE}=*/")) if path.is_dir() else []
     if folders:
         return {
@@ -139,7 +198,8 @@ def open_values(
         }
     source = open_dataset(path, "values")
     columns = set(source.schema.names)
-    if feature is not None and feature not in columns and {VALUE} <= columns <= {VALUE, COUNT}:
+    alone = columns <= {VALUE, COUNT} or columns.isdisjoint({FEATURE, *known})
+    if feature is not None and feature not in columns and VALUE in columns and alone:
         return {feature: _long(source, where)}
     if not {FEATURE, VALUE} <= columns:
         return {
@@ -334,16 +394,6 @@ def _long(source: ds.Dataset, where: str) -> ValueColumn:
     if VALUE not in source.schema.names:
         raise SchemaError(where, expected="a column 'value'", found=", ".join(source.schema.names))
     return ValueColumn(source=source, count=COUNT if COUNT in source.schema.names else None, where=where)
-
-
-def _lines(path: Path, kind: pa.DataType, where: str) -> ValueColumn:
-    """Text, each line as it stands one value of this type."""
-    parse = csv.ParseOptions(delimiter="\x1f", quote_char=False, double_quote=False, ignore_empty_lines=False)
-    types = csv.ConvertOptions(column_types={VALUE: kind}, strings_can_be_null=False)
-    scanning = ds.CsvFragmentScanOptions(convert_options=types, read_options=csv.ReadOptions(column_names=[VALUE]))
-    form = ds.CsvFileFormat(parse_options=parse, default_fragment_scan_options=scanning)
-    source = ds.dataset(path, schema=pa.schema([(VALUE, kind)]), format=form)
-    return ValueColumn(source=source, where=where, expected=f"lines of text, each {kind}")
 
 
 class reading:  # noqa: N801 - reads as a phrase: with reading(where)

@@ -220,7 +220,10 @@ def test_diff_shows_what_changed(versions: list[Version], make_bundle: MakeBundl
     assert (found["old"], found["new"], found["steps"]) == (first, third, 2)
     assert (found["rows"]["rows"], found["rows"]["changed"]) == (40, 40)
     text = output("diff", first, third, "--store", tmp_path)
-    assert "trained on from it, steps: 2" in text
+    assert f"{third}  descends from it, 2 versions on\n" in text
+    assert f"{third}  its child\n" in output("diff", versions[1].id, third, "--store", tmp_path)
+    same = output("diff", third, "latest", "--store", tmp_path)
+    assert f"old  {third}\nnew  {third}  the same version\n" in same
     assert "valid.auc" in text
     assert f"{found['rows']['max']:.4g}" in text
     wide = Store(tmp_path).publish(make_bundle(dim=6, model={**versions[0].manifest["model"], "widths": [12, 6, 6]}))
@@ -229,6 +232,14 @@ def test_diff_shows_what_changed(versions: list[Version], make_bundle: MakeBundl
     assert "another space" in text
     assert "table.dim" in text
     assert "can't be compared: 3 numbers a row, now 6" in text
+
+
+def test_diff_leaves_out_metrics_of_a_log_that_nothing_was_measured_on(
+    versions: list[Version], make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    Store(tmp_path).publish(make_bundle(metrics={"valid": {}}))
+    found = read("diff", versions[0].id, "latest", "--store", tmp_path)
+    assert found["metrics"] == {"valid.auc": [0.75, None], "valid.gauc": [None, None]}
 
 
 @pytest.mark.parametrize(

@@ -427,15 +427,16 @@ def _flip(path: Path) -> None:
 BASE_FILES = ["manifest.json", "compat.json", "schema.yaml", "exact/tokens.safetensors", "model/dense.safetensors"]
 
 
-@pytest.mark.parametrize("name", [*BASE_FILES, "optimizer/dense.safetensors", "delta/rows.safetensors"])
-@pytest.mark.parametrize("depth", [0, 1, 2])
+ALL_FILES = [*BASE_FILES, "optimizer/dense.safetensors", "delta/rows.safetensors"]
+FILES_BY_DEPTH = [(depth, name) for depth in range(3) for name in ALL_FILES if depth or not name.startswith("delta/")]
+
+
+@pytest.mark.parametrize(("depth", "name"), FILES_BY_DEPTH)
 @pytest.mark.parametrize("where", ["folder", "bucket"])
 def test_a_delta_of_what_no_one_can_open_is_refused(
     name: str, depth: int, where: str, make_bundle: MakeBundle, tmp_path: Path
 ) -> None:
     """The case: the base was open, and deltas of it were published that no other process could open."""
-    if depth == 0 and name == "delta/rows.safetensors":
-        pytest.skip("a whole version")
     store, table = _place(where, tmp_path), _table(OPTIMIZERS[0])
     chain = [store.publish(_bundle(table, make_bundle))]
     for row in range(2):
@@ -511,3 +512,18 @@ def test_a_base_of_another_store_object_is_not_opened_again(
     opened.clear()
     assert publisher.publish(version.bundle(), change=Change(base=version, smallest=True)) is version
     assert opened == []
+
+
+def test_a_chain_that_is_too_long_names_what_makes_it_short(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embstore.store.delta.MAX_DEPTH", 1)
+    store = Store(tmp_path)
+    delta = store.publish(make_bundle(seed=1), change=Change(base=store.publish(make_bundle())))
+    said = f"at most 1 in a chain; found more; publish it whole, .*: embstore compact {delta.id}$"
+    with pytest.raises(StoreError, match=said):
+        store.publish(make_bundle(seed=2), change=Change(base=delta))
+    whole = store.compact()
+    store.publish(make_bundle(seed=2), change=Change(base=whole))
+    with pytest.raises(StoreError, match=f"compact {whole.id}; .*publish its run with --encoding int8$"):
+        store.compact(whole.id, encoding="int8")

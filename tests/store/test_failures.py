@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import http.server
+import os
 import re
 import socket
 import threading
@@ -13,10 +15,11 @@ from pathlib import Path
 
 import obstore
 import pytest
+from disk import Call, intercepted
 from obstore.exceptions import BaseError, GenericError
 from publisher import small_bundle
 
-from embstore.errors import StoreError
+from embstore.errors import CorruptVersionError, StoreError
 from embstore.store import Store, format
 from embstore.store.failures import request_failed
 from embstore.store.objects import ObjectPlace
@@ -176,3 +179,83 @@ def test_what_is_told_of_an_error(said: str, told: str) -> None:
     found = str(request_failed("store s3://b: read log", GenericError(said)))
     assert re.search(told, found)
     assert "Debug" not in found
+
+
+@pytest.mark.parametrize(
+    ("number", "do"),
+    [
+        (errno.EROFS, "make it writable, or write elsewhere"),
+        (errno.EACCES, "make it writable, or write elsewhere"),
+        (errno.ENOSPC, "free space there, or write elsewhere"),
+    ],
+)
+def test_a_store_that_cannot_be_written_says_so_and_what_to_do(
+    number: int, do: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "store")
+    for seed in range(2):
+        store.promote(store.publish(small_bundle(seed)).id)
+
+    def fail(call: Call) -> object:
+        if call.name in ("mkdir", "open to write"):
+            raise OSError(number, os.strerror(number), str(call.path))
+        return call.run()
+
+    said = f"^store {re.escape(str(store.place))}; expected a folder that can be written; found "
+    said += f"{os.strerror(number)}; {do}$"
+    for use in (
+        lambda: store.tag("spring", "latest"),
+        lambda: store.promote("latest", "canary"),
+        lambda: store.rollback(),
+        lambda: store.lease("latest", seconds=9),
+        lambda: store.publish(small_bundle(2)),
+    ):
+        with intercepted(store.root, fail), pytest.raises(StoreError, match=said):
+            use()
+
+
+def test_a_full_disk_is_named_with_a_way_out(tmp_path: Path) -> None:
+    def fail(call: Call) -> object:
+        if call.name == "write" and call.path.name in names:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return call.run()
+
+    for names in ({"manifest.json"}, {"bucket-00000.safetensors"}):
+        with intercepted(tmp_path, fail), pytest.raises(StoreError, match=r"No space.*free space there") as raised:
+            Store(tmp_path).publish(small_bundle())
+        assert names.pop() in str(raised.value)
+
+
+def test_a_folder_of_something_else_is_no_store(tmp_path: Path) -> None:
+    """The case: a folder of logs counted as a store without versions, which gc would have swept."""
+    (tmp_path / "train").mkdir()
+    for name in "abc":
+        (tmp_path / name).write_text("")
+    store = Store(tmp_path)
+    said = "expected a store.*; found a folder without log/ that holds a, b, c, ..."
+    for use in (store.open, store.versions, store.gc, store.rollback, lambda: store.publish(small_bundle())):
+        with pytest.raises(StoreError, match=said):
+            use()
+    assert len(list(tmp_path.iterdir())) == 4
+    other = Store(tmp_path / "other")
+    other.root.mkdir()
+    for name in (".hidden", "lost+found"):  # of a disk of its own
+        (other.root / name).mkdir()
+    assert other.versions() == []
+    other.publish(small_bundle())
+    (other.root / "notes").write_text("")
+    assert len(other.versions()) == 1
+    with pytest.raises(StoreError, match="store ''; expected a folder or URI"):
+        Store("")
+
+
+def test_a_damaged_log_names_its_store(tmp_path: Path) -> None:
+    Store(tmp_path).publish(small_bundle())
+    path = tmp_path / "log" / "000000000001.json"
+    path.write_text("{")
+    with pytest.raises(CorruptVersionError, match=f"^{re.escape(str(path))}; expected JSON"):
+        Store(tmp_path).versions()
+    path.unlink()
+    path.with_name("000000000002.json").write_text("{}")
+    with pytest.raises(CorruptVersionError, match=f"^{re.escape(str(path))}; expected an entry"):
+        Store(tmp_path).versions()

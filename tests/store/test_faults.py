@@ -381,8 +381,6 @@ class ForgetfulDisk:
             self.file(call.path).data += call.data[:result]
         elif call.name == "open to write":
             self.folder(call.path).change(**{call.path.name: _File()})
-        elif call.name == "put":
-            self.folder(call.path).change(**{call.path.name: _File(call.data)})
         elif call.name == "mkdir":
             self.folder(call.path).change(**{call.path.name: _Folder()})
         elif call.name in ("unlink", "rmdir", "remove"):
@@ -526,7 +524,6 @@ def test_the_model_finds_a_missing_fsync(tmp_path: Path, monkeypatch: pytest.Mon
             (files, "fsync_file"),
             (files, "fsync_folder"),
             (format, "fsync_folder"),
-            (local, "fsync_file"),
             (local, "versions"),
             (local, "log"),
         ]
