@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _SHARE = 4  # a run takes in the one below unless that is more than so many times as long
-_COST = 32  # nor if it were then more than so many times as long as the newest delta
+_COST = 4  # nor if it were then more than so many times as long as the newest delta, which pays for the merge,
+_FREE = 1 << 20  # and more than so many rows, of which a merge takes 0.1 s
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Overlays:
     A run of one delta is that delta's rows, and takes nothing. One of several is merged when it is first searched: that
     takes 40 bytes for each row of each of its deltas. 17 for each row that any has changed are kept, as long as the
     version with the newest of these deltas is, and versions above share them. Where all versions of a chain have been
-    searched, a row is in the runs of several: with nine deltas alike in three or four, some 57 bytes.
+    searched, a row is in the runs of several versions: of large deltas that are alike, in two or three.
 
     >>> below = Overlays().over(Overlay(torch.tensor([3, 17]), torch.zeros(2, 1)))
     >>> above = below.over(Overlay(torch.tensor([9, 17]), torch.ones(2, 1)))
@@ -112,7 +113,7 @@ class Overlays:
         longer = Overlays()
         own = rows = len(newest.index_R)
         under = self
-        while under and under._rows <= _SHARE * rows and under._rows + rows <= _COST * own:
+        while under and under._rows <= _SHARE * rows and under._rows + rows <= max(_COST * own, _FREE):
             rows += under._rows
             under = under._under
         longer._parts, longer._below, longer._under, longer._rows = (*self._parts, newest), self, under, rows
