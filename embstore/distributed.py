@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import metadata
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -31,6 +31,7 @@ _JOIN_SECONDS, _SECONDS = 120.0, 1800.0
 _PACKAGES = ("embstore", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
 # What gloo, NCCL and torch's store say of a peer that is gone or late; they raise plain RuntimeErrors.
 _CPU = torch.device("cpu")
+T = TypeVar("T")
 _OF_PEERS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe", "timed out")
 
 
@@ -129,7 +130,8 @@ class Group:
         """Let rank 0 do some work; its result, which JSON can hold, on every rank.
 
         Raises:
-            EmbstoreError: what the work raised, on every rank; ``GroupError`` on the others when it was none of ours.
+            EmbstoreError, OSError: what the work raised, on every rank; of any other error the others get a
+                ``GroupError``.
         """
         if self.alone:
             return work()
@@ -150,7 +152,8 @@ class Group:
         """Let each rank do some work without the others; the result, which JSON can hold, of each, by rank.
 
         Raises:
-            EmbstoreError: what the work raised on one rank, on every rank; ``GroupError`` when it was none of ours.
+            EmbstoreError, OSError: what the work raised on the first rank where it failed, on every rank; of any other
+                error the others get a ``GroupError``.
         """
         if self.alone:
             return [work()]
@@ -160,12 +163,18 @@ class Group:
         except Exception as error:
             failed, own = error, {"error": _said(error, self.rank)}
         told = self.tell(own)
-        if failed is not None:
-            raise failed
-        for theirs in told:
+        for rank, theirs in enumerate(told):
             if "error" in theirs:
-                raise _heard(theirs["error"])
+                if failed is not None and rank == self.rank:
+                    raise failed
+                raise _heard(theirs["error"]) from failed
         return [theirs["result"] for theirs in told]
+
+    def together(self, work: Callable[[], T]) -> T:
+        """As ``each``, for a result that JSON can't hold: that of this rank."""
+        found: list[T] = []
+        self.each(lambda: found.append(work()))
+        return found[0]
 
     def _all_to_all(self, into: Tensor, of: Tensor, into_sizes: list[int] | None, of_sizes: list[int] | None) -> None:
         received = into.to(self.device)
@@ -294,7 +303,10 @@ def _shown(about: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in about["versions"].items())
 
 
-def _said(error: Exception, rank: int) -> dict[str, str]:
+def _said(error: Exception, rank: int) -> dict[str, Any]:
+    if isinstance(error, OSError):
+        file = None if error.filename is None else str(error.filename)
+        return {"errno": error.errno, "found": f"{error.strerror or error} (on rank {rank})", "file": file}
     if not isinstance(error, EmbstoreError):
         error = GroupError(f"rank {rank} could not go on", found=f"{type(error).__name__}: {error}")
     return {
@@ -306,7 +318,9 @@ def _said(error: Exception, rank: int) -> dict[str, str]:
     }
 
 
-def _heard(said: dict[str, str]) -> EmbstoreError:
+def _heard(said: dict[str, Any]) -> EmbstoreError | OSError:
+    if "errno" in said:
+        return OSError(said["found"]) if said["errno"] is None else OSError(said["errno"], said["found"], said["file"])
     kinds, found = [EmbstoreError], {}
     while kinds:
         kind = kinds.pop()

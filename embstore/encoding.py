@@ -140,6 +140,15 @@ def column_of(values: Any, name: str) -> pa.Array | pa.ChunkedArray:
         raise SchemaError(f"column {name!r}", expected="values of one type", found=str(error)) from error
 
 
+def encode_values(values: Any, feature: Feature) -> FeatureTokens:
+    """One feature's tokens of raw values, or of what its transform gives; see ``UnifiedEmbedding.lookup``."""
+    column = column_of(values, feature.name)
+    if feature.transform is not None:
+        column = transforms.apply_or_keep(column, feature.transform, name=feature.name)
+    tokens = _tensors(tokenize(column, name=feature.name, max_length=feature.max_length))
+    return FeatureTokens.concatenate({feature.name: tokens}, len(column))
+
+
 def encode_columns(columns: Mapping[str, Any], features: Sequence[Feature] | None = None) -> FeatureTokens:
     """Raw values, a column for each name, as tokens; see ``FeatureTokens.from_columns``."""
     arrays = {name: column_of(values, name) for name, values in columns.items()}
@@ -150,23 +159,8 @@ def encode_columns(columns: Mapping[str, Any], features: Sequence[Feature] | Non
     table = pa.table(arrays)
     if features is None:
         features = [Feature(name=name) for name in columns]
-    encoded: dict[str, tuple[Tensor, Tensor | None]] = {}
-    for feature in features:
-        tokens = encode_feature(table, feature)
-        offsets = None if tokens.offsets is None else torch.from_numpy(tokens.offsets)
-        encoded[feature.name] = torch.from_numpy(tokens.values.view(np.int64)), offsets
+    encoded = {feature.name: _tensors(encode_feature(table, feature)) for feature in features}
     return FeatureTokens.concatenate(encoded, table.num_rows)
-
-
-def encode_values(values: Any, feature: Feature) -> FeatureTokens:
-    """Raw values of one feature as tokens; for a feature with a transform also what the transform gives."""
-    column = column_of(values, feature.name)
-    if feature.transform is not None:
-        column = transforms.apply_or_keep(column, feature.transform, name=feature.name)
-    tokens = tokenize(column, name=feature.name, max_length=feature.max_length)
-    offsets = None if tokens.offsets is None else torch.from_numpy(tokens.offsets)
-    columns = {feature.name: (torch.from_numpy(tokens.values.view(np.int64)), offsets)}
-    return FeatureTokens.concatenate(columns, len(column))
 
 
 def check_types(columns: pa.Schema, schema: Schema, *, labelled: bool = True) -> None:
@@ -264,6 +258,11 @@ def _slice_tokens(tokens: Tokens, start: int, stop: int) -> Tokens:
         return Tokens(tokens.values[start:stop], None)
     bounds = tokens.offsets[start : stop + 1]
     return Tokens(tokens.values[bounds[0] : bounds[-1]], bounds - bounds[0])
+
+
+def _tensors(tokens: Tokens) -> tuple[Tensor, Tensor | None]:
+    offsets = None if tokens.offsets is None else torch.from_numpy(tokens.offsets)
+    return torch.from_numpy(tokens.values.view(np.int64)), offsets
 
 
 def _tensor(values: np.ndarray | None, index_B: NDArray[np.int64]) -> Tensor | None:

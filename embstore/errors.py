@@ -98,11 +98,15 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to
     """A run was asked to stop and has saved a checkpoint."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str], *, also: Iterable[str] = ()) -> str:
     """A hint for a misspelt name: ``"did you mean 'user_id'?"``; when none is near, the known names or, where they are
     too many for a message, the nearest few and how many there are.
+
+    Args:
+        also: other names for those that are known, which may be meant but are not counted.
     """
     known = sorted(known)
+    count, known = len(known), sorted({*known, *also})
     close = get_close_matches(name, known, n=1)
     if close:
         return f"did you mean {close[0]!r}?"
@@ -110,4 +114,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return "none are known"
     whole = f"known: {', '.join(known)}"
     few = get_close_matches(name, known, n=3, cutoff=0)
-    return whole if len(known) <= len(few) or len(whole) <= 120 else f"{len(known):,} are known, e.g. {', '.join(few)}"
+    return whole if len(known) <= len(few) or len(whole) <= 120 else f"{count:,} are known, e.g. {', '.join(few)}"

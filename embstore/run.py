@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,19 @@ import torch
 from torch import Tensor
 
 from embstore.checkpoints import adam_tensors
-from embstore.continuous import Publisher, PublishSettings, StartSettings, check_columns, load_version, place_of
+from embstore.continuous import (
+    Publisher,
+    PublishSettings,
+    StartSettings,
+    check_columns,
+    load_version,
+    place_of,
+    published,
+)
 from embstore.ctr import BuildNetwork, CtrModel, NetworkDescription, build_network
 from embstore.distributed import ALONE, Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
-from embstore.errors import CheckpointError, ConfigError
+from embstore.errors import CheckpointError, ConfigError, CorruptVersionError
 from embstore.evaluation import evaluate
 from embstore.logs import ParquetLog, check_alike
 from embstore.metrics import finite
@@ -95,6 +104,7 @@ class Run:
 
         Raises:
             Interrupted: Ctrl-C; the same call goes on.
+            StoreError: it is trained, but can't be published, or promoted; how to do that is said.
         """
         logs = {
             name: ParquetLog(source, self.schema)
@@ -104,14 +114,15 @@ class Run:
         check_alike(logs)
         self._begin(logs)
         model = self.build(self._collected_tokens(logs["train"]))
+        before = self.files.result().get("version")
         publisher: Publisher | None = None
-        before, trained = self.files.result().get("version"), False
+        trained = False
 
         def after_step(rows: int) -> None:
             nonlocal trained
             trained = True
-            if publisher is not None and (version := publisher.step(rows)) is not None:
-                self.progress.say(f"published {version.id}")
+            if publisher is not None:
+                publisher.step(rows)
 
         trainer = Trainer(
             model,
@@ -125,6 +136,19 @@ class Run:
         )
         if self.config.publish is not None:
             publisher = self._publisher(self.config.publish, trainer)
+        with publisher or nullcontext():
+            result = self._fit(trainer, logs)
+            if publisher is not None:
+                done = publisher.last is not None and publisher.last.id == before and not trained
+                result["version"] = before if done else publisher.finish().id
+                self._write_result(result)
+                if done:
+                    self.progress.say(f"published before, as {before}")
+        return result
+
+    def _fit(self, trainer: Trainer, logs: Mapping[str, ParquetLog]) -> dict[str, Any]:
+        """Train, evaluate, and write the result down, whatever becomes of publishing it."""
+        model = trainer.model
         result: dict[str, Any] = {"valid": trainer.fit(logs["train"], logs.get("valid"))}
         if "test" in logs:
             result["test"] = trainer.evaluate(logs["test"], label="test")
@@ -134,13 +158,11 @@ class Run:
             "parameters": self.parameters(model),
             "logs": {name: {"fingerprint": log.fingerprint, "rows": log.rows} for name, log in logs.items()},
         }
-        result = finite({**result, "notes": _notes(result, trainer)})
+        notes = _notes(result, trainer)
+        if self.start is not None and self.start.optimizer is None:
+            notes.insert(0, _stateless(self.start))
+        result = finite({**result, "notes": notes})
         self._write_result(result)
-        if publisher is not None:
-            done = publisher.last is not None and publisher.last.id == before and not trained
-            result["version"] = before if done else publisher.publish(restored=True).id
-            self._write_result(result)
-            self.progress.say(f"published {'before, as ' if done else ''}{result['version']}")
         return result
 
     def build(self, exact: Mapping[str, Tensor]) -> CtrModel:
@@ -229,7 +251,7 @@ class Run:
 
     def _start(self, trainer: Trainer) -> None:
         if self.start is not None and not load_version(trainer.model, trainer.optimizer, self.start):
-            self.progress.say(f"{self.start.id} has no optimizer's state: it starts afresh")
+            self.progress.say(_stateless(self.start))
 
     def _publisher(self, settings: PublishSettings, trainer: Trainer) -> Publisher:
         place = place_of(settings.store)  # tried now, not when hours of training are over
@@ -239,7 +261,14 @@ class Run:
             Store(place).aliases()
         start = self.start if self.parent(settings.store) is not None else None
         return Publisher(
-            settings, trainer.model, lambda: self._bundle(trainer), self.folder, start=start, group=self.group
+            settings,
+            trainer.model,
+            lambda: self._bundle(trainer),
+            self.folder,
+            start=start,
+            say=self.progress.say,
+            warn=trainer.warn,
+            group=self.group,
         )
 
     def _restored(self) -> Trainer:
@@ -255,20 +284,34 @@ class Run:
         return trainer
 
     def _bundle(self, trainer: Trainer) -> Bundle:
-        model, result, lineage = trainer.model, self.files.result(), self.files.lineage()
-        if self.start is not None:
-            lineage["space"] = self.start.space
+        def read() -> dict[str, Any]:
+            lineage, result = self.files.lineage(), self.files.result()
+            lineage["space"] = self.files.space(self._published_space) if self.start is None else self.start.space
+            metrics = {name: result[name] for name in ("valid", "test") if name in result}
+            return {"lineage": lineage, "metrics": metrics, "columns": self.files.columns()}
+
+        model, about = trainer.model, self.group.lead(read)
         return Bundle(
             table=model.table,
             schema=self.schema,
-            columns=self.files.columns(),
+            columns=about["columns"],
             dense_state=model.dense_state(),
             model=self._description(model.table),
-            metrics={name: result[name] for name in ("valid", "test") if name in result},
-            lineage=lineage,
+            metrics=about["metrics"],
+            lineage=about["lineage"],
             optimizer=model.table.optimizer_state(adam_tensors(trainer.optimizer)),
             shard=None if self.group.alone else model.table.shard,
         )
+
+    def _published_space(self) -> str | None:
+        """Of the version this run published last on its way; ``None`` when nobody can tell any more."""
+        if self.config.publish is None:
+            return None
+        try:
+            last = published(Store(self.config.publish.store), self.folder)
+        except CorruptVersionError:
+            return None
+        return None if last is None else last.space
 
     def _description(self, table: UnifiedEmbedding) -> NetworkDescription:
         settings = {key: value for key, value in self.config.model.items() if key != "name"}
@@ -294,6 +337,13 @@ class Run:
 
     def _write_result(self, result: Mapping[str, Any]) -> None:
         self.group.lead(lambda: self.files.write_result(result))
+
+
+def _stateless(start: Version) -> str:
+    return (
+        f"warning: {start.id} was published without the optimizers' state: they start from nothing, their first steps "
+        "are large, and the model may end worse than it was; go on from a version published without --no-optimizer"
+    )
 
 
 def _notes(result: Mapping[str, Any], trainer: Trainer) -> list[str]:

@@ -4,6 +4,7 @@
       config.yaml        the settings, complete
       schema.yaml        what the log's columns mean
       logs.json          fingerprints of the logs it learns from, and the type of each feature's values
+      space.json         what its versions have in common: their vectors can be compared
       exact.safetensors  known tokens of the exact features
       metrics.jsonl  checkpoints/  tensorboard/     see ``embstore.training``
       published.json     the version published last, see ``embstore.continuous``
@@ -18,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,14 +28,23 @@ import yaml
 from torch import Tensor
 
 from embstore.checkpoints import Checkpoints
+from embstore.continuous import PUBLISHED
 from embstore.errors import CheckpointError, ConfigError
 from embstore.schema import Schema
 from embstore.settings import RunConfig
+from embstore.store import new_space
 from embstore.store.files import replace_small
 from embstore.store.tensors import open_tensors, write_tensors
 
 _CONFIG, _SCHEMA, _LOGS, _EXACT, _RESULT = "config.yaml", "schema.yaml", "logs.json", "exact.safetensors", "result.json"
-_FILES = (_CONFIG, _SCHEMA, _LOGS, _EXACT, _RESULT, "metrics.jsonl", "published.json")
+_SPACE = "space.json"
+_FILES = (_CONFIG, _SCHEMA, _LOGS, _SPACE, _EXACT, _RESULT, "metrics.jsonl", PUBLISHED)
+_REMEDY = {  # when it is damaged
+    _LOGS: "start afresh with --fresh",
+    _SPACE: "delete it: a run that published on its way goes on in its last version's space, any other in a new one, "
+    "whose vectors count as not comparable with those before",
+    _RESULT: "delete it, and train again: a finished run is only evaluated again",
+}
 _FOLDERS = ("checkpoints", "tensorboard")
 
 
@@ -92,6 +102,8 @@ class RunFolder:
         self._write(_CONFIG, yaml.safe_dump(settings, sort_keys=False))
         self._write(_SCHEMA, schema.to_yaml())
         self._write(_LOGS, json.dumps({"fingerprints": dict(fingerprints), "columns": dict(columns)}))
+        if config.start is None and not (self.path / PUBLISHED).exists():  # its version has decided, then
+            self.space()
 
     def clear(self) -> None:
         """Remove what a run left there (only files a run makes)."""
@@ -112,6 +124,29 @@ class RunFolder:
         """By feature, the type of its values."""
         found: dict[str, str] = self._read(_LOGS).get("columns", {})
         return found
+
+    def space(self, published: Callable[[], str | None] = lambda: None) -> str:
+        """The space of the versions that are published of it, however often; decided when it is first asked for.
+
+        Args:
+            published: gives that of the version published last, if there is one; asked when none was decided.
+
+        Raises:
+            CheckpointError: its file is damaged, or there is none and it can't be written.
+        """
+        if not (self.path / _SPACE).exists():
+            space = published() or new_space()
+            try:
+                self._write(_SPACE, json.dumps({"space": space}))
+            except OSError as error:
+                expected = "a folder where it can be kept: all that is published of a run is of one space"
+                do = "publish from a copy of the run's folder"
+                raise CheckpointError(f"{self.path / _SPACE}", expected=expected, found=str(error), do=do) from error
+        kept = self._read(_SPACE).get("space")
+        if not isinstance(kept, str):
+            do = _REMEDY[_SPACE]
+            raise CheckpointError(f"{self.path / _SPACE}", expected="the id of a space", found=repr(kept), do=do)
+        return kept
 
     def result(self) -> dict[str, Any]:
         """What ``Run.train`` returned; empty before it is finished."""
@@ -135,7 +170,12 @@ class RunFolder:
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name
-        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        try:
+            found = json.loads(path.read_bytes()) if path.exists() else {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise CheckpointError(f"{path}", expected="a mapping as JSON", found="none", do=_REMEDY.get(name, ""))
         return found
 
     def _write(self, name: str, text: str) -> None:

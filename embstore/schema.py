@@ -204,8 +204,11 @@ class Schema:
         extra = [name for name in (self.label, self.weight, self.group) if name is not None]
         return tuple(dict.fromkeys(sources + extra))
 
-    def feature(self, name: str) -> Feature:
+    def feature(self, name: str, *, of: str = "") -> Feature:
         """The feature of that name.
+
+        Args:
+            of: what the schema is of, for messages, e.g. a version.
 
         Raises:
             SchemaError: there is none.
@@ -213,7 +216,12 @@ class Schema:
         for feature in self.features:
             if feature.name == name:
                 return feature
-        raise SchemaError(f"no feature {name!r}", do=nearest(name, [feature.name for feature in self.features]))
+        is_dense = any(column.name == name for column in self.dense)
+        raise SchemaError(
+            f"no feature {name!r}{of and f' in {of}'}",
+            found="a dense column; it has no vectors" if is_dense else "",
+            do=nearest(name, [feature.name for feature in self.features]),
+        )
 
 
 def _changed(entry: Feature | Dense) -> dict[str, Any]:

@@ -5,7 +5,7 @@ of the log from ``(seed, epoch)``, so a checkpoint needs no generator state, and
 ends bit-equal to one that was not (on CPU).
 
     run/
-      metrics.jsonl      one line per evaluation
+      metrics.jsonl      one line per evaluation, and per warning
       tensorboard/       the same as curves, when tensorboard is installed
       checkpoints/       see ``embstore.checkpoints``
 """
@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import monotonic
@@ -162,6 +164,7 @@ class Trainer:
         self.at = _Progress()
         self._save_due = math.inf
         self._interruption = Interruption()
+        self._resumed, self._unwritten = False, list[str]()  # warnings wait until it is known where metrics go on
 
     def fit(self, train: ParquetLog, valid: ParquetLog | None = None) -> dict[str, float]:
         """Train until the epochs are over or patience is, then put the best evaluated model back.
@@ -202,7 +205,7 @@ class Trainer:
         per_epoch = train.batch_count(settings.batch_size)
         total = per_epoch * settings.epochs
         if at.finished:
-            self.show.say(f"already finished, at step {at.step:,}; start it afresh to train again")
+            self.show.say(f"already finished, at step {at.step:,}; --fresh (or another folder) trains it again")
         elif at.step:
             self.show.say(f"going on from step {at.step:,} of {total:,}")
         every = settings.evaluate_every or per_epoch
@@ -339,15 +342,28 @@ class Trainer:
                 at.factor *= 0.1 if settings.schedule == "plateau" else 1.0
                 at.finished |= settings.patience is not None and at.worse >= settings.patience
         self.model.train()
+        record = finite(record)
         self._write(record)
+        self.show.record(record, self.folder)
+
+    def warn(self, text: str) -> None:
+        """Say what went wrong, and write it down beside the metrics, if that can be done: training goes on."""
+        self.show.say(f"warning: {text}")
+        self._unwritten.append(text)
+        if self._resumed:
+            self._write_warnings()
+
+    def _write_warnings(self) -> None:
+        with suppress(OSError):
+            while self._unwritten:
+                self._write({"step": self.at.step, "warning": self._unwritten.pop(0)})
 
     def _write(self, record: dict[str, Any]) -> None:
         if not self.group.first:
             return
         with open(self.folder / "metrics.jsonl", "ab") as out:
-            out.write(json.dumps(finite(record)).encode() + b"\n")
+            out.write(json.dumps(record).encode() + b"\n")
             self.at.log_bytes = out.tell()
-        self.show.record(finite(record), self.folder)
 
     def _is_save_due(self) -> bool:
         every = self.settings.checkpoint_every
@@ -370,14 +386,13 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, if any; lines written after it are cut off the metrics."""
-        if self.checkpoints.names():
-            self._load_last()
-        else:
-            self._begin()
-        metrics = self.folder / "metrics.jsonl"
-        if self.group.first and metrics.exists():
-            with open(metrics, "ab") as out:
-                out.truncate(self.at.log_bytes)
+        start = self._load_last if self.checkpoints.names() else self._begin
+        start()
+        if self.group.first:
+            with suppress(FileNotFoundError):
+                os.truncate(self.folder / "metrics.jsonl", self.at.log_bytes)
+        self._resumed = True
+        self._write_warnings()
 
     def _load_last(self) -> None:
         name = self.checkpoints.names()[-1]

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_an_alias_is_promoted_and_rolled_back(trained: Path, tmp_path: Path) -> 
     assert Store(store).aliases()["production"] == second
     assert json.loads(invoke("rollback", "--store", store, "--json").output)["version"] == first
     assert invoke("promote", first, "--store", store, "--alias", "canary").output == f"canary is {first}\n"
-    with pytest.raises(EmbstoreError, match=r"config\.yaml; expected a folder that can be made; found not a folder"):
+    with pytest.raises(EmbstoreError, match=r"config\.yaml; expected a folder that can be written; found not a folder"):
         invoke("publish", trained / "run", "--store", trained / "run" / "config.yaml")
 
 
@@ -133,6 +134,7 @@ def test_a_version_is_published_smaller_and_says_what_that_costs(trained: Path, 
     lines = invoke("publish", trained / "run", "--store", store, *flags).output.splitlines()
     assert lines[0].startswith(f"published {Store(store).resolve('latest')} in {store}: ")
     assert lines[1].startswith(f"int8: numbers changed by {said['loss']['largest']:.3g} at most")
+    assert said["folder"] == str(version.folder)
     assert "int4" in invoke("publish", trained / "run", "--store", store, "--encoding", "int9").stderr
 
 
@@ -343,6 +345,11 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
         main()
     assert stopped.value.code == 130
     assert capsys.readouterr().err.strip() == "stopped"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "embstore", "--help"], capture_output=True, text=True, check=True)
+    assert "embstore demo" in done.stdout
 
 
 def test_help_teaches() -> None:

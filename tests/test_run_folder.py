@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from embstore import run_folder
 from embstore.checkpoints import Checkpoints
 from embstore.config import parse
 from embstore.errors import CheckpointError, ConfigError
@@ -44,7 +45,46 @@ def test_a_folder_is_that_of_who_claims_it(tmp_path: Path) -> None:
     claim(folder, table={"rows": 5})
     assert folder.result()["steps"] == 3
     assert folder.lineage()["logs"] == {"train": {"rows": 4}}
-    assert files(folder) == {"config.yaml", "schema.yaml", "logs.json", "result.json", "exact.safetensors"}
+    made = {"config.yaml", "schema.yaml", "logs.json", "space.json", "result.json", "exact.safetensors"}
+    assert files(folder) == made
+
+
+def test_a_run_has_one_space_until_it_starts_afresh(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    claim(folder)
+    space = folder.space()
+    claim(folder)
+    assert RunFolder(tmp_path / "run").space() == space
+    claim(RunFolder(tmp_path / "another"))
+    assert RunFolder(tmp_path / "another").space() != space
+    for damaged in ("{", "[]", "{}"):
+        (folder.path / "space.json").write_text(damaged)
+        with pytest.raises(CheckpointError, match=r"space\.json; expected .*delete it"):
+            folder.space()
+    folder.clear()
+    claim(folder)
+    assert folder.space() != space
+
+
+def test_a_space_that_was_never_kept_is_that_of_what_was_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cases: a run of before spaces were kept got another in mid-chain, and a raw error on a disk for reading."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    (folder.path / "published.json").write_text("{}")
+    claim(folder)
+    assert "space.json" not in files(folder)
+
+    def full(*_: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder, "replace_small", full)
+        with pytest.raises(CheckpointError, match=r"space\.json; expected .*Read-only.*copy of the run's folder"):
+            folder.space()
+    assert folder.space(lambda: "before") == "before"
+    assert folder.space(lambda: "another") == "before"
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,30 @@ def _interrupted_at(trainer: Trainer, step: int, train: ParquetLog, valid: Parqu
         trainer.fit(train, valid)
 
 
+def test_warnings_wait_until_it_is_known_where_the_metrics_go_on(logs: Path, tmp_path: Path) -> None:
+    """The case: what was warned of before ``fit`` was cut off with the lines after the last checkpoint."""
+    schema, settings = LOG.schema(), TrainingSettings(batch_size=500, evaluate_every=10, checkpoint_every=5)
+    train = ParquetLog(str(logs / "train"), schema)
+    _interrupted_at(Trainer(_model(schema), settings, tmp_path), 12, train)
+    said: list[str] = []
+    show = Progress()
+    show.say = said.append  # type: ignore[method-assign]
+    trainer = Trainer(_model(schema), settings, tmp_path, progress=show)
+    metrics = tmp_path / "metrics.jsonl"
+    before = metrics.read_bytes()
+    trainer.warn("early")
+    assert (metrics.read_bytes(), said) == (before, ["warning: early"])
+    trainer.fit(train)
+    trainer.warn("late")
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    warnings = [(line["step"], line["warning"]) for line in lines if "warning" in line]
+    assert warnings == [(12, "early"), (trainer.at.step, "late")]
+    assert metrics.read_bytes().startswith(before)
+    trainer.folder = metrics  # nothing can be written below a file
+    trainer.warn("said all the same")
+    assert said[-1] == "warning: said all the same"
+
+
 @pytest.mark.parametrize("kernel", ["reference", "auto"])
 @pytest.mark.parametrize("step", [1, 7, 13, 23])
 def test_interrupted_at_any_step_and_resumed_ends_bit_equal(logs: Path, tmp_path: Path, step: int, kernel: str) -> None:
@@ -200,7 +224,7 @@ def test_checkpoints_by_the_clock_make_a_first_epoch_resumable(
     Trainer(resumed, settings, tmp_path / "cut", progress=spoken).fit(train)
     assert spoken.lines == ["going on from step 14 of 18"]
     Trainer(_model(), settings, tmp_path / "cut", progress=spoken).fit(train)
-    assert spoken.lines[1:] == ["already finished, at step 18; start it afresh to train again"]
+    assert spoken.lines[1:] == ["already finished, at step 18; --fresh (or another folder) trains it again"]
     for (key, one), (_, other) in zip(whole.state_dict().items(), resumed.state_dict().items(), strict=True):
         assert torch.equal(one, other), key
 

@@ -27,6 +27,8 @@ From your own logs:
   embstore train --train logs/train --valid logs/valid --schema schema.yaml --output runs/first
   embstore publish runs/first --store store
   embstore lookup --store store user_id 42 7
+
+A command that fails, with --json too, says why in a line of plain text on stderr; its exit code is not 0.
 """,
 )
 @click.version_option(package_name="embstore")
@@ -68,7 +70,7 @@ def run() -> int:
 
 
 def _remedy(error: CorruptVersionError) -> str:
-    if re.match(r"log\b", error.what):
+    if re.search(r"(^|/)log(/\d{12}\.json)?(?![^:])", error.what):
         return "restore it from a copy of the store: nothing can be read without the log"
     return WHEN_DAMAGED
 

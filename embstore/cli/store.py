@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,9 @@ Examples:
     type=click.Choice(ENCODINGS),
     help="How rows are stored; what it costs is said.  [default: as trained]",
 )
-@click.option("--no-optimizer", is_flag=True, help="Leave out what only training on needs: the optimizers' state.")
+@click.option(
+    "--no-optimizer", is_flag=True, help="Leave out the optimizers' state: readers need none, but train --from does."
+)
 @as_json_option
 def publish(run: Path, root: str, parent: str | None, encoding: str | None, no_optimizer: bool, as_json: bool) -> None:
     """Publish the trained table, schema and model of RUN as an immutable version.
@@ -101,14 +102,22 @@ def _show_published(version: Version, root: str, as_json: bool) -> None:
     from embstore.cli.console import out
 
     table = version.manifest["table"]
-    loss = table.get("loss")
     if as_json:
         values: dict[str, Any] = {"version": version.id, "parent": version.parent, "digest": version.digest}
-        values |= {"encoding": table["dtype"], "loss": loss, "optimizer": version.optimizer is not None}
-        click.echo(json.dumps({**values, "bytes": bytes_of(version.manifest), "folder": str(version.folder)}))
+        values |= {"encoding": table["dtype"], "loss": table.get("loss"), "optimizer": version.optimizer is not None}
+        where = version.source.where("").rstrip("/")
+        click.echo(json.dumps({**values, "bytes": bytes_of(version.manifest), "folder": where}))
         return
     out.print(f"published {version.id} in {root}: {decimal(bytes_of(version.manifest))}", markup=False, highlight=False)
-    if loss is not None:
+    _show_loss(version)
+
+
+def _show_loss(version: Version) -> None:
+    """What storing its rows in fewer bits has cost."""
+    from embstore.cli.console import out
+
+    table = version.manifest["table"]
+    if loss := table.get("loss"):
         changed = f"numbers changed by {loss['largest']:.3g} at most, {loss['relative']:.3%} of their size in all"
         out.print(f"{table['dtype']}: {changed} (root mean square)", markup=False, highlight=False)
 
@@ -117,13 +126,18 @@ def _show_published(version: Version, root: str, as_json: bool) -> None:
     epilog="""\b
 Examples:
   embstore compact --store store
-  embstore compact production --store store --json
+  embstore compact production --store store --encoding float32
 """
 )
 @click.argument("ref", default="latest")
 @store_option
+@click.option(
+    "--encoding",
+    type=click.Choice(ENCODINGS),
+    help="How rows are stored; what it costs is said.  [default: as the whole version's that it is based on]",
+)
 @as_json_option
-def compact(ref: str, root: str, as_json: bool) -> None:
+def compact(ref: str, root: str, encoding: str | None, as_json: bool) -> None:
     """Publish a delta's rows as a whole version, so that readers need none of those it is based on.
 
     REF is an id, a unique prefix of one, an alias or a tag; the latest version when absent. Aliases stay where they
@@ -137,15 +151,18 @@ def compact(ref: str, root: str, as_json: bool) -> None:
     store = Store(root)
     of = store.resolve(ref)
     with bytes_bar() as progress:
-        version = store.compact(of, progress=progress)
+        version = store.compact(of, encoding=encoding, progress=progress)
     if as_json:
         values = {"version": version.id, "of": of, "compacted": version.id != of}
-        click.echo(json.dumps({**values, "bytes": bytes_of(version.manifest)}))
+        table = version.manifest["table"]
+        values |= {"encoding": table["dtype"], "loss": table.get("loss"), "bytes": bytes_of(version.manifest)}
+        click.echo(json.dumps(values))
     elif version.id == of:
         out.print(f"{of} is whole already", markup=False, highlight=False)
     else:
         shown = f"published {version.id}, {of} whole: {decimal(bytes_of(version.manifest))}"
         out.print(shown, markup=False, highlight=False)
+        _show_loss(version)
 
 
 def bytes_of(manifest: dict[str, Any]) -> int:
@@ -222,12 +239,10 @@ def lookup(feature: str, values: tuple[str, ...], root: str, ref: str, as_json: 
     from rich.table import Table
 
     from embstore.cli.console import out
-    from embstore.embeddings.unified import UnifiedEmbedding
     from embstore.store import Store
 
     version = Store(root).open(ref)
-    table = UnifiedEmbedding.restore(version.table)
-    vectors = table.lookup(feature, _typed(values, version.manifest["columns"].get(feature, "string"), feature))
+    vectors = version.lookup(feature, _typed(values, version.manifest["columns"].get(feature, "string"), feature))
     if as_json:
         click.echo(
             json.dumps({"version": version.id, "feature": feature, "values": values, "vectors": vectors.tolist()})
@@ -247,13 +262,9 @@ def _typed(values: tuple[str, ...], kind: str, feature: str) -> Any:
     import pyarrow as pa
 
     from embstore.errors import SchemaError
+    from embstore.store.values import element_type, text_type
 
-    element = re.sub(r"^.*list<[^:]*: |>.*$", "", kind)
-    target = pa.string()
-    if re.fullmatch("u?int(8|16|32|64)|bool", element):
-        target = pa.type_for_alias(element)
-    elif element.startswith(("timestamp", "date")):
-        target = pa.timestamp("us")
+    element, target = element_type(kind), text_type(kind)
     for value in values:
         try:
             pa.scalar(value).cast(target)
@@ -262,5 +273,5 @@ def _typed(values: tuple[str, ...], kind: str, feature: str) -> Any:
             do = "write it as 2026-01-31T18:30:00" if pa.types.is_timestamp(target) else ""
             raise SchemaError(f"feature {feature!r}: value {value!r} is not {article} {element}", do=do) from error
     array = pa.array(values).cast(target)
-    is_list = element != kind
+    is_list = "list<" in kind
     return pa.ListArray.from_arrays(pa.array(range(len(array) + 1), pa.int32()), array) if is_list else array

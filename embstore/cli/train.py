@@ -86,8 +86,11 @@ def train(
     training.checkpoint_every in steps); the last and the best are kept.
 
     With --from a run goes on from a published version: its schema, table, network and the state of both optimizers are
-    the run's. With --publish it publishes its model when it is finished and, every so often, the rows that have changed
-    since (publish.every_minutes, publish.every_rows; publish.whole_every deltas apart, the whole table).
+    the run's. A version published with --no-optimizer lacks that state: the optimizers start from nothing, which costs
+    quality and is warned of. With --publish it publishes its model when it is finished and, every so often, the rows
+    that have changed since (publish.every_minutes, publish.every_rows; publish.whole_every deltas apart, the whole
+    table). Rows that changed by no more than publish.significance (L2) wait. A version that can't be published on the
+    way is warned of, and the next one tried when it is due.
 
     torchrun --nproc-per-node 2 -m embstore train ... trains one model by several processes: each holds a part of the
     table and takes a part of every batch (docs/scaling.md).

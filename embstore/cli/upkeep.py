@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from embstore.cli.store import as_json_option, store_option
 
 if TYPE_CHECKING:
-    from embstore.store import Difference, RowChanges
+    from embstore.store import Difference, Finding, RowChanges
 
 
 @click.command(
@@ -27,30 +28,51 @@ Examples:
 def verify(ref: str, root: str, every: bool, as_json: bool) -> None:
     """Read every byte of a version and compare it with what its manifest and the log promise.
 
-    REF is an id, a unique prefix of one, an alias or a tag; the latest version when absent. The exit code is 1 if
-    anything differs.
+    REF is an id, a unique prefix of one, an alias or a tag; the latest version when absent. What a delta is based on is
+    verified with it, and each version once. The exit code is 1 if anything differs.
     """
     from embstore.cli.console import bytes_bar
-    from embstore.errors import CorruptVersionError
     from embstore.store import Store
 
-    store = Store(root)
-    found: dict[str, str | None] = {}
-    for version in [info.id for info in store.versions()] if every else [store.resolve(ref)]:
-        try:
-            with bytes_bar() as progress:
-                store.verify(version, progress=progress)
-            found[version] = None
-        except CorruptVersionError as error:
-            found[version] = str(error)
+    with bytes_bar() as progress:
+        found = Store(root).verify_all(None if every else [ref], progress=progress)
     if as_json:
-        click.echo(json.dumps([{"version": version, "damaged": damage} for version, damage in found.items()]))
+        rows = ((one.version, None if one.error is None else str(one.error), one.below) for one in found)
+        click.echo(json.dumps([dict(zip(("version", "damaged", "depends_on"), row, strict=True)) for row in rows]))
     else:
-        for version, damage in found.items():
-            click.echo(f"{version}  {'whole' if damage is None else f'damaged: {damage}'}")
-    damaged = sum(damage is not None for damage in found.values())
-    if damaged:
-        raise CorruptVersionError(f"{damaged} of {len(found)} versions", expected="whole", found="damaged")
+        for one in found:
+            click.echo(f"{one.version}  {_said_of(one, found)}")
+    _raise_for(found)
+
+
+def _said_of(one: Finding, found: Sequence[Finding]) -> str:
+    """A version's line: what is wrong with it, and with what else for that reason."""
+    if one.error is None:
+        return "whole" if one.below is None else f"can't be read: it depends on {one.below}"
+    above = [other.version for other in found if other.below == one.version]
+    verb = "depends" if len(above) == 1 else "depend"
+    consequence = f"; {', '.join(above)} {verb} on it" if above else ""
+    return f"{'damaged' if _is_damaged(one) else 'not verified'}: {one.error}{consequence}"
+
+
+def _is_damaged(one: Finding) -> bool:
+    from embstore.errors import CorruptVersionError
+
+    return isinstance(one.error, CorruptVersionError)
+
+
+def _raise_for(found: Sequence[Finding]) -> None:
+    from embstore.errors import CorruptVersionError, StoreError
+
+    above = sum(one.error is None and one.below is not None for one in found)
+    also = f", and {above} more based on what is" if above else ""
+    if damaged := sum(_is_damaged(one) for one in found):
+        do = "restore the files from a copy of the store; or promote a whole version, and publish what is damaged again"
+        raise CorruptVersionError(
+            f"{damaged} of {len(found)} versions", expected="whole", found=f"damaged{also}", do=do
+        )
+    if unread := sum(one.error is not None for one in found):
+        raise StoreError(f"{unread} of {len(found)} versions", expected="whole", found=f"some that can't be read{also}")
 
 
 @click.command(
@@ -109,7 +131,10 @@ def tag(name: str, version: str, root: str, as_json: bool) -> None:
     """Give VERSION (an id, a unique prefix of one, an alias or a tag) a NAME that never moves and keeps it from gc."""
     from embstore.store import Store
 
-    _show_tag(name, Store(root).tag(name, version).id, "is", as_json)
+    store = Store(root)
+    before = store.tags().get(name)
+    meant = store.tag(name, version).id
+    _show_tag(name, meant, "is already" if before == meant else "is", as_json)
 
 
 @click.command(
@@ -145,7 +170,8 @@ Example:
 def diff(old: str, new: str, root: str, as_json: bool) -> None:
     """Show what changed from version OLD to NEW: features, settings, metrics, and how far the rows moved.
 
-    Rows are compared where row numbers mean the same in both; where they don't, it says why.
+    Rows are compared, as they are read, where row numbers mean the same in both; where they don't, it says why. OLD and
+    NEW are ids, unique prefixes of them, aliases or tags; `previous` is what `production` meant before.
     """
     from dataclasses import asdict
 
@@ -163,8 +189,7 @@ def diff(old: str, new: str, root: str, as_json: bool) -> None:
 def _show_difference(found: Difference) -> None:
     from embstore.cli.console import out, plain_table
 
-    steps = "does not descend from it" if found.steps is None else f"trained on from it, steps: {found.steps}"
-    out.print(f"old  {found.old}\nnew  {found.new}  {steps}", highlight=False)
+    out.print(f"old  {found.old}\nnew  {found.new}  {_descent(found.steps)}", highlight=False)
     if not found.same_space:
         out.print("another space: vectors of the two can't be compared", highlight=False)
     changes: dict[str, tuple[Any, Any]] = {}
@@ -190,11 +215,23 @@ def _show_difference(found: Difference) -> None:
     _show_rows(found)
 
 
+def _descent(steps: int | None) -> str:
+    """How the new version comes from the old one."""
+    if not steps:
+        return "does not descend from it" if steps is None else "the same version"
+    return "its child" if steps == 1 else f"descends from it, {steps} versions on"
+
+
 def _show_rows(found: Difference) -> None:
     from embstore.cli.console import out, plain_table
     from embstore.store.diff import QUANTILES
 
     rows = {**found.features, **({} if found.rows is None else {"all": found.rows})}
+    if rows and found.encodings[0] != found.encodings[1]:
+        old, new = found.encodings
+        out.print(
+            f"rows are stored as {old}, now as {new}: compared are the numbers read, which storing alone has changed"
+        )
     if rows:
         moves = [f"{name} move" for name in ("mean", *(f"p{share * 100:g}" for share in QUANTILES), "max")]
         columns = ("rows", "", "changed", *moves, "norm", "norm now")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Examples:
   embstore export --store store --version production --log logs/train --to vectors
   embstore export --store store --values vocab.parquet --feature item_id --to items
+  embstore export --store store --values items.txt --feature item_id --to items        a value a line
   embstore export --store store --values vectors --to newer --version latest     the same values once more
   embstore export --store store --format safetensors --to table.safetensors
 """
@@ -28,7 +29,7 @@ Examples:
 @store_option
 @version_option
 @click.option("--to", "target", required=True, type=LocalPath(), help="Folder (or file) to make.")
-@click.option("--values", type=click.Path(path_type=Path), help="Parquet of the values to export.")
+@click.option("--values", type=click.Path(path_type=Path), help="Parquet, or .txt, of the values to export.")
 @click.option("--log", help="Export the values in this log: a Parquet file, folder, glob or URI.")
 @click.option("--feature", "features", multiple=True, help="Export this feature only; may be repeated.")
 @click.option(
@@ -121,7 +122,9 @@ Examples:
 @click.option("--value-column", default="value", show_default=True, help="Column of the values, each once.")
 @click.option("--vector-column", default="vector", show_default=True, help="Column of the vectors, lists of floats.")
 @click.option("--weight-column", help="Column of weights, e.g. count, for values that share a row.")
-@click.option("--delta", is_flag=True, help="Publish only the rows that changed, as a delta of --version.")
+@click.option(
+    "--delta", is_flag=True, help="Publish only the rows that changed, as a delta of --version; none: nothing."
+)
 @as_json_option
 def import_(
     vectors: str,
@@ -142,7 +145,7 @@ def import_(
     the optimizers' state stay; metrics are left out, as nobody has measured this table. Train on from the new version
     with embstore train --from.
     """
-    from embstore.cli.console import bytes_bar, out
+    from embstore.cli.console import bytes_bar
     from embstore.embeddings.unified import UnifiedEmbedding
     from embstore.errors import DataError
     from embstore.kernels import TableOptimizer
@@ -165,23 +168,33 @@ def import_(
     if not done.rows:
         found = f"none of its {done.values:,}" if done.values else "no values"
         raise DataError(f"vectors {vectors}", expected=f"values that {feature!r} has rows for", found=found)
-    change = Change(base=version) if delta else None
-    bundle = _with_rows(version, table, source, done, feature)
-    with bytes_bar() as progress:
-        new = store.publish(
-            bundle,
-            parent=parent or version.id,
-            encoding=None if delta else version.table.encoding,
-            change=change,
-            progress=progress,
-        )
+    new = None
+    if done.changed or not delta:
+        with bytes_bar() as progress:
+            new = store.publish(
+                _with_rows(version, table, source, done, feature),
+                parent=parent or version.id,
+                encoding=None if delta else version.table.encoding,
+                change=Change(base=version) if delta else None,
+                progress=progress,
+            )
+    _show_imported(new, version, feature, done, root, as_json)
+
+
+def _show_imported(
+    new: Version | None, version: Version, feature: str, done: WarmStart, root: str, as_json: bool
+) -> None:
+    """What was imported into a version, and as which; ``None`` where nothing was published."""
+    from embstore.cli.console import out
+
     taken = done.values - done.unknown
     if as_json:
-        counts = {"values": done.values, "taken": taken, "rows": done.rows, "shared": done.shared}
-        said = {"version": new.id, "of": version.id, "parent": new.parent, "feature": feature}
-        click.echo(json.dumps({**said, **counts, "unknown": done.unknown}))
+        said = {"version": new and new.id, "of": version.id, "parent": new and new.parent, "feature": feature}
+        counts = {"values": done.values, "taken": taken, "rows": done.rows, "changed": done.changed}
+        click.echo(json.dumps({**said, **counts, "shared": done.shared, "unknown": done.unknown}))
         return
-    out.print(f"published {new.id} in {root}", markup=False, highlight=False)
+    shown = f"nothing changed from {version.id}, not published" if new is None else f"published {new.id} in {root}"
+    out.print(shown, markup=False, highlight=False)
     out.print(f"{feature}: {taken:,} values in {done.rows:,} rows", markup=False, highlight=False)
     if done.shared:
         out.print(f"{done.shared:,} values share a row with another: it is their mean", highlight=False)
@@ -193,24 +206,23 @@ def _of_feature(vectors: str, feature: str) -> str:
     """The feature's own folder in an export; else what was given."""
     from urllib.parse import unquote
 
-    for folder in Path(vectors).glob("feature=*/") if os.path.isdir(vectors) else ():
-        if unquote(folder.name.partition("=")[2]) == feature:
-            return str(folder)
-    return vectors
+    from embstore.errors import SchemaError, nearest
+
+    folders = Path(vectors).glob("feature=*/") if os.path.isdir(vectors) else ()
+    known = {unquote(folder.name.partition("=")[2]): str(folder) for folder in folders}
+    if known and feature not in known:
+        raise SchemaError(f"vectors {vectors}: none of feature {feature!r}", do=nearest(feature, known))
+    return known.get(feature, vectors)
 
 
 def _check_values(version: Version, feature: str, source: str, column: str) -> None:
     """Refuse values of another type than the feature was trained on: they would hash to other rows."""
-    from embstore.errors import SchemaError, nearest
-    from embstore.store.values import check_values, open_dataset, reading, stored_type
+    from embstore.store.values import check_values, open_dataset, stored_type
 
-    specs = {spec.name: spec for spec in version.schema.features}
-    if feature not in specs:
-        raise SchemaError(f"no feature {feature!r} in version {version.id}", do=nearest(feature, specs))
-    with reading(f"vectors {source}"):
-        types = open_dataset(source).schema
+    spec = version.schema.feature(feature, of=f"version {version.id}")
+    types = open_dataset(source, "vectors").schema
     if types.names.count(column) == 1:  # else import_vectors says what there is
-        check_values(stored_type(types.field(column).type), specs[feature], version.manifest["columns"].get(feature))
+        check_values(stored_type(types.field(column).type), spec, version.manifest["columns"].get(feature))
 
 
 def _with_rows(version: Version, table: Any, source: str, done: WarmStart, feature: str) -> Any:
@@ -221,7 +233,7 @@ def _with_rows(version: Version, table: Any, source: str, done: WarmStart, featu
     from embstore.store.values import open_dataset
 
     bundle = version.bundle()
-    before, metadata = bundle.lineage["vocabulary"], open_dataset(source).schema.metadata or {}
+    before, metadata = bundle.lineage["vocabulary"], open_dataset(source, "vectors").schema.metadata or {}
     imported = {"feature": feature, "vectors": source, "of": version.id, **asdict(done)}
     vocabulary = {**(before if isinstance(before, dict) else {}), "imported": imported}
     # Vectors from elsewhere can't be compared with the version's, unless they say that they can.

@@ -26,7 +26,8 @@ Examples:
 @store_option
 @as_json_option
 def versions(root: str, as_json: bool) -> None:
-    """List the versions in a store, the newest first; one whose manifest is damaged or that lacks files says so.
+    """List the versions in a store, the newest first; one whose manifest is damaged or that lacks files says so, and
+    so does a delta of such a one. What is in the files is only read by verify.
 
     An id begins with the time of publishing, UTC. The table of a delta is given as the rows it changes of another
     version, its bytes as those of its own files. What an alias or tag means is among the names.
@@ -35,7 +36,7 @@ def versions(root: str, as_json: bool) -> None:
     from embstore.store import Store
 
     store = Store(root)
-    rows = [_row(store, info) for info in reversed(store.versions())]
+    rows = _marked([_row(store, info) for info in store.versions()])[::-1]
     if as_json:
         click.echo(json.dumps(rows))
         return
@@ -80,12 +81,25 @@ def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
     }
 
 
+def _marked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows, oldest first; those of deltas whose base is damaged or not there say so."""
+    seen: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        base = None if row["delta"] is None else row["delta"]["base"]
+        if base is not None and base not in seen:
+            row["damaged"] = f"a delta of {base}, which is not in the store"
+        elif base is not None and seen[base]["damaged"]:
+            row["damaged"] = f"a delta of {base}, which is damaged"
+        seen[row["version"]] = row
+    return rows
+
+
 def _cells(row: dict[str, Any], ids: Collection[str]) -> list[str]:
     from rich.filesize import decimal
 
     parent, delta, auc = row["parent"] or "", row["delta"], row["auc"] or {}
     table = "damaged" if row["damaged"] else row["table"]
-    if delta is not None:
+    if delta is not None and not row["damaged"]:
         base = "parent" if delta["base"] == parent else short(delta["base"], ids)
         table = f"{base} + {delta['rows']:,} rows"
     return [

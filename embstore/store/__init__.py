@@ -14,6 +14,7 @@ from embstore.store.publish import new_space
 from embstore.store.registry import Store, VersionInfo
 from embstore.store.table import VersionTable
 from embstore.store.tensors import SafetensorsWriter, open_tensors, write_tensors
+from embstore.store.verification import Finding
 from embstore.store.version import Version
 
 # Only those who export pay for Arrow and what reads logs.
@@ -34,6 +35,7 @@ __all__ = [
     "Consumer",
     "Difference",
     "FileDigest",
+    "Finding",
     "Lease",
     "OptimizerState",
     "Progress",

@@ -79,6 +79,11 @@ class OptimizerState:
                 raise StoreError(f"optimizer tensor {name!r}", expected=expected, found=str(list(tensor.shape)))
         return {name: (of.dtype, of.shape[1] if of.dim() > 1 else 0) for name, of in self.table.items()}
 
+    @property
+    def row_bytes(self) -> int:
+        """Of a row of all the table's tensors."""
+        return sum(tensor[:1].numel() * tensor.itemsize for tensor in self.table.values())
+
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
@@ -89,13 +94,17 @@ class Change:
         touched: int64, ascending: the only rows that may have changed; all are compared when not given.
         significance: rows that changed by no more than this (L2) are left out; readers, and who trains on, have the
             base's values and optimizer state of them until they have changed by more.
-        encoding: of the changed rows: a table's dtype, ``int8`` or ``int4``; the table's own dtype when not given.
+        encoding: of the changed rows: a table's dtype, ``int8`` or ``int4``; the table's own dtype when not given. What
+            readers would have of a row in it must have changed too, by as much.
+        smallest: publish what takes the fewest bytes: the whole table, in its own dtype, where a delta would take no
+            fewer; and nothing where nothing has changed: the base is the version then.
     """
 
     base: Version
     touched: Tensor | None = None
     significance: float = 0.0
     encoding: str | None = None
+    smallest: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,7 +129,7 @@ class Consumer:
             chain.append(at)
             if at.base is not None:
                 at = at.base
-            elif at.compacts is not None:
+            elif at.compacts is not None and at.manifest["table"].get("loss") is None:  # the same rows, bit for bit
                 try:
                     at = self.store.open(at.compacts)
                 except VersionNotFoundError:

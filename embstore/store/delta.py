@@ -23,6 +23,7 @@ from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.files import FileDigest
 from embstore.store.manifest import MAX_DEPTH, DeltaInfo, Layout, OptimizerInfo
+from embstore.store.overlays import Overlay
 from embstore.store.quantization import (
     ENCODINGS,
     Loss,
@@ -33,11 +34,50 @@ from embstore.store.quantization import (
     stored_dtype,
     stored_width,
 )
-from embstore.store.table import Overlay
 from embstore.store.tensors import open_tensors, write_tensors
 
 _CHUNK_ROWS = 1 << 17  # compared at a time
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def changed_rows(bundle: Bundle, layout: Layout, change: Change, progress: Progress | None) -> Tensor:
+    """int64, ascending: rows of the bundle's that differ from the base's by more than ``significance`` or, when that is
+    0, at all.
+
+    So must what readers would have of them in the delta's encoding: else a quantised row, which is never quite the
+    trained one, would be published again for ever. A row that waits keeps its optimizer state, too: nearly every state
+    of a row that was trained differs in a bit.
+
+    Raises:
+        StoreError: the base has another layout, or a setting can't be.
+    """
+    _check(bundle, layout, change)
+    base, table = change.base, bundle.table
+    states = {} if bundle.optimizer is None or change.significance else bundle.optimizer.table
+    encoding = change.encoding or encoding_of(table.dtype)
+    found = []
+    for index_R in _candidates(change, bundle.rows):
+        ours_RD, theirs_RD = table.gather(index_R), base.table.gather(index_R)
+        changed_R = _moved(ours_RD, theirs_RD, change.significance)
+        if encoding != encoding_of(table.dtype):
+            stored_RS = encode(ours_RD[changed_R], encoding)
+            read_RD = decode(stored_RS, encoding, layout.dim).to(layout.dtype)
+            changed_R[changed_R.clone()] = _moved(read_RD, theirs_RD[changed_R], change.significance)
+        before = base.optimizer_rows.gather(index_R) if states else {}
+        for name, tensor in states.items():
+            changed_R |= _differ(_of_rows(tensor, index_R - bundle.rows.start), before[name])
+        found.append(index_R[changed_R])
+        if progress:
+            progress("compare", int(index_R[-1]) + 1, table.num_rows)
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
+
+
+def is_smaller(bundle: Bundle, change: Change, rows: int) -> bool:
+    """Whether a delta of so many rows takes fewer bytes than the whole table as it was trained."""
+    table, state = bundle.table, 0 if bundle.optimizer is None else bundle.optimizer.row_bytes
+    encoding = change.encoding or encoding_of(table.dtype)
+    in_delta = 8 + stored_width(encoding, table.dim) * stored_dtype(encoding).itemsize + state  # 8: of its index
+    return rows * in_delta < table.num_rows * (table.dim * table.dtype.itemsize + state)
 
 
 def write_delta(
@@ -45,41 +85,38 @@ def write_delta(
     bundle: Bundle,
     layout: Layout,
     change: Change,
+    index_R: Tensor,
     body: dict[str, Any],
-    progress: Progress | None,
     group: Group = ALONE,
-) -> FileDigest | None:
-    """Write the rows of ``bundle`` that differ from the base's; what the delta is, is written into ``body``.
+) -> FileDigest:
+    """Write the changed rows of ``bundle``; what the delta is, is written into ``body``.
 
-    Each rank of a group compares its shard; rank 0 gathers what changed and writes it, and the others return nothing.
-
-    Raises:
-        StoreError: the base has another layout, or a setting can't be.
+    Rank 0 of a group gathers those of all and writes them; its ``body`` alone says so.
     """
     base = change.base
-    _check(bundle, layout, change)
-    index_R = _changed(bundle, change, progress)
     encoding = change.encoding or encoding_of(bundle.table.dtype)
     rows_RD = bundle.table.gather(index_R)
     state = {} if bundle.optimizer is None else bundle.optimizer.table
     state = {name: _of_rows(of, index_R - bundle.rows.start) for name, of in state.items()}
     index_R, rows_RD, *states = (torch.cat(group.collect(of)) for of in (index_R, rows_RD, *state.values()))
-    if not group.first:
-        return None
-    stored_RS = encode(rows_RD, encoding)
-    body["delta"] = {
-        "base": base.id,
-        "base_digest": base.digest,
-        "rows": len(index_R),
-        "encoding": encoding,
-        "significance": float(change.significance),
-        "depth": 1 + (base.delta.depth if base.delta is not None else 0),
-    }
-    if encoding != encoding_of(bundle.table.dtype):
-        body["delta"]["loss"] = Loss.of_rows(rows_RD, decode(stored_RS, encoding, layout.dim)).report()
-    tensors = {"index": index_R, "rows": stored_RS}
-    tensors |= {f"optimizer.{name}": of for name, of in zip(state, states, strict=True)}
-    return write_tensors(path, tensors)
+
+    def write() -> FileDigest:
+        stored_RS = encode(rows_RD, encoding)
+        body["delta"] = {
+            "base": base.id,
+            "base_digest": base.digest,
+            "rows": len(index_R),
+            "encoding": encoding,
+            "significance": float(change.significance),
+            "depth": 1 + (base.delta.depth if base.delta is not None else 0),
+        }
+        if encoding != encoding_of(bundle.table.dtype):
+            body["delta"]["loss"] = Loss.of_rows(rows_RD, decode(stored_RS, encoding, layout.dim)).report()
+        tensors = {"index": index_R, "rows": stored_RS}
+        tensors |= {f"optimizer.{name}": of for name, of in zip(state, states, strict=True)}
+        return write_tensors(path, tensors)
+
+    return FileDigest(*group.lead(write))
 
 
 def read_delta_rows(
@@ -127,35 +164,13 @@ def _check(bundle: Bundle, layout: Layout, change: Change) -> None:
     if any(not torch.equal(known, tokens[name]) for name, known in base.table.exact_tokens().items()):
         raise StoreError(f"a delta of {base.id}", expected="its exact tokens", found="others", do=do)
     if base.delta is not None and base.delta.depth >= MAX_DEPTH:
-        raise StoreError(f"a delta of {base.id}", expected=f"at most {MAX_DEPTH} in a chain", found="more", do=do)
+        full = f"publish it whole, or make its base whole first: embstore compact {base.id}"
+        raise StoreError(f"a delta of {base.id}", expected=f"at most {MAX_DEPTH} in a chain", found="more", do=full)
     ours = None if bundle.optimizer is None else (bundle.optimizer.name, bundle.optimizer.kinds(len(bundle.rows)))
     theirs = None if base.optimizer is None else (base.optimizer.name, base.optimizer.tensors)
     if ours is not None and ours != theirs:
         expected = f"a base with the optimizer's state, {ours}"
         raise StoreError(f"a delta of {base.id}", expected=expected, found=str(theirs), do=do)
-
-
-def _changed(bundle: Bundle, change: Change, progress: Progress | None) -> Tensor:
-    """int64, ascending: rows that differ from the base's by more than ``significance``, or, when that is 0, at all.
-
-    A row that waits keeps its optimizer state, too: nearly every state of a row that was trained differs in a bit.
-    """
-    base, table = change.base, bundle.table
-    states = {} if bundle.optimizer is None or change.significance else bundle.optimizer.table
-    found = []
-    for index_R in _candidates(change, bundle.rows):
-        ours_RD, theirs_RD = table.gather(index_R), base.table.gather(index_R)
-        if change.significance:
-            changed_R = (ours_RD.double() - theirs_RD.double()).norm(dim=1) > change.significance
-        else:
-            changed_R = _differ(ours_RD, theirs_RD)
-        before = base.optimizer_rows.gather(index_R) if states else {}
-        for name, tensor in states.items():
-            changed_R |= _differ(_of_rows(tensor, index_R - bundle.rows.start), before[name])
-        found.append(index_R[changed_R])
-        if progress:
-            progress("compare", int(index_R[-1]) + 1, table.num_rows)
-    return torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
 
 
 def _candidates(change: Change, rows: range) -> Iterator[Tensor]:
@@ -173,6 +188,13 @@ def _candidates(change: Change, rows: range) -> Iterator[Tensor]:
 
 def _of_rows(tensor: Tensor, index_R: Tensor) -> Tensor:
     return tensor.detach().index_select(0, index_R.to(tensor.device)).cpu()
+
+
+def _moved(ours_RD: Tensor, theirs_RD: Tensor, significance: float) -> Tensor:
+    """Which rows are others: by more than ``significance`` (L2), or in a bit when that is 0."""
+    if significance:
+        return (ours_RD.double() - theirs_RD.double()).norm(dim=1) > significance
+    return _differ(ours_RD, theirs_RD)
 
 
 def _differ(one: Tensor, other: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """What changed from one version to another: settings, features, metrics, and how far the rows moved.
 
 Rows are compared where row ``i`` means the same in both: the hashed rows when the hash and its sizes are the same, and
-each exact feature's block when its tokens are. ``Difference.incomparable`` says where that is not so, and why. Tables
-are streamed, some MiB at a time.
+each exact feature's block when its tokens are. ``Difference.incomparable`` says where that is not so, and why. What is
+compared are the numbers that readers get, decoded: between two encodings most rows differ by what storing them has
+cost, and ``Difference.encodings`` says which they are. Tables are streamed, some MiB at a time.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Difference:
         old: version id.
         new: version id.
         same_space: whether vectors of the two can be compared at all.
-        steps: of training, from parent to parent, that lead from old to new; ``None`` if new does not descend from old.
+        steps: from parent to child that lead from old to new, 0 for the same version; ``None`` if new does not descend
+            from old.
         features_added: names, in the new schema's order.
         features_removed: names, in the old schema's order.
         features_changed: by feature, keys of its schema entry, ``rows``, and ``type``, the Arrow type in the log.
@@ -71,6 +73,7 @@ class Difference:
         dense_removed: dense columns.
         schema: all else that the schema says, e.g. ``label``.
         table: dim, dtype, rows and what else makes its layout.
+        encodings: how rows are stored in the old and in the new; where the two differ, storing alone changes most rows.
         model: name, settings and widths.
         metrics: every number of either version, changed or not.
         lineage: logs, configuration and the like.
@@ -90,6 +93,7 @@ class Difference:
     dense_removed: tuple[str, ...]
     schema: dict[str, Change]
     table: dict[str, Change]
+    encodings: tuple[str, str]
     model: dict[str, Change]
     metrics: dict[str, Change]
     lineage: dict[str, Change]
@@ -113,6 +117,7 @@ def diff(
     rows, features, incomparable = _rows(old.table, new.table, progress)
     before, after = _features(old), _features(new)
     dense = [[column.name for column in version.schema.dense] for version in (old, new)]
+    metrics = _changes(old.manifest["metrics"], new.manifest["metrics"], all_keys=True)
     return Difference(
         old=old.id,
         new=new.id,
@@ -127,8 +132,9 @@ def diff(
         dense_removed=tuple(name for name in dense[0] if name not in dense[1]),
         schema=_changes(*(_rest(version, set(dense[0]) & set(dense[1])) for version in (old, new))),
         table=_changes(old.manifest["table"], new.manifest["table"]),
+        encodings=(old.table.encoding, new.table.encoding),
         model=_changes(old.manifest["model"], new.manifest["model"]),
-        metrics=_changes(old.manifest["metrics"], new.manifest["metrics"], all_keys=True),
+        metrics={key: pair for key, pair in metrics.items() if {} not in pair},  # a log nothing was measured on
         lineage=_changes(old.manifest["lineage"], new.manifest["lineage"]),
         rows=rows,
         features=features,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,17 +26,14 @@ import torch
 from embstore.errors import SchemaError, StoreError, nearest
 from embstore.store.files import fsync_file, fsync_folder, make_folder
 from embstore.store.tensors import SafetensorsWriter
-from embstore.store.values import COUNT, FEATURE, VALUE, ValueColumn, check_values, in_memory, open_values
+from embstore.store.values import COUNT, FEATURE, VALUE, TextLines, ValueColumn, check_values, in_memory, open_values
 from embstore.store.version import Version
-
-if TYPE_CHECKING:
-    from embstore.embeddings.unified import UnifiedEmbedding
 
 _PIECE_BYTES = 16 << 20
 _PIECE_ROWS = 65_536
 
 Values = Mapping[str, Any] | str | Path
-"""By feature an Arrow array, or a table of ``value`` and perhaps ``count``; or where Parquet of these is."""
+"""By feature an Arrow array, or a table of ``value`` and perhaps ``count``; or where a file of these is."""
 
 
 def export_parquet(
@@ -50,7 +47,7 @@ def export_parquet(
     """Write the vectors of these values to a new folder, a Parquet file for each feature.
 
     Each file has ``value`` (of its own type), ``vector`` (fixed_size_list<float32>[lookups * dim], bit for bit what
-    ``UnifiedEmbedding.lookup`` gives for the value), ``count`` where the values have one, and ``created``, when the
+    ``Version.lookup`` gives for the value), ``count`` where the values have one, and ``created``, when the
     version was. It is written piece by piece: memory is about 50 MiB and, where
     values come from Parquet, a row group of those. The
     files' metadata names the version (``docs/export.md``).
@@ -58,7 +55,7 @@ def export_parquet(
     Args:
         version: what is exported.
         values: by feature the distinct values: an Arrow array, or a table of ``value`` and ``count`` as
-            ``vocabulary_of`` gives; or a Parquet file or folder of them (``open_values``). For a list feature, what its
+            ``vocabulary_of`` gives; or a file or folder of them (``open_values``). For a list feature, what its
             lists hold; for a timestamp with a transform, what the transform gives, or timestamps.
         target: a folder that doesn't exist yet.
         features: export only these.
@@ -70,18 +67,17 @@ def export_parquet(
     Raises:
         SchemaError: no such feature, no values for one asked for, or values of another type than it was trained on.
         DataError: a missing value.
-        LogError: Parquet that can't be read.
+        LogError: a file that can't be read.
         StoreError: ``target`` exists, or can't be written.
     """
     chosen = chosen_values(version, values, features)
-    table = _stateless(version)
     written = {}
     with _appearing(Path(target)) as temporary:
         temporary.mkdir()
         for name, column in chosen.items():
             folder = temporary / f"{FEATURE}={_escaped(name)}"
             folder.mkdir()
-            written[name] = _write_feature(folder / "part-0.parquet", version, table, name, column, progress)
+            written[name] = _write_feature(folder / "part-0.parquet", version, name, column, progress)
             fsync_folder(folder)
         fsync_folder(temporary)
     return written
@@ -125,25 +121,34 @@ def export_safetensors(
                     progress(len(rows))
 
 
-def chosen_values(version: Version, values: Values, features: Sequence[str] | None = None) -> dict[str, ValueColumn]:
+def chosen_values(
+    version: Version, values: Values, features: Sequence[str] | None = None
+) -> dict[str, ValueColumn | TextLines]:
     """The values to be exported by feature, checked as ``export_parquet`` does; nothing is written.
 
     Raises:
         SchemaError, LogError, DataError: as ``export_parquet``.
     """
+    nameless = elsewhere = ""
+    specs = {feature.name: feature for feature in version.schema.features}
+    known: dict[str, ValueColumn | TextLines]
     if isinstance(values, Mapping):
         known = {
-            name: column if isinstance(column, ValueColumn) else in_memory(column, name)
+            name: column if isinstance(column, (ValueColumn, TextLines)) else in_memory(column, name)
             for name, column in values.items()
         }
     else:
-        known = open_values(values)
-    specs = {feature.name: feature for feature in version.schema.features}
+        alone = features[0] if features is not None and len(set(features)) == 1 else None
+        known = open_values(values, feature=alone, trained_on=version.manifest["columns"].get(alone), known=specs)
+        one = VALUE in known and (known.keys() <= {VALUE, COUNT} or known.keys().isdisjoint(specs))
+        nameless = "name one feature, whose values these are" if one else ""
+        elsewhere = "; values of one feature alone may be in a column 'value', or in a .txt"
     for name in known if features is None else features:
-        if name not in specs:
-            raise SchemaError(f"no feature {name!r} in version {version.id}", do=nearest(name, specs))
+        if name not in specs and nameless:
+            raise SchemaError(f"no feature {name!r} in version {version.id}", do=nameless)
+        version.schema.feature(name, of=f"version {version.id}")
         if name not in known:
-            raise SchemaError(f"no values of feature {name!r}", do=nearest(name, known))
+            raise SchemaError(f"no values of feature {name!r}", do=nameless or nearest(name, known) + elsewhere)
     chosen = {name: known[name] for name in (known if features is None else dict.fromkeys(features))}
     if not chosen:
         raise SchemaError("values", expected="those of at least one feature", found="none")
@@ -155,13 +160,12 @@ def chosen_values(version: Version, values: Values, features: Sequence[str] | No
 def _write_feature(
     path: Path,
     version: Version,
-    table: UnifiedEmbedding,
     name: str,
-    column: ValueColumn,
+    column: ValueColumn | TextLines,
     progress: Callable[[int], object] | None,
 ) -> int:
     """Write one feature's file; the number of its vectors."""
-    width = table.feature(name).lookups * table.dim
+    width = version.schema.feature(name).lookups * version.table.dim
     created = pa.scalar(datetime.fromisoformat(version.manifest["created"]), pa.timestamp("us", tz="UTC"))
     fields = [pa.field(VALUE, column.type), pa.field("vector", pa.list_(pa.float32(), width))]
     fields += [pa.field(COUNT, pa.int64())] if column.count else []
@@ -175,7 +179,7 @@ def _write_feature(
         with pq.ParquetWriter(file, schema, **options) as writer:
             for piece in column.pieces(step):
                 arrays = dict(zip(piece.column_names, piece.columns, strict=True))
-                numbers = table.lookup(name, piece.column(VALUE)).numpy().reshape(-1)
+                numbers = version.lookup(name, piece.column(VALUE)).numpy().reshape(-1)
                 arrays["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(numbers), width)
                 arrays["created"] = pa.repeat(created, piece.num_rows)
                 writer.write_table(pa.table([arrays[field.name] for field in schema], schema=schema))
@@ -184,14 +188,6 @@ def _write_feature(
                     progress(piece.num_rows)
         fsync_file(file)
     return done
-
-
-def _stateless(version: Version) -> UnifiedEmbedding:
-    """The version's table to be looked up: plain SGD has no state, so nothing as long as the table is allocated."""
-    from embstore.embeddings.unified import UnifiedEmbedding  # which itself needs the store's format
-    from embstore.kernels import TableOptimizer
-
-    return UnifiedEmbedding.restore(version.table, optimizer=TableOptimizer(name="sgd"))
 
 
 def _identity(version: Version) -> dict[str, str]:

@@ -11,12 +11,13 @@ import hashlib
 import os
 import secrets
 import stat
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from embstore.errors import CorruptVersionError
+from embstore.errors import CorruptVersionError, StoreError
 
 
 class FileDigest(NamedTuple):
@@ -63,8 +64,8 @@ def read_small(path: Path, limit: int) -> bytes:
 
 
 def write_small(path: Path, data: bytes) -> FileDigest:
-    """Write a new file and fsync it; it must not exist."""
-    with path.open("xb") as file:
+    """Write a new file and fsync it; it must not exist. An ``OSError`` names it."""
+    with _named(path), path.open("xb") as file:
         file.write(data)
         fsync_file(file)
     return FileDigest(len(data), hashlib.sha256(data).hexdigest())
@@ -105,6 +106,48 @@ def unreadable(path: Path, error: OSError) -> CorruptVersionError:
     return CorruptVersionError(str(path), expected="a file that can be read", found=error.strerror or str(error))
 
 
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """What to raise for a file that the disk doesn't take."""
+    found = error.strerror or str(error)
+    return StoreError(str(path), expected="a file that can be written", found=found, do=remedy(error))
+
+
+def remedy(error: BaseException) -> str:
+    """What to do where nothing can be written; empty where only the disk's owner can know."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "free space there, or write elsewhere"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "make it writable, or write elsewhere"
+    return ""
+
+
+def walk(path: Path) -> Iterator[os.stat_result]:
+    """The status of a file or folder and of all in it; what vanishes meanwhile is left out.
+
+    Raises:
+        OSError: a folder that may not be read.
+    """
+    try:
+        status = os.lstat(path)
+        yield status
+        inside = os.listdir(path) if stat.S_ISDIR(status.st_mode) else []
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in inside:
+        yield from walk(path / name)
+
+
+def last_used(path: Path) -> float:
+    """POSIX time at which a file in it was last written or, where the disk keeps that, read.
+
+    A folder's own time moves when names in it do and not when its files do, so it counts only when there are none.
+    """
+    found = list(walk(path))
+    files = [max(status.st_atime, status.st_mtime) for status in found if not stat.S_ISDIR(status.st_mode)]
+    return max(files or [status.st_mtime for status in found], default=0.0)
+
+
 def fsync_file(file: BinaryIO) -> None:
     """Flush a file being written down to the disk."""
     file.flush()
@@ -112,12 +155,24 @@ def fsync_file(file: BinaryIO) -> None:
 
 
 def fsync_folder(path: Path) -> None:
-    """Make the names in a folder (files created, renamed, removed) survive a power cut."""
-    number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Make the names in a folder (files created, renamed, removed) survive a power cut. An ``OSError`` names it."""
+    with _named(path):
+        number = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let an ``OSError`` say of which file it is: those of calls on an open one don't."""
     try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def make_folder(path: Path) -> None:

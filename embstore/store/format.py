@@ -30,7 +30,7 @@ from embstore.errors import CorruptVersionError, StoreError, nearest
 from embstore.metrics import finite
 from embstore.schema import Schema
 from embstore.store.bundle import Bundle, Change, OptimizerState, Progress
-from embstore.store.delta import write_delta
+from embstore.store.delta import changed_rows, is_smaller, write_delta
 from embstore.store.documents import canonical_json, write_json
 from embstore.store.files import FileDigest, fsync_folder, write_small
 from embstore.store.local import LocalFiles
@@ -93,7 +93,7 @@ def write(
         group: who write it together, each its shard.
 
     Returns:
-        The bytes of its manifest; none but on rank 0.
+        The bytes of its manifest.
 
     Raises:
         StoreError: a bundle whose parts don't fit together.
@@ -103,22 +103,43 @@ def write(
         encoding = change.base.table.encoding  # of the rows that stay
     body = _body(bundle, encoding, version=version, created=created, space=space, parent=parent)
     layout = _checked(bundle, body)
+    changed_R = None
+    if change is not None:
+        changed_R = group.together(lambda: changed_rows(bundle, layout, change, progress))
+        if change.smallest and not is_smaller(bundle, change, sum(group.tell(len(changed_R)))):
+            return write(
+                folder,
+                bundle,
+                version=version,
+                created=created,
+                space=space,
+                parent=parent,
+                progress=progress,
+                group=group,
+            )
     if bundle.optimizer is not None:
         body["optimizer"] = _said_of(bundle.optimizer, bundle.rows)
+    group.lead(lambda: _make_folders(folder))
     files: dict[str, FileDigest] = {}
-    if group.first:
-        for folder_name in ("table", "exact", "model", "delta", "optimizer"):
-            (folder / folder_name).mkdir()
-    group.barrier()
-    if change is None:
+    if change is None or changed_R is None:
         files |= _write_table(folder, bundle, layout, body, progress, group)
         if bundle.optimizer is not None:
             files |= _write_optimizer(folder, bundle.optimizer, bundle.rows, layout, group)
     else:
-        delta = write_delta(folder / DELTA, bundle, layout, change, body, progress, group)
-        files |= {} if delta is None else {DELTA: delta}
-    if not group.first:
-        return b""
+        files[DELTA] = write_delta(folder / DELTA, bundle, layout, change, changed_R, body, group)
+    manifest: str = group.lead(lambda: _write_rest(folder, bundle, layout, body, files).decode())
+    return manifest.encode()
+
+
+def _make_folders(folder: Path) -> None:
+    for name in ("table", "exact", "model", "delta", "optimizer"):
+        (folder / name).mkdir()
+
+
+def _write_rest(
+    folder: Path, bundle: Bundle, layout: Layout, body: dict[str, Any], files: dict[str, FileDigest]
+) -> bytes:
+    """All but the table's files, and the manifest last; its bytes."""
     if bundle.optimizer is not None:
         files[DENSE_OPTIMIZER] = write_tensors(folder / DENSE_OPTIMIZER, bundle.optimizer.dense)
     files[TOKENS] = write_tensors(folder / TOKENS, bundle.table.exact_tokens())
@@ -142,13 +163,28 @@ def write(
     return manifest
 
 
-def verify(source: Files, files: Mapping[str, FileDigest], *, progress: Progress | None = None) -> None:
+def verify(source: Files, files: Mapping[str, FileDigest], manifest: str, *, progress: Progress | None = None) -> None:
     """Read every file and compare its length and sha256; and nothing else may lie there but the manifest.
+
+    Args:
+        manifest: its sha256.
 
     Raises:
         CorruptVersionError: naming the file, what was expected and what was found.
     """
+    found = source.digest(MANIFEST).sha256
+    if found != manifest:
+        raise CorruptVersionError(source.where(MANIFEST), expected=f"sha256 {manifest}", found=found)
     _check_lengths(source, files)
+    check_contents(source, files, progress)
+
+
+def check_contents(source: Files, files: Mapping[str, FileDigest], progress: Progress | None = None) -> None:
+    """Read these files and compare their lengths and sha256.
+
+    Raises:
+        CorruptVersionError: naming the file, what was expected and what was found.
+    """
     total, done = sum(digest.bytes for digest in files.values()), 0
     # sha256 and reading both release the interpreter lock.
     with ThreadPoolExecutor(usable_cores()) as pool:

@@ -70,15 +70,19 @@ def collect(log: Log, *, keep: int, grace_seconds: float, dry_run: bool) -> Coll
         retired[:0] = added["versions"]  # the newest first: what is based on a version goes no later than it does
     retired += unwanted  # of a dry run
     freed, removed = 0, []
-    for path in _leftovers(log, seen, grace_seconds):
-        size = _remove(log, path, dry_run)
-        freed += size or 0
-        if size is not None and path.split("/")[1] not in retired:
-            removed.append(path)
+    try:
+        for path in _leftovers(log, seen, grace_seconds):
+            size = _remove(log, path, dry_run)
+            freed += size or 0
+            if size is not None and path.split("/")[1] not in retired:
+                removed.append(path)
+    except OSError as error:
+        raise StoreError(f"gc: store {log.place}", expected="leftovers that can be read", found=str(error)) from error
     if dry_run:
         freed += sum(log.place.size(f"versions/{version}") for version in retired)
     else:
-        log.place.tidy(log.state().living, grace_seconds)
+        state = log.state()
+        log.place.tidy(state.living, state.retired, grace_seconds)
     return Collected(
         retired=tuple(retired),
         removed=tuple(removed),

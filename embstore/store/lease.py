@@ -42,15 +42,19 @@ class Lease:
             StoreError: it was released.
         """
 
+        until = self.until
+
         def entry(state: State) -> dict[str, Any] | None:
+            nonlocal until
             check_living(state, self.version)
             if self.id not in state.leases:
                 raise StoreError(f"lease {self.id} of {self.version}", found="released", do="take another")
             made = _entry(self._log, self.id, self.version, self.holder, self.seconds)
-            self.until = max(made["until"], state.leases[self.id].until)
+            until = max(made["until"], state.leases[self.id].until)
             return made if made["until"] > state.leases[self.id].until else None  # renewed within the same second
 
         self._log.add(entry)
+        self.until = until
 
     def release(self) -> None:
         """Hold the version no longer; no change when it is not held."""
@@ -69,7 +73,12 @@ class Lease:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.release()
+        try:
+            self.release()
+        except StoreError as unreleased:
+            if error is None:
+                raise
+            error.add_note(f"{self!r} was not released: {unreleased}")  # the block's own error is what matters
 
     def __repr__(self) -> str:
         return f"Lease({self.version}, holder={self.holder!r}, until={self.until})"

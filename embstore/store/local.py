@@ -13,15 +13,16 @@ from pathlib import Path
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore
+from obstore.store import LocalStore, ObjectStore
 
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.bundle import Progress
-from embstore.store.files import FileDigest, fsync_file, fsync_folder, make_folder, sha256_file
+from embstore.store.files import FileDigest, fsync_folder, make_folder, remedy, sha256_file, walk, write_small
 from embstore.store.manifest import VERSION_ID
-from embstore.store.place import refuse_fork
+from embstore.store.place import Stamp, refuse_fork
 
 GONE = ".tmp-gone-"  # a version on its way out
+_OWN = {"log", "versions", "lost+found"}  # what a store's folder, or a disk of its own, may hold before its log does
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,14 @@ class LocalFiles:
 
     def sizes(self) -> dict[str, int]:
         """Length by name; no folder or file is a link."""
-        return scan(self.folder)
+        return {name: stamp.bytes for name, stamp in self.stamps().items()}
+
+    def stamps(self) -> dict[str, Stamp]:
+        """The time is that of the inode: no program can set it back."""
+        return {
+            name: Stamp(status.st_size, f"{status.st_ino} {status.st_ctime_ns}")
+            for name, status in scan(self.folder).items()
+        }
 
     def fetch(self, name: str, digest: FileDigest) -> Path:
         """Its path, unread."""
@@ -60,9 +68,10 @@ class LocalPlace:
         return str(self.folder)
 
     def missing(self) -> tuple[str, str] | None:
-        """Where there is no folder."""
+        """Where there is no folder, or one of something else."""
         if os.path.isdir(self.folder):  # as no Path method does, it takes any name
-            return None
+            others = self._others()
+            return ("a store", f"a folder without log/ that holds {others}") if others else None
         return "a folder", "not a folder" if os.path.exists(self.folder) else "no such folder"
 
     def objects(self) -> LocalStore | None:
@@ -76,10 +85,12 @@ class LocalPlace:
         refuse_fork()
         return LocalStore(self.folder)
 
-    def check_entry(self, path: str) -> None:
-        """Refuse a link."""
+    def entry(self, objects: ObjectStore, meta: obstore.ObjectMeta) -> bytes:
+        """From the file; not through a link."""
+        path = meta["path"]
         if (self.folder / path).is_symlink():
-            raise CorruptVersionError(path, expected="a file", found="a link")
+            raise CorruptVersionError(f"{self}/{path}", expected="a file", found="a link")
+        return bytes(obstore.get_range(objects, path, start=0, length=meta["size"]))
 
     def create(self, path: str, data: bytes) -> bool:
         """Whole and on the disk before anyone can see it: a power cut leaves no torn entry that others built upon."""
@@ -87,18 +98,17 @@ class LocalPlace:
         refuse_fork()
         try:
             make_folder(self.folder / "log")
-            objects = LocalStore(self.folder)
-            obstore.put(objects, staged, data, mode="create")
-            with (self.folder / staged).open("rb") as file:
-                fsync_file(file)
-            obstore.copy(objects, staged, path, overwrite=False)
+            write_small(self.folder / staged, data)
+            obstore.copy(LocalStore(self.folder), staged, path, overwrite=False)
             there = True
             fsync_folder(self.folder / "log")
         except AlreadyExistsError:
             return False
         except (BaseError, OSError) as error:
-            do = "it is there, but may not survive a power cut: look before you try again" if there else ""
-            raise StoreError(path, found=str(error).partition("\n")[0], do=do) from error
+            if there:
+                do = "it is there, but may not survive a power cut: look before you try again"
+                raise StoreError(f"{self}/{path}", found=str(error).partition("\n")[0], do=do) from error
+            raise self._unwritable(error) from error
         finally:
             with suppress(OSError):
                 os.unlink(self.folder / staged)
@@ -107,16 +117,22 @@ class LocalPlace:
     def stage(self, version: str) -> Path:
         """A folder beside the versions, so that a rename makes it one."""
         self._refuse_links()
+        if os.path.isdir(self.folder) and (others := self._others()):
+            found, do = f"a folder without log/ that holds {others}", "name a folder of its own"
+            raise StoreError(f"store {self}", expected="a store, or an empty folder", found=found, do=do)
         staged = self.folder / "versions" / f".tmp-{version}"
         try:
-            make_folder(staged.parent)
+            self._make(staged)
         except OSError as error:
-            is_file = os.path.exists(self.folder) and not os.path.isdir(self.folder)
-            found = "not a folder" if is_file else str(error.strerror)
-            expected = "a folder that can be made"
-            raise StoreError(f"store {self}", expected=expected, found=found, do="name another") from error
-        staged.mkdir()
+            self.discard(staged)
+            raise self._unwritable(error) from error
         return staged
+
+    def discard(self, staged: Path) -> None:
+        """With it goes ``versions`` if nothing else is there: a first publish that failed."""
+        shutil.rmtree(staged, ignore_errors=True)
+        with suppress(OSError, ValueError):  # in use; no name of a folder
+            staged.parent.rmdir()
 
     def keep(
         self, staged: Path, version: str, files: Mapping[str, FileDigest], progress: Progress | None = None
@@ -136,16 +152,18 @@ class LocalPlace:
     def contents(self) -> Iterator[str]:
         """By name."""
         for name in ("versions", "log"):
-            folder = self.folder / name
-            yield from (f"{name}/{path.name}" for path in (sorted(folder.iterdir()) if folder.is_dir() else ()))
+            inside: list[str] = []
+            with suppress(FileNotFoundError, NotADirectoryError):
+                inside = sorted(os.listdir(self.folder / name))
+            yield from (f"{name}/{path}" for path in inside)
 
     def last_written(self, path: str) -> float:
         """The latest of all in it: a folder's own time says nothing of the files in its folders."""
-        return max((status.st_mtime for status in _walk(self.folder / path)), default=0.0)
+        return max((status.st_mtime for status in walk(self.folder / path)), default=0.0)
 
     def size(self, path: str) -> int:
         """Of the files in it."""
-        return sum(status.st_size for status in _walk(self.folder / path) if stat.S_ISREG(status.st_mode))
+        return sum(status.st_size for status in walk(self.folder / path) if stat.S_ISREG(status.st_mode))
 
     def remove(self, path: str, wanted: Callable[[], bool]) -> bool:
         """A version under another name first: so no half-deleted one is ever seen, and it can be put back."""
@@ -171,8 +189,36 @@ class LocalPlace:
                     os.unlink(target)
         return True
 
-    def tidy(self, living: Collection[str], grace_seconds: float) -> None:
+    def tidy(self, living: Collection[str], retired: Collection[str], grace_seconds: float) -> None:
         """Nothing: what this machine keeps is the store itself."""
+
+    def _make(self, staged: Path) -> None:
+        for left in reversed(range(5)):
+            try:
+                make_folder(staged.parent)
+                staged.mkdir()
+                return
+            except FileNotFoundError:  # another publisher has just discarded the first version
+                if not left:
+                    raise
+
+    def _others(self) -> str:
+        """Of a folder without a log, the first few names in it that are neither a store's nor hidden."""
+        with suppress(OSError):  # what it can't be is said by whoever reads or writes there
+            names = sorted(os.listdir(self.folder))
+            others = [name for name in names if name not in _OWN and not name.startswith(".")]
+            if "log" not in names:
+                return ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+        return ""
+
+    def _unwritable(self, error: Exception) -> StoreError:
+        """What to raise when the folder can't be made or written to."""
+        expected, do = "a folder that can be written", remedy(error) or "name another"
+        if os.path.exists(self.folder) and not os.path.isdir(self.folder):
+            return StoreError(f"store {self}", expected=expected, found="not a folder", do=do)
+        said = error.strerror if isinstance(error, OSError) else None
+        found = said or str(error).partition("\n")[0]
+        return StoreError(f"store {self}", expected=expected, found=found, do=do)
 
     def _refuse_links(self) -> None:
         """Below a store's folder nothing is a link.
@@ -185,13 +231,13 @@ class LocalPlace:
                 raise CorruptVersionError(str(path), expected="a folder", found="a link")
 
 
-def scan(folder: Path, inside: str = "") -> dict[str, int]:
-    """Length by name, relative to ``folder``, of every file in it and its folders.
+def scan(folder: Path, inside: str = "") -> dict[str, os.stat_result]:
+    """Status by name, relative to ``folder``, of every file in it and its folders.
 
     Raises:
         CorruptVersionError: a symbolic link, pipe or device is among them, or ``folder`` is one.
     """
-    out: dict[str, int] = {}
+    out: dict[str, os.stat_result] = {}
     here = folder / inside if inside else folder
     try:
         if not stat.S_ISDIR(os.lstat(here).st_mode):
@@ -204,19 +250,7 @@ def scan(folder: Path, inside: str = "") -> dict[str, int]:
         if stat.S_ISDIR(status.st_mode):
             out.update(scan(folder, path))
         elif stat.S_ISREG(status.st_mode):
-            out[path] = status.st_size
+            out[path] = status
         else:
             raise CorruptVersionError(str(folder / path), expected="a file or folder", found="a link, pipe or device")
     return out
-
-
-def _walk(path: Path) -> Iterator[os.stat_result]:
-    """The status of a file or folder and of all in it; what vanishes meanwhile is left out."""
-    try:
-        status = os.lstat(path)
-        yield status
-        inside = os.listdir(path) if stat.S_ISDIR(status.st_mode) else []
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for name in inside:
-        yield from _walk(path / name)

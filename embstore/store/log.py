@@ -12,7 +12,9 @@ from __future__ import annotations
 import math
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -22,11 +24,13 @@ from obstore.store import ObjectStore
 
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.documents import read_json, write_json
-from embstore.store.place import Place
+from embstore.store.failures import request_failed
+from embstore.store.place import TRANSFERS, Place
 from embstore.store.state import State, replay
 
 _ENTRY = re.compile(r"log/([0-9]{12})\.json")
 _MAX_ENTRY_BYTES = 64 << 10
+_AT_ONCE = 4 * TRANSFERS  # entries asked for before the first of them is replayed
 
 Clock = Callable[[], datetime]
 
@@ -54,22 +58,37 @@ class Log:
         if objects is None:
             return state
         try:
-            sizes = {
-                int(match[1]): meta["size"]
+            listed = {
+                int(match[1]): meta
                 for chunk in obstore.list(objects, "log", offset=_path(state.number))
                 for meta in chunk
                 if (match := _ENTRY.fullmatch(meta["path"]))
             }
-            if not sizes:
+            if not listed:
                 return state
             state = state.copy()
-            for number in range(state.number + 1, max(sizes) + 1):
-                self.place.check_entry(_path(number))
-                replay(state, number, _read(objects, number, sizes.get(number)), _path(number))
+            numbers = range(state.number + 1, max(listed) + 1)
+            with closing(self._read(objects, numbers, listed)) as entries:
+                for number, data in zip(numbers, entries, strict=True):
+                    where = self._where(number)
+                    replay(state, number, read_json(data, where), where)
         except (BaseError, OSError) as error:
-            raise StoreError("log", expected="a readable log", found=str(error).partition("\n")[0]) from error
+            raise request_failed(f"store {self.place}: read log", error) from error
         self._state = state  # set once it is whole: threads may do the work twice, and none sees half of it
         return state
+
+    def _read(self, objects: ObjectStore, numbers: range, listed: Mapping[int, obstore.ObjectMeta]) -> Generator[bytes]:
+        """The bytes of entries in order; from elsewhere, several at once."""
+
+        def read(number: int) -> bytes:
+            return self.place.entry(objects, self._checked(objects, number, listed.get(number)))
+
+        if self.place.at_hand:
+            yield from map(read, numbers)
+        else:
+            with ThreadPoolExecutor(min(TRANSFERS, len(numbers))) as pool:
+                for first in range(0, len(numbers), _AT_ONCE):  # a gap is found before all are asked for
+                    yield from pool.map(read, numbers[first : first + _AT_ONCE])
 
     def add(self, entry_on: Callable[[State], dict[str, Any] | None]) -> dict[str, Any] | None:
         """Append the entry that ``entry_on`` makes of the present state, however many others write meanwhile.
@@ -101,20 +120,24 @@ class Log:
         if self.place.create(path, write_json({"number": number, **entry, **own})):
             return True
         if self.state().number < number:  # else the caller would try the same number for ever
-            raise StoreError(path, expected="a readable entry", found="one that can't be read")
+            raise StoreError(self._where(number), expected="a readable entry", found="one that can't be read")
         return False
 
+    def _checked(self, objects: ObjectStore, number: int, meta: obstore.ObjectMeta | None) -> obstore.ObjectMeta:
+        """What is known of an entry, before it is read."""
+        where = self._where(number)
+        if meta is None:  # a listing may miss what was created while it was made, and show what was created later
+            try:
+                meta = obstore.head(objects, _path(number))
+            except FileNotFoundError:
+                raise CorruptVersionError(where, expected="an entry, as later ones follow", found="none") from None
+        if not 0 < meta["size"] <= _MAX_ENTRY_BYTES:
+            raise CorruptVersionError(where, expected=f"1 to {_MAX_ENTRY_BYTES:,} bytes", found=f"{meta['size']:,}")
+        return meta
 
-def _read(objects: ObjectStore, number: int, size: int | None) -> dict[str, Any]:
-    path = _path(number)
-    if size is None:  # a listing may miss what was created while it was made, and show what was created later
-        try:
-            size = obstore.head(objects, path)["size"]
-        except FileNotFoundError:
-            raise CorruptVersionError(path, expected="an entry, as later ones follow", found="none") from None
-    if not 0 < size <= _MAX_ENTRY_BYTES:
-        raise CorruptVersionError(path, expected=f"1 to {_MAX_ENTRY_BYTES:,} bytes", found=f"{size:,}")
-    return read_json(bytes(obstore.get_range(objects, path, start=0, length=size)), path)
+    def _where(self, number: int) -> str:
+        """What to call an entry in a message."""
+        return f"{self.place}/{_path(number)}"
 
 
 def utc_now() -> datetime:

@@ -131,6 +131,11 @@ def bucket_name(number: int, folder: str = "table") -> str:
     return f"{folder}/bucket-{number:05d}.safetensors"
 
 
+def is_bucket(name: str) -> bool:
+    """Whether a file of a version holds a part of the table, or of its optimizer's tensors."""
+    return name.partition("/")[2].startswith("bucket-")
+
+
 def check_format(body: dict[str, Any], where: str) -> None:
     """Refuse what a later embstore wrote, before anything else is read from it.
 
@@ -305,7 +310,7 @@ def _layout(fields: Fields) -> Layout:
         hashed_rows=fields.whole("hashed_rows", 0, rows),
         num_tables=fields.whole("num_tables", 1, max(rows, 1)),
         hash_spec=fields.whole("hash_spec", 1, 2**31),
-        seed=fields.whole("seed", -(2**63), 2**64 - 1),
+        seed=fields.whole("seed", 0, 2**64 - 1),
         bucket_rows=fields.whole("bucket_rows", 1, _MAX_ROWS),
     )
     if layout.hashed_rows % layout.num_tables:

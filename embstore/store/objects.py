@@ -21,7 +21,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
@@ -29,20 +31,57 @@ from obstore.store import ObjectStore, from_url
 
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.bundle import Progress
-from embstore.store.files import FileDigest, make_folder, sha256_file
+from embstore.store.failures import request_failed
+from embstore.store.files import FileDigest, last_used, make_folder, read_small, sha256_file
 from embstore.store.manifest import MANIFEST
-from embstore.store.place import TRANSFERS, refuse_fork
+from embstore.store.place import TRANSFERS, Stamp, refuse_fork
 
-SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "adl", "azure")
+PARTIAL = ".tmp-"  # a file being written
 _CHUNK_BYTES = 8 << 20
+_UPLOAD_PARTS = 4  # of 5 MiB, of a file at once
+# An endpoint that gives no sign for so long is tried again, until retries have gone on for so long. To an upload no
+# sign is given before it is done: a slow one has all the time of a request.
+_SILENCE, _RETRIES = timedelta(seconds=8), timedelta(seconds=15)
+_CONNECT, _REQUEST = timedelta(seconds=5), timedelta(minutes=10)
+# What obstore reads of the environment unless it is given options, as AWS_ALLOW_HTTP.
+_OPTIONS = (
+    *("allow_http", "allow_invalid_certificates", "root_certificate", "user_agent", "default_content_type"),
+    *("connect_timeout", "read_timeout", "timeout", "pool_idle_timeout", "pool_max_idle_per_host"),
+    *("http1_only", "http2_only", "http2_keep_alive_interval", "http2_keep_alive_timeout"),
+    *("http2_keep_alive_while_idle", "randomize_addresses"),
+    *("proxy_url", "proxy_ca_certificate", "proxy_excludes"),
+)
+_PREFIXES = {"s3": "AWS", "s3a": "AWS", "gs": "GOOGLE"}  # of the environment's variables; the others' are AZURE
+_SERVERS = (  # variables that say whose bucket of a name is meant
+    *("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT", "GOOGLE_BASE_URL", "AZURE_STORAGE_ENDPOINT"),
+    *("AZURE_ENDPOINT", "AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_USE_EMULATOR"),
+)
 
 
-def default_cache(name: str) -> Path:
-    """The folder of this machine for a store's files: below ``$EMBSTORE_CACHE``, else the user's cache folder."""
-    above = os.environ.get("EMBSTORE_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    root = Path(above) if above else Path(home) / "embstore"
-    return root / hashlib.sha256(name.encode()).hexdigest()[:16]
+def cache_folder(objects: ObjectStore, name: str, above: Path | None = None) -> Path:
+    """The folder of this machine for a store's files: no other's, be it of that name on another server.
+
+    Args:
+        above: what it lies in; ``$EMBSTORE_CACHE`` or the user's cache folder when not given.
+    """
+    if above is None:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        above = Path(os.environ.get("EMBSTORE_CACHE") or Path(home) / "embstore")
+    config = getattr(objects, "config", {})
+    server = [str(config.get(key, "")) for key in ("endpoint", "account_name")]
+    server += [os.environ.get(variable, "") for variable in _SERVERS]
+    return above / hashlib.sha256("\n".join((name, *server)).encode()).hexdigest()[:16]
+
+
+def _client(scheme: str, *, patient: bool) -> dict[str, Any]:
+    """obstore's options: ours, and over them the environment's, none of which obstore would read any more."""
+    prefix = _PREFIXES.get(scheme, "AZURE")
+    given = {option: os.environ.get(f"{prefix}_{option.upper()}") for option in _OPTIONS}
+    options: dict[str, Any] = {"connect_timeout": _CONNECT, "read_timeout": _SILENCE, "timeout": _REQUEST}
+    options |= {option: value for option, value in given.items() if value is not None}
+    if patient:
+        del options["read_timeout"]
+    return options
 
 
 class ObjectPlace:
@@ -51,33 +90,38 @@ class ObjectPlace:
     Args:
         objects: of obstore, its prefix the store's.
         name: for messages, e.g. ``"s3://bucket/prefix"``.
-        cache: folder for what is fetched; several processes may share it.
+        cache: folder in which to make one for what is fetched; several processes and stores may share it.
+        uploads: the same by a more patient client, if there is one.
     """
 
     at_hand = False
 
-    def __init__(self, objects: ObjectStore, name: str, cache: Path | None = None) -> None:
-        self._objects, self._name = objects, name
-        self.folder = default_cache(name) if cache is None else cache
+    def __init__(
+        self, objects: ObjectStore, name: str, cache: Path | None = None, uploads: ObjectStore | None = None
+    ) -> None:
+        self._objects, self._uploads, self._name = objects, uploads or objects, name
+        self.folder = cache_folder(objects, name, cache)
 
     @classmethod
     def at(cls, uri: str, cache: Path | None = None) -> ObjectPlace:
-        """By its URI; credentials and endpoint are those of the environment, as the provider's own tools read them.
+        """By its URI, as ``location`` gives it; credentials and endpoint are those of the environment, as the
+        provider's own tools read them.
 
         Raises:
-            StoreError: not a URI of a bucket.
+            StoreError: a URI or an environment that obstore can't use.
         """
         scheme = uri.partition("://")[0]
-        if scheme not in SCHEMES:
-            expected = f"a folder, file:// or one of {', '.join(f'{known}://' for known in SCHEMES[:4])}"
-            raise StoreError(f"store {uri}", expected=expected, found=f"{scheme}://")
+        # S3 compares what it got with this; the others compare lengths, and we what is read back.
+        options: dict[str, Any] = {"checksum_algorithm": "SHA256"} if scheme in ("s3", "s3a") else {}
+        patient = {**options, "client_options": _client(scheme, patient=True)}
+        options["client_options"] = _client(scheme, patient=False)
+        options["retry_config"] = {"retry_timeout": _RETRIES}
         refuse_fork()
         try:
-            # S3 compares what it got with this; the others compare lengths, and we what is read back.
-            objects = from_url(uri, checksum_algorithm="SHA256") if scheme in ("s3", "s3a") else from_url(uri)
+            objects, uploads = from_url(uri, **options), from_url(uri, **patient)
         except (BaseError, ValueError, TypeError) as error:
-            raise StoreError(f"store {uri}", expected="a bucket and a prefix", found=_first_line(error)) from error
-        return cls(objects, uri, cache)
+            raise request_failed(f"store {uri}", error) from error
+        return cls(objects, uri, cache, uploads)
 
     def __str__(self) -> str:
         return self._name
@@ -92,8 +136,22 @@ class ObjectPlace:
         """The bucket."""
         return self._at_hand()
 
-    def check_entry(self, path: str) -> None:
-        """Nothing: a bucket has no links."""
+    def entry(self, objects: ObjectStore, meta: obstore.ObjectMeta) -> bytes:
+        """From the cache where the bucket's ETag says that it is the same, else from the bucket.
+
+        An ETag is an object's MD5 but in buckets that encrypt with keys of their own, and in Azure; there an entry is
+        fetched by every process.
+        """
+        path, size = meta["path"], meta["size"]
+        digest, cached = (meta["e_tag"] or "").strip('"'), self.folder / path
+        with suppress(CorruptVersionError):
+            if _md5(data := read_small(cached, size)) == digest:
+                return data
+        data = bytes(obstore.get_range(objects, path, start=0, length=size))
+        if _md5(data) == digest:
+            with suppress(OSError), _whole(cached) as partial:  # it only saves a request
+                partial.write_bytes(data)
+        return data
 
     def create(self, path: str, data: bytes) -> bool:
         """One conditional put."""
@@ -118,6 +176,10 @@ class ObjectPlace:
             ) from error
         return staged
 
+    def discard(self, staged: Path) -> None:
+        """It alone."""
+        shutil.rmtree(staged, ignore_errors=True)
+
     def keep(
         self, staged: Path, version: str, files: Mapping[str, FileDigest], progress: Progress | None = None
     ) -> None:
@@ -127,7 +189,7 @@ class ObjectPlace:
 
         def upload(name: str) -> int:
             with self._told(f"upload {name}"), (staged / name).open("rb") as file:
-                obstore.put(self._objects, bucket.path(name), file)
+                obstore.put(self._uploads, bucket.path(name), file, max_concurrency=_UPLOAD_PARTS)
             found = bucket.digest(name)
             if found != files[name]:
                 raise CorruptVersionError(bucket.where(name), expected=str(files[name]), found=str(found))
@@ -183,16 +245,22 @@ class ObjectPlace:
             obstore.delete(self._objects, [name for name in names if name != manifest])
         return bool(names)
 
-    def tidy(self, living: Collection[str], grace_seconds: float) -> None:
-        """Drop what the cache has of other versions; of those being written, what is older than the grace."""
-        cached = self.folder / "versions"
-        for path in list(cached.iterdir()) if cached.is_dir() else ():
-            gone = path.name not in living
-            if path.name.startswith(".tmp-"):
-                with suppress(FileNotFoundError):  # its publisher has just finished
-                    gone = time.time() - path.stat().st_mtime > grace_seconds
-            if gone:
-                shutil.rmtree(path, ignore_errors=True)
+    def tidy(self, living: Collection[str], retired: Collection[str], grace_seconds: float) -> None:
+        """Drop what the cache has of retired versions; of what no entry names and what is half fetched, the old.
+
+        What can't be read or removed stays: it is room on this machine, no more.
+        """
+        now = time.time()
+        with suppress(OSError):
+            for path in list((self.folder / "versions").iterdir()):
+                with suppress(OSError):
+                    if path.name in retired or (path.name not in living and now - last_used(path) > grace_seconds):
+                        shutil.rmtree(path, ignore_errors=True)
+        for folder, _, names in os.walk(self.folder):
+            for path in (Path(folder, name) for name in names if name.startswith(PARTIAL)):
+                with suppress(OSError):
+                    if now - last_used(path) > grace_seconds:
+                        path.unlink()
 
     def listed(self, path: str) -> list[obstore.ObjectMeta]:
         """What lies below a path."""
@@ -224,8 +292,7 @@ class ObjectPlace:
         try:
             yield
         except (BaseError, OSError) as error:
-            do = "see the bucket's name, the network and the credentials; docs/object-stores.md"
-            raise StoreError(f"store {self}: {doing}", found=_first_line(error), do=do) from error
+            raise request_failed(f"store {self}: {doing}", error) from error
 
 
 @dataclass(frozen=True)
@@ -247,8 +314,15 @@ class ObjectFiles:
 
     def sizes(self) -> dict[str, int]:
         """Length by name."""
+        return {name: stamp.bytes for name, stamp in self.stamps().items()}
+
+    def stamps(self) -> dict[str, Stamp]:
+        """Of the objects, not of what the cache has of them."""
         above = self.path("")
-        return {meta["path"].removeprefix(above): meta["size"] for meta in self.place.listed(above.rstrip("/"))}
+        return {
+            meta["path"].removeprefix(above): Stamp(meta["size"], f"{meta['e_tag']} {meta['last_modified']}")
+            for meta in self.place.listed(above.rstrip("/"))
+        }
 
     def fetch(self, name: str, digest: FileDigest) -> Path:
         """From the cache if it is whole there, else from the bucket."""
@@ -256,20 +330,15 @@ class ObjectFiles:
         with suppress(CorruptVersionError):
             if sha256_file(target) == digest:
                 return target
-        partial = target.with_name(f".tmp-{secrets.token_hex(8)}")
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("xb") as file:
-                found = self._read(name, file.write, digest.bytes)
-            if found != digest:
-                raise CorruptVersionError(self.where(name), expected=str(digest), found=str(found))
-            os.replace(partial, target)
+            with _whole(target) as partial:
+                with partial.open("xb") as file:
+                    found = self._read(name, file.write, digest.bytes)
+                if found != digest:
+                    raise CorruptVersionError(self.where(name), expected=str(digest), found=str(found))
         except OSError as error:
             do = "make room there, or set EMBSTORE_CACHE to another folder"
             raise StoreError(f"cache {self.place.folder}", found=str(error), do=do) from error
-        finally:
-            with suppress(OSError):
-                partial.unlink()
         return target
 
     def digest(self, name: str) -> FileDigest:
@@ -288,5 +357,20 @@ class ObjectFiles:
         return FileDigest(size, hashed.hexdigest())
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
+@contextmanager
+def _whole(target: Path) -> Iterator[Path]:
+    """A path to write a file of the cache to; leaving the block puts it in its place, an error removes it."""
+    partial = target.with_name(f"{PARTIAL}{secrets.token_hex(8)}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)  # nothing of the cache's is one
+        os.replace(partial, target)
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()

@@ -9,7 +9,7 @@ As with the table's rows, a bucket's bytes are compared with their sha256 when a
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -19,8 +19,8 @@ from torch import Tensor
 from embstore.errors import CorruptVersionError
 from embstore.store.files import FileDigest
 from embstore.store.manifest import Layout, OptimizerInfo, bucket_name
+from embstore.store.overlays import Overlays, Part
 from embstore.store.place import Files
-from embstore.store.table import find_rows
 from embstore.store.tensors import open_tensors
 from embstore.threads import usable_cores
 
@@ -79,27 +79,24 @@ class OptimizerRows:
 
     Args:
         buckets: of the whole version at the end of its chain.
-        changes: of each delta since, oldest first: the rows (int64, ascending) and the tensors' values of them.
+        overlays: which rows each delta since has changed.
+        changes: of each delta, the tensors' values of these rows.
 
     Both methods raise ``CorruptVersionError`` when what they read is not what was published.
     """
 
     buckets: OptimizerBuckets
-    changes: tuple[tuple[Tensor, dict[str, Tensor]], ...] = ()
+    overlays: Overlays
+    changes: tuple[dict[str, Tensor], ...] = ()
 
     def gather(self, rows_R: Tensor) -> dict[str, Tensor]:
         """By name, the values of these rows (int64, ascending): ``[R]`` or ``[R, width]``, a copy.
 
         Read are only the buckets of rows that no delta has changed.
         """
-        out, left_R = self.buckets.empty(len(rows_R)), torch.ones(len(rows_R), dtype=torch.bool)
-        for index_R, tensors in reversed(self.changes):
-            place_R, hit_R = find_rows(index_R, rows_R)
-            hit_R &= left_R
-            left_R &= ~hit_R
-            for name, tensor in tensors.items():
-                out[name][hit_R] = tensor[place_R[hit_R]]
-        left = left_R.nonzero().flatten()
+        out, found = self.buckets.empty(len(rows_R)), self.overlays.find(rows_R)
+        self._put(found.parts, out)
+        left = (~found.hit_N).nonzero().flatten()
         asked, size = rows_R[left], self.buckets.layout.bucket_rows
         numbers, counts = torch.unique_consecutive(asked // size, return_counts=True)
         for number, at, of in zip(
@@ -121,7 +118,10 @@ class OptimizerRows:
 
         with ThreadPoolExecutor(min(layout.buckets, usable_cores())) as pool:
             list(pool.map(copy, range(layout.buckets)))
-        for index_R, tensors in self.changes:
-            for name, tensor in tensors.items():
-                out[name][index_R] = tensor
+        self._put(self.overlays.within(0, layout.rows), out)
         return out
+
+    def _put(self, parts: Iterable[Part], into: dict[str, Tensor]) -> None:
+        for part in parts:
+            for name, tensor in into.items():
+                part.put(self.changes[part.delta][name], tensor)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
-from urllib.parse import unquote, urlsplit
+from typing import NamedTuple, Protocol
+from urllib.parse import SplitResult, unquote, urlsplit
 
+import obstore
 from obstore.store import ObjectStore
 
 from embstore.errors import CorruptVersionError, StoreError
@@ -23,7 +25,21 @@ from embstore.store.bundle import Progress
 from embstore.store.files import FileDigest, read_small
 from embstore.store.manifest import MANIFEST, MAX_MANIFEST_BYTES
 
+SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "adl", "azure")
 TRANSFERS = 8  # at once: one connection doesn't fill a network
+_MANGLED = re.compile(rf"({'|'.join(SCHEMES)}|file):/(?!/)", re.IGNORECASE)  # as Path leaves a URI
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is written, without reading it.
+
+    Args:
+        bytes: its length.
+        written: on a disk, its inode and the time of its last change; in a bucket, the object's ETag and time.
+    """
+
+    bytes: int
+    written: str
 
 
 class Files(Protocol):
@@ -45,6 +61,13 @@ class Files(Protocol):
 
         Raises:
             CorruptVersionError: there is something else than files and folders.
+        """
+
+    def stamps(self) -> dict[str, Stamp]:
+        """Length, and when it was written, by name of every file there is.
+
+        Raises:
+            CorruptVersionError: as ``sizes``.
         """
 
     def fetch(self, name: str, digest: FileDigest) -> Path:
@@ -85,11 +108,16 @@ class Place(Protocol):
             StoreError: it can't be read, or not from a fork.
         """
 
-    def check_entry(self, path: str) -> None:
-        """Refuse an entry of the log that is a link.
+    def entry(self, objects: ObjectStore, meta: obstore.ObjectMeta) -> bytes:
+        """The bytes of an entry of the log.
+
+        Args:
+            objects: of ``objects``.
+            meta: what a listing, or a request for it alone, says of it.
 
         Raises:
-            CorruptVersionError: it is one.
+            CorruptVersionError: it is a link.
+            BaseError, OSError: it can't be read.
         """
 
     def create(self, path: str, data: bytes) -> bool:
@@ -105,6 +133,9 @@ class Place(Protocol):
         Raises:
             OSError, StoreError: it can't be made.
         """
+
+    def discard(self, staged: Path) -> None:
+        """Undo ``stage``, as far as that can be done."""
 
     def keep(
         self, staged: Path, version: str, files: Mapping[str, FileDigest], progress: Progress | None = None
@@ -140,24 +171,51 @@ class Place(Protocol):
             OSError, StoreError: that can't be done.
         """
 
-    def tidy(self, living: Collection[str], grace_seconds: float) -> None:
-        """Drop what this machine keeps of other versions than these."""
+    def tidy(self, living: Collection[str], retired: Collection[str], grace_seconds: float) -> None:
+        """Drop what this machine keeps of retired versions; and of no version, once nobody used it for the grace."""
 
 
 def location(store: str | Path) -> Path | str:
     """A folder, as it was called; or the URI of a bucket and a prefix.
 
     Raises:
-        StoreError: a ``file://`` URI of another machine.
+        StoreError: a ``file://`` URI of another machine, a URI of another kind, or one that names no bucket and prefix.
     """
+    if not str(store):
+        raise StoreError("store ''", expected="a folder or URI", found="an empty name")
     if isinstance(store, Path) or "://" not in store:
+        if mangled := _MANGLED.match(str(store)):
+            do = "pass it as text: a Path makes one slash of two" if isinstance(store, Path) else ""
+            expected = f"a folder, or a URI that begins with {mangled[1]}://"
+            raise StoreError(f"store {store}", expected=expected, found=mangled[0], do=do)
         return Path(store)
-    uri = urlsplit(store)
+    try:
+        uri = urlsplit(store)
+    except ValueError as error:
+        raise StoreError(f"store {store}", expected="a URI", found=str(error)) from error
     if uri.scheme != "file":
+        _check_bucket(store, uri)
         return store.rstrip("/")
     if uri.netloc not in ("", "localhost"):
         raise StoreError(f"store {store}", expected="a folder or file:// URI", found=f"a folder of {uri.netloc}")
     return Path(unquote(uri.path))
+
+
+def _check_bucket(store: str, uri: SplitResult) -> None:
+    """Refuse what obstore would take for another store, or for none."""
+    scheme = store.partition("://")[0]
+    if scheme not in SCHEMES:
+        expected = f"a folder, file:// or one of {', '.join(f'{known}://' for known in SCHEMES[:4])}"
+        raise StoreError(f"store {store}", expected=expected, found=f"{scheme}://")
+    found = ""
+    if not uri.netloc:
+        found = "no bucket"
+    elif "?" in store or "#" in store:
+        found = "a ? or #"
+    elif not {"", ".", ".."}.isdisjoint(unquote(uri.path).rstrip("/").split("/")[1:]):
+        found = "a prefix with an empty part, . or .."
+    if found:
+        raise StoreError(f"store {store}", expected=f"{scheme}://bucket/prefix", found=found)
 
 
 def read_manifest(files: Files, sha256: str, size: int) -> bytes:

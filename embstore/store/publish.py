@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,118 +13,97 @@ from embstore.distributed import Group
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store import format
 from embstore.store.bundle import Bundle, Change, Progress
-from embstore.store.files import FileDigest
+from embstore.store.files import FileDigest, remedy
 from embstore.store.local import LocalFiles
 from embstore.store.log import Log, stamp
-from embstore.store.manifest import MANIFEST, DeltaInfo
+from embstore.store.manifest import DELTA, MANIFEST
 from embstore.store.place import Place
 from embstore.store.refs import check_living, resolve
 from embstore.store.state import State
 from embstore.store.version import Version
-
-OpenBase = Callable[[DeltaInfo], Version]
 
 
 def publish(
     place: Place,
     log: Log,
     bundle: Bundle,
+    change: Change | None,
     *,
     parent: str | None,
     encoding: str | None,
-    change: Change | None,
-    open_base: OpenBase,
     progress: Progress | None,
     group: Group,
-) -> tuple[str, Version | None]:
-    """See ``Store.publish``.
-
-    Args:
-        open_base: opens what a delta is a change of.
-
-    Returns:
-        The id of the version and, on rank 0, of a delta its base.
-    """
-    begun: dict[str, Any] = {}
+) -> str:
+    """See ``Store.publish``; the id of the version."""
+    begun = group.lead(lambda: _begin(place, log, bundle, parent, change))
+    version = begun["version"]
     try:
-        begun = group.lead(lambda: _begin(place, log, bundle, parent, change))
-        staged = Path(begun["staged"])
+        staged = Path(group.lead(lambda: str(place.stage(version))))
         try:
-            _check_seen(staged, group)
+            if not all(group.each(staged.is_dir)):
+                expected, do = "a folder that all ranks see", "publish from ranks that share a file system"
+                raise StoreError(f"publish into {staged}", expected=expected, found="not on each", do=do)
             manifest = format.write(
-                staged,
-                bundle,
-                version=begun["version"],
-                created=begun["created"],
-                space=begun["space"],
-                parent=begun["parent"],
-                encoding=encoding,
-                change=change,
-                progress=progress,
-                group=group,
+                staged, bundle, **begun, encoding=encoding, change=change, progress=progress, group=group
             )
-            base = None
-
-            def keep() -> str:
-                nonlocal base
-                own = FileDigest(len(manifest), sha256(manifest).hexdigest())
-                read = _as_readers_do(staged, begun["version"], own.sha256, open_base)
-                place.keep(staged, begun["version"], {**read.files, MANIFEST: own}, progress)
-                base = read.base
-                return own.sha256
-
-            digest = group.lead(keep)
+            kept = group.lead(lambda: _keep(place, staged, version, manifest, change, progress))
         except BaseException:
             if group.first:
-                shutil.rmtree(staged, ignore_errors=True)
+                place.discard(staged)
             raise
-        group.lead(lambda: _commit(place, log, begun, digest, base))
+        if change is not None and kept is None:
+            return change.base.id
+        group.lead(lambda: _commit(place, log, begun, kept))
     except OSError as error:
-        raise StoreError(
-            f"publish {begun.get('version', '')}".strip(), found=str(error), do="see whether `versions` has it"
-        ) from error
-    return begun["version"], base
+        do = ": ".join(filter(None, ("it was not published", remedy(error))))
+        raise StoreError(f"publish {version}", found=str(error), do=do) from error
+    return str(version)
 
 
 def _begin(place: Place, log: Log, bundle: Bundle, parent: str | None, change: Change | None) -> dict[str, Any]:
-    """A name for the version, and a folder to write it in."""
+    """The version's name, and what else of it is known before it is written."""
     state = log.state()
     if change is not None:
         parent = parent or change.base.id
         if state.published[resolve(state, change.base.id, place)].manifest_sha256 != change.base.digest:
             raise StoreError(f"delta of {change.base.id}", expected="a version of this store", found="another's")
+        change.base.check(place.files)
     created = stamp(log.clock())
-    version = f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
     return {
-        "version": version,
+        "version": f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}",
         "created": created,
         "space": bundle.lineage.get("space") or (change.base.space if change is not None else new_space()),
         "parent": parent if parent is None or parent in state.retired else resolve(state, parent, place),
-        "staged": str(place.stage(version)),
     }
 
 
-def _check_seen(staged: Path, group: Group) -> None:
-    (unseen,) = group.any(not staged.is_dir())
-    if unseen:
-        do = "publish from ranks of one host, or onto a file system they share"
-        raise StoreError(f"publish into {staged}", expected="a folder that all ranks see", found="not on each", do=do)
+def _keep(
+    place: Place, staged: Path, version: str, manifest: bytes, change: Change | None, progress: Progress | None
+) -> dict[str, str | None] | None:
+    """Put what was written in its place, unless it says nothing new; the digest of its manifest, and its base."""
+    if change is not None and change.smallest and _says_nothing_new(json.loads(manifest), change.base):
+        place.discard(staged)
+        return None
+    own = FileDigest(len(manifest), sha256(manifest).hexdigest())
+    read = _as_readers_do(staged, version, own.sha256, change)
+    place.keep(staged, version, {**read.files, MANIFEST: own}, progress)
+    return {"digest": own.sha256, "base": None if read.base is None else read.base.id}
 
 
-def _commit(place: Place, log: Log, begun: Mapping[str, Any], digest: str, base: Version | None) -> None:
+def _commit(place: Place, log: Log, begun: Mapping[str, Any], kept: Mapping[str, Any]) -> None:
     """Let the version exist."""
+    version = begun["version"]
 
     def entry(state: State) -> dict[str, Any]:
-        if base is not None:
-            check_living(state, base.id)
-        if not place.holds(begun["version"]):
-            found = "its files removed by gc"
-            raise StoreError(f"publish {begun['version']}", found=found, do="allow a longer grace")
+        if kept["base"] is not None:
+            check_living(state, kept["base"])
+        if not place.holds(version):
+            raise StoreError(f"publish {version}", found="its files removed by gc", do="allow a longer grace")
         return {
             "time": begun["created"],
             "verb": "publish",
-            "version": begun["version"],
-            "manifest_sha256": digest,
+            "version": version,
+            "manifest_sha256": kept["digest"],
             "parent": begun["parent"],
         }
 
@@ -136,8 +115,20 @@ def new_space() -> str:
     return secrets.token_hex(16)
 
 
-def _as_readers_do(staged: Path, version: str, digest: str, open_base: OpenBase) -> Version:
+def _says_nothing_new(manifest: dict[str, Any], base: Version) -> bool:
+    """Whether a version differs from its base in nothing but its name."""
+    if manifest["delta"] is None or manifest["delta"]["rows"] or manifest["parent"] != base.id:
+        return False
+    before, files = base.manifest["files"], manifest["files"].items()
+    kept = ("space", "columns", "model", "lineage", "metrics", "optimizer")
+    return all(manifest[key] == base.manifest.get(key) for key in kept) and all(
+        before.get(name) == digest for name, digest in files if name != DELTA
+    )
+
+
+def _as_readers_do(staged: Path, version: str, digest: str, change: Change | None) -> Version:
     """Open what was written: what no reader accepts is not published."""
+    open_base = None if change is None else lambda _: change.base
     try:
         return Version.open(LocalFiles(staged), version=version, digest=digest, open_base=open_base)
     except CorruptVersionError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from embstore.errors import StoreError, VersionNotFoundError, nearest
 from embstore.store.place import Place
-from embstore.store.state import State
+from embstore.store.state import PREVIOUS, PRODUCTION, State
 
 
 def resolve(state: State, ref: str, place: Place) -> str:
@@ -30,13 +30,17 @@ def resolve(state: State, ref: str, place: Place) -> str:
     gone = [version for version in state.retired if ref and version.startswith(ref)]
     if len(gone) == 1:
         raise collected(state, gone[0])
+    if ref == PREVIOUS and state.published:
+        found = "one version so far" if PRODUCTION in aliases else "none yet"
+        raise VersionNotFoundError(
+            f"no version {ref!r} in {place}", expected=f"a version that {PRODUCTION} meant before", found=found
+        )
     if missing := place.missing():
         raise VersionNotFoundError(f"no version {ref!r}: store {place}", expected=missing[0], found=missing[1])
     if not state.published:
         raise VersionNotFoundError(f"no version {ref!r}: store {place} is empty", do="publish one first")
-    raise VersionNotFoundError(
-        f"no version {ref!r} in {place}", do=nearest(ref, (*aliases, *state.tags, *state.living))
-    )
+    do = nearest(ref, state.living, also=(*aliases, *state.tags))
+    raise VersionNotFoundError(f"no version {ref!r} in {place}", do=do)
 
 
 def collected(state: State, version: str) -> VersionNotFoundError:
@@ -64,4 +68,6 @@ def check_store(place: Place) -> None:
         StoreError: there is none.
     """
     if missing := place.missing():
-        raise StoreError(f"store {place}", expected=missing[0], found=missing[1], do="publish makes a store")
+        raise StoreError(
+            f"store {place}", expected=missing[0], found=missing[1], do="name another; publish makes a store"
+        )

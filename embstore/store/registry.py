@@ -11,16 +11,18 @@ What no entry of the log names does not exist: it is never read, and may be swep
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from obstore.store import ObjectStore
+from torch import Tensor
 
 from embstore.distributed import ALONE, Group
 from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError, nearest
-from embstore.store import gc, lease
+from embstore.store import gc, lease, verification
 from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.diff import Difference, diff
 from embstore.store.gc import Collected
@@ -33,7 +35,11 @@ from embstore.store.place import Place, location
 from embstore.store.publish import publish
 from embstore.store.refs import check_living, check_store, resolve
 from embstore.store.state import ALIAS, LATEST, PREVIOUS, PRODUCTION, TAG, State
+from embstore.store.verification import Finding
 from embstore.store.version import Version, read_body
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +74,12 @@ class Store:
     Args:
         path: a folder; a URI such as ``file:///srv/store``, ``s3://bucket/prefix``, ``gs://bucket/prefix`` or
             ``az://container/prefix``; or an ``obstore`` store with credentials of its own. The first publish makes it.
-        cache: of a store in a bucket, where this machine keeps what it fetched; ``$EMBSTORE_CACHE`` or the user's
-            cache folder when not given.
+        cache: of stores in buckets, where this machine keeps what it fetched, each store's in a folder of its own;
+            ``$EMBSTORE_CACHE`` or the user's cache folder when not given.
         clock: what time it is; leases and the grace of gc go by it, so the clocks of those who write should agree.
 
     Raises:
-        StoreError: a URI of another kind.
+        StoreError: a URI of another kind, or one that names no bucket and prefix.
     """
 
     def __init__(self, path: str | Path | ObjectStore, *, cache: Path | None = None, clock: Clock = utc_now) -> None:
@@ -83,7 +89,7 @@ class Store:
 
     @property
     def root(self) -> Path:
-        """Its folder on this machine; of a store in a bucket, the cache."""
+        """Its folder on this machine; of a store in a bucket, its part of the cache."""
         return self.place.folder
 
     def publish(
@@ -108,40 +114,50 @@ class Store:
             group: processes that publish together, each a bundle with its own ``shard``: all write the buckets that
                 begin among their rows, rank 0 the rest. The bytes are those that one process would have written.
 
+        Returns:
+            The version, opened; where ``change.smallest`` and nothing has changed, ``change.base`` itself.
+
         Raises:
+            CorruptVersionError: what these are changes of is damaged (``Version.check``).
             StoreError: parts that don't fit together, or a disk that can't be written; or gc took the files, or the
                 version these are changes of, from a publish that took longer than its grace.
             VersionNotFoundError: no such parent.
         """
-        version, base = publish(
-            self.place,
-            self._log,
-            bundle,
-            parent=parent,
-            encoding=encoding,
-            change=change,
-            open_base=self._open_base,
-            progress=progress,
-            group=group,
+        version = publish(
+            self.place, self._log, bundle, change, parent=parent, encoding=encoding, progress=progress, group=group
         )
-        if base is not None:
-            self._opened[base.id] = base
+        if change is not None:
+            if version == change.base.id:
+                return change.base
+            if change.base.source == self.place.files(change.base.id):  # not in a copy of this store
+                self._opened.setdefault(change.base.id, change.base)
         try:
-            return self._open(version)
+            return group.together(lambda: self._open(version))
         except StoreError as error:
             raise StoreError(f"{version} is published, but can't be opened", found=str(error)) from error
 
-    def compact(self, ref: str = LATEST, *, progress: Progress | None = None) -> Version:
+    def compact(self, ref: str = LATEST, *, encoding: str | None = None, progress: Progress | None = None) -> Version:
         """Publish a delta's rows as a whole version, so that readers need no chain; a whole version is left as it is.
+
+        Args:
+            encoding: how rows are stored, as for ``publish``; as in the whole version it is based on when not given.
+                What quantising them costs, those of a quantised base once more, is in the manifest, ``table.loss``.
+            progress: as for ``publish``.
 
         Raises:
             VersionNotFoundError: no such version.
             CorruptVersionError: it is not what was published.
+            StoreError: a whole version of another encoding.
         """
         version = self.open(ref)
-        if version.delta is None:
-            return version
-        return self.publish(replace(version.bundle(), compacts=version.id), parent=version.id, progress=progress)
+        if version.delta is not None:
+            bundle, encoding = replace(version.bundle(), compacts=version.id), encoding or version.table.encoding
+            return self.publish(bundle, parent=version.id, encoding=encoding, progress=progress)
+        if encoding not in (None, version.table.encoding):
+            expected, do = f"a delta, to store its rows as {encoding}", f"publish its run with --encoding {encoding}"
+            found = f"a whole version, {version.table.encoding}"
+            raise StoreError(f"compact {version.id}", expected=expected, found=found, do=do)
+        return version
 
     def versions(self) -> list[VersionInfo]:
         """Every version that exists, in the order published.
@@ -166,7 +182,7 @@ class Store:
         return resolve(self._log.state(), ref, self.place)
 
     def open(self, ref: str = LATEST) -> Version:
-        """Open a version: its table is mapped, not read.
+        """Open a version: its table is mapped, not read. One that someone still holds is checked again, and given back.
 
         Raises:
             VersionNotFoundError: no such version.
@@ -180,11 +196,21 @@ class Store:
                 return self.open(ref)
             raise
 
+    def lookup(self, ref: str, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Tensor:
+        """The vectors of raw values of one feature, float32 ``[len(values), lookups * dim]``; see ``Version.lookup``.
+
+        A version that someone still holds is not opened again.
+
+        Raises:
+            VersionNotFoundError: no such version.
+            SchemaError, DataError, CorruptVersionError, StoreError: as ``Version.lookup``.
+        """
+        return (self._opened.get(self.resolve(ref)) or self.open(ref)).lookup(feature, values)
+
     def _open(self, version: str, depth: int | None = None) -> Version:
         digest, files = self._log.state().published[version].manifest_sha256, self.place.files(version)
         opened = Version.open(files, version=version, digest=digest, open_base=self._open_base, depth=depth)
-        self._opened[version] = opened
-        return opened
+        return self._opened.setdefault(version, opened)
 
     def _open_base(self, delta: DeltaInfo) -> Version:
         """A base that someone still holds is not opened again: its deltas need not be laid over one another anew."""
@@ -206,20 +232,50 @@ class Store:
         """Read every file of a version and compare it with the manifest, and the manifest with the log.
 
         Raises:
-            CorruptVersionError: naming the file, what was expected and what was found.
+            VersionNotFoundError: no such version.
+            CorruptVersionError: naming the file, what was expected and what was found; of what it is based on, too.
         """
-        self.open(ref).verify(progress=progress)
+        for finding in self.verify_all([ref], progress=progress):
+            if finding.error is not None:
+                raise finding.error
+
+    def verify_all(self, refs: Iterable[str] | None = None, *, progress: Progress | None = None) -> tuple[Finding, ...]:
+        """Verify every version to its end, whatever is found in another, and each once, however many lie on it.
+
+        Args:
+            refs: only these and what they are based on.
+            progress: as for ``publish``.
+
+        Returns:
+            A finding for each version, a base before what lies on it.
+
+        Raises:
+            StoreError: no such store.
+            VersionNotFoundError: no such version, or gc collected it meanwhile.
+        """
+        check_store(self.place)
+        wanted = None if refs is None else [self.resolve(ref) for ref in refs]
+        versions = self._log.state().living if wanted is None else wanted
+        found = verification.verify(self._log, versions, self._open, progress)
+        verified = {finding.version for finding in found}
+        for version in wanted or ():
+            if version not in verified:
+                check_living(self._log.state(), version)
+        return found
 
     def promote(self, ref: str, alias: str = PRODUCTION) -> VersionInfo:
         """Let ``alias`` mean a version from now on; no change when it does already.
 
         Raises:
-            StoreError: not a name for an alias, a tag's name, or someone else moved it meanwhile.
+            StoreError: not a name for an alias, a tag's name, the alias itself, or someone else moved it meanwhile.
             VersionNotFoundError: no such version.
         """
         if not ALIAS.fullmatch(alias) or alias in (LATEST, PREVIOUS):
             expected = f"a lower-case word other than {LATEST} and {PREVIOUS}"
             raise StoreError("alias", expected=expected, found=repr(alias))
+        if ref == alias:
+            do = f"name that, as in `embstore promote {LATEST}`"
+            raise StoreError(f"promote {ref}", expected="the version it should mean", found="the alias itself", do=do)
         before = self._log.state()
         version = self.open(ref).id  # a version that can't be opened is not promoted
         return self._move(alias, version, before)
@@ -246,6 +302,8 @@ class Store:
     def tag(self, name: str, ref: str) -> VersionInfo:
         """Give a version a name that means it, and keeps it, until it is taken off again; a tag never moves.
 
+        No change when the version has it already.
+
         Raises:
             StoreError: not a name for a tag, or one that is taken.
             VersionNotFoundError: no such version.
@@ -254,16 +312,21 @@ class Store:
             expected = f"a lower-case letter, then up to 62 of a-z 0-9 . _ -, other than {LATEST} and {PREVIOUS}"
             raise StoreError("tag", expected=expected, found=repr(name))
 
-        def entry(state: State) -> dict[str, Any]:
+        version = ""
+
+        def entry(state: State) -> dict[str, Any] | None:
+            nonlocal version
+            version = resolve(state, ref, self.place)
+            if state.tags.get(name) == version:
+                return None
             for kind, taken in (("a tag", state.tags), ("an alias", state.alias_targets())):
                 if name in taken:
                     found = f"{kind} of {taken[name]}"
                     raise StoreError(f"tag {name!r}", expected="a name not taken", found=found, do="use another")
-            return self._entry("tag", tag=name, version=resolve(state, ref, self.place))
+            return self._entry("tag", tag=name, version=version)
 
-        added = self._log.add(entry)
-        assert added
-        return _info(self._log.state(), added["version"])
+        self._log.add(entry)
+        return _info(self._log.state(), version)
 
     def untag(self, name: str) -> VersionInfo:
         """Take a tag off its version, which gc may then collect.

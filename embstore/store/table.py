@@ -24,6 +24,7 @@ from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.files import FileDigest, open_regular, unreadable
 from embstore.store.manifest import Layout, bucket_name
 from embstore.store.mapping import Region
+from embstore.store.overlays import Overlays
 from embstore.store.place import TRANSFERS, Files
 from embstore.store.quantization import decode, encoding_of
 from embstore.store.tensors import read_header
@@ -126,33 +127,6 @@ class Buckets:
         return Buckets(self._source, self._layout, self._files)
 
 
-def find_rows(index_R: Tensor, rows_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each of ``rows_N`` is, or would have to be put, in the ascending ``index_R``; and whether it is there."""
-    place_N = torch.searchsorted(index_R, rows_N)
-    if not len(index_R):
-        return place_N, torch.zeros(len(rows_N), dtype=torch.bool)
-    return place_N, index_R[place_N.clamp(max=len(index_R) - 1)] == rows_N
-
-
-@dataclass(frozen=True)
-class Overlay:
-    """Rows that deltas have changed, in memory.
-
-    Args:
-        index_R: int64, ascending.
-        rows_RD: in the table's dtype.
-    """
-
-    index_R: Tensor
-    rows_RD: Tensor
-
-    def put(self, rows_N: Tensor, into_ND: Tensor) -> None:
-        """Those it has of the rows numbered ``rows_N``, each in its place of ``into_ND``."""
-        place_N, hit_N = find_rows(self.index_R, rows_N)
-        hit = hit_N.nonzero().flatten()
-        into_ND.index_copy_(0, hit, self.rows_RD.index_select(0, place_N[hit]))
-
-
 @dataclass(frozen=True, eq=False)
 class VersionTable:
     """The table of a version: rows are read, and checked, when they are asked for. It can be published again.
@@ -171,7 +145,7 @@ class VersionTable:
     features: list[dict[str, Any]]
     tokens: dict[str, Tensor]
     buckets: Buckets
-    overlays: tuple[Overlay, ...] = ()
+    overlays: Overlays
 
     @property
     def dim(self) -> int:
@@ -208,9 +182,8 @@ class VersionTable:
         rows_ND = decode(self.buckets.rows[start:stop], self.encoding, self.dim)
         if self.overlays:
             rows_ND = rows_ND.clone()
-        for overlay in self.overlays:
-            low, high = torch.searchsorted(overlay.index_R, torch.tensor([start, stop])).tolist()
-            rows_ND[overlay.index_R[low:high] - start] = overlay.rows_RD[low:high]
+        for part in self.overlays.within(start, stop):
+            part.put(self.overlays[part.delta].rows_RD, rows_ND)
         return rows_ND
 
     def own_rows(self) -> Tensor:
@@ -241,13 +214,24 @@ class VersionTable:
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < self.num_rows:
             found = f"{int(rows.min())} to {int(rows.max())}"
             raise StoreError("rows to gather", expected=f"0 to {self.num_rows - 1}", found=found)
+        if not self.overlays:
+            return self._stored(rows)
+        changed = self.overlays.find(rows)
+        left = rows[~changed.hit_N]
+        if len(left):  # in place of changed rows one of these is read: buckets of changed rows alone are not
+            rows_ND = self._stored(rows.masked_fill(changed.hit_N, int(left[0])))
+        else:
+            rows_ND = torch.empty(len(rows), self.dim, dtype=self.dtype)
+        for part in changed.parts:
+            part.put(self.overlays[part.delta].rows_RD, rows_ND)
+        return rows_ND
+
+    def _stored(self, rows: Tensor) -> Tensor:
+        """Rows as they lie below all deltas, a copy."""
         asked = torch.zeros(self.layout.buckets, dtype=torch.bool)
         asked[rows // self.layout.bucket_rows] = True
         self.buckets.check(asked.nonzero().flatten().tolist())
-        rows_ND = decode(self.buckets.rows.index_select(0, rows), self.encoding, self.dim)
-        for overlay in self.overlays:
-            overlay.put(rows, rows_ND)
-        return rows_ND
+        return decode(self.buckets.rows.index_select(0, rows), self.encoding, self.dim)
 
     def describe(self) -> dict[str, Any]:
         """As the table that was published said."""

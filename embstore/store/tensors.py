@@ -31,7 +31,7 @@ from torch import Tensor
 
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store.documents import Fields, read_json, shown
-from embstore.store.files import FileDigest, fsync_file, open_regular, unreadable
+from embstore.store.files import FileDigest, fsync_file, open_regular, unreadable, unwritable
 from embstore.store.mapping import Region
 
 DTYPES = {
@@ -68,8 +68,9 @@ class SafetensorsWriter:
     As a context manager it closes the file at the end and removes it when an error leaves the block.
 
     Raises:
-        StoreError: the file exists, a dtype has no code, or what is written isn't what was announced.
-        CorruptVersionError: what was read back isn't what was written.
+        StoreError: the file exists, the disk doesn't take it, a dtype has no code, or what is written isn't what was
+            announced.
+        CorruptVersionError: what was read back isn't what was written, or the disk doesn't give it.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "table.safetensors"
@@ -106,6 +107,8 @@ class SafetensorsWriter:
             self._file: io.FileIO = path.open("x+b", buffering=0)
         except FileExistsError as error:
             raise StoreError(str(path), expected="a new file", found="one that exists") from error
+        except OSError as error:
+            raise unwritable(path, error) from error
         try:
             self._put(np.frombuffer(header, np.uint8))
         except BaseException:  # no block has been entered yet that would clean up
@@ -136,15 +139,18 @@ class SafetensorsWriter:
         """Fsync and close; the file's length and sha256. The folder's fsync is the caller's.
 
         Raises:
-            StoreError: a tensor was not written to its end.
+            StoreError: a tensor was not written to its end, or the disk doesn't take it.
         """
         if self._digest is None:
             short = [name for name in self.names if self._left[name]]
             if short:
                 found = f"{self._left[short[0]]:,} numbers missing"
                 raise StoreError(f"{self.path}: tensor {short[0]!r}", expected="all of it", found=found)
-            fsync_file(self._file)
-            self._file.close()
+            try:
+                fsync_file(self._file)
+                self._file.close()
+            except OSError as error:
+                raise unwritable(self.path, error) from error
             self._digest = FileDigest(self._bytes, self._sha256.hexdigest())
         return self._digest
 
@@ -174,8 +180,11 @@ class SafetensorsWriter:
             piece = memoryview(self._piece)[: len(part)]
             self._sha256.update(piece)
             done = 0
-            while done < len(piece):
-                done += self._file.write(piece[done:])
+            try:
+                while done < len(piece):
+                    done += self._file.write(piece[done:])
+            except OSError as error:
+                raise unwritable(self.path, error) from error
             self._read_back(len(piece))
             self._bytes += len(piece)
 
@@ -183,7 +192,10 @@ class SafetensorsWriter:
         """Compare the ``size`` bytes written last with what the file now holds."""
         done, found = 0, memoryview(self._found)
         while done < size:
-            read = os.preadv(self._file.fileno(), [found[done:size]], self._bytes + done)
+            try:
+                read = os.preadv(self._file.fileno(), [found[done:size]], self._bytes + done)
+            except OSError as error:
+                raise unreadable(self.path, error) from error
             if not read:
                 raise CorruptVersionError(
                     str(self.path), expected=f"{self._bytes + size:,} bytes", found=f"{self._bytes + done:,}"
@@ -202,7 +214,7 @@ def write_tensors(
     """Write tensors to a new safetensors file, read back and fsynced.
 
     Raises:
-        StoreError: the file exists, or a dtype has no code.
+        StoreError: the file exists, the disk doesn't take it, or a dtype has no code.
         CorruptVersionError: what was read back isn't what was written.
     """
     specs = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,14 +36,21 @@ from embstore.store.manifest import (
     check_compat,
     check_format,
     check_reader,
+    is_bucket,
     read_delta,
     read_files,
     read_optimizer,
 )
 from embstore.store.optimizer import OptimizerBuckets, OptimizerRows
-from embstore.store.place import Files, read_manifest
-from embstore.store.table import Buckets, Overlay, VersionTable
+from embstore.store.overlays import Overlay, Overlays
+from embstore.store.place import Files, Stamp, read_manifest
+from embstore.store.table import Buckets, VersionTable
 from embstore.store.tensors import open_tensors
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from embstore.kernels.plan import LookupPlan
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -65,6 +72,7 @@ class Version:
         optimizer: what of the optimizers' state it holds; ``optimizer_state`` reads it.
         base: of a delta, opened.
         changed: a delta's own rows, and those of its optimizer's tensors by name.
+        checked: of files this process has found to be what was published, when they were written.
     """
 
     id: str
@@ -79,6 +87,7 @@ class Version:
     optimizer: OptimizerInfo | None = None
     base: Version | None = None
     changed: tuple[Overlay, dict[str, Tensor]] | None = None
+    checked: dict[str, Stamp] = field(default_factory=dict)
 
     @classmethod
     def open(
@@ -104,6 +113,7 @@ class Version:
             StoreError: a later embstore wrote it.
         """
         where = source.where(MANIFEST)
+        stamps = source.stamps() if source.at_hand else {}  # elsewhere what is read is the cache's copy
         manifest, files = read_body(source, version=version, digest=digest)
         compat = read_json(_read_whole(source, COMPAT, files), source.where(COMPAT))
         check_reader(compat, source.where(COMPAT))
@@ -119,7 +129,7 @@ class Version:
         format.check_dense(dense, source.where(DENSE))
         base = changed = None
         if delta is None:
-            table = VersionTable(layout, manifest["features"], tokens, Buckets(source, layout, files))
+            table = VersionTable(layout, manifest["features"], tokens, Buckets(source, layout, files), Overlays())
         else:
             base = _opened(delta, open_base, where)
             _check_base(base, layout, manifest, tokens, where)
@@ -129,7 +139,7 @@ class Version:
             path = source.fetch(DELTA, files[DELTA])
             changed = read_delta_rows(path, files[DELTA].sha256, delta, layout, optimizer)
             under = base.table
-            table = VersionTable(layout, manifest["features"], tokens, under.buckets, (*under.overlays, changed[0]))
+            table = VersionTable(layout, manifest["features"], tokens, under.buckets, under.overlays.over(changed[0]))
         return cls(
             id=version,
             digest=digest,
@@ -143,6 +153,7 @@ class Version:
             optimizer=optimizer,
             base=base,
             changed=changed,
+            checked={name: stamps[name] for name in (MANIFEST, COMPAT, SCHEMA, TOKENS, DENSE, DELTA) if name in stamps},
         )
 
     @property
@@ -164,6 +175,41 @@ class Version:
     def compacts(self) -> str | None:
         """The delta whose rows these are, published whole."""
         return self.manifest.get("compacts")
+
+    def lookup(self, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Tensor:
+        """The vectors of raw values of one feature: bit for bit what the table, restored, would give on a CPU.
+
+        Only their rows are read. The buckets these lie in, and no others, are fetched where the store is in a bucket,
+        and checked when they are first needed; so hold a version for many lookups.
+
+        Args:
+            feature: name.
+            values: raw values, as the log's column holds them, ``None`` for missing; lists for list features. For a
+                feature with a transform also what the transform gives.
+
+        Returns:
+            float32 ``[len(values), lookups * dim]``.
+
+        Raises:
+            SchemaError: no such feature, values of a type that is not categorical, or what its transform can't give.
+            DataError: an integer beyond 64 bits, or text that is not Unicode.
+            CorruptVersionError: rows, or ranges of rows, that are not what was published.
+            StoreError: a bucket that doesn't give its files, or a cache that can't be written.
+        """
+        from embstore.store.lookup import lookup  # only those who look up pay for Arrow and the kernels
+
+        return lookup(self, feature, values)
+
+    @cached_property
+    def plan(self) -> LookupPlan:
+        """Which rows of the table each lookup may take.
+
+        Raises:
+            CorruptVersionError: not those of its manifest.
+        """
+        from embstore.store.lookup import plan_of
+
+        return plan_of(self)
 
     def changes(self) -> Overlay:
         """A delta's own rows, as they were read when it was opened.
@@ -218,9 +264,10 @@ class Version:
         """
         info = self._optimizer_info()
         if self.base is None or self.changed is None:
-            return OptimizerRows(OptimizerBuckets(self.source, self.table.layout, self.files, info))
-        under, (changes, tensors) = self.base.optimizer_rows, self.changed
-        return OptimizerRows(under.buckets, (*under.changes, (changes.index_R, tensors)))
+            buckets = OptimizerBuckets(self.source, self.table.layout, self.files, info)
+            return OptimizerRows(buckets, self.table.overlays)
+        under, (_, tensors) = self.base.optimizer_rows, self.changed
+        return OptimizerRows(under.buckets, self.table.overlays, (*under.changes, tensors))
 
     def _optimizer_info(self) -> OptimizerInfo:
         if self.optimizer is None:
@@ -234,12 +281,38 @@ class Version:
         Raises:
             CorruptVersionError: naming the file, what was expected and what was found.
         """
-        found = self.source.digest(MANIFEST).sha256
-        if found != self.digest:
-            raise CorruptVersionError(self.source.where(MANIFEST), expected=f"sha256 {self.digest}", found=found)
-        format.verify(self.source, self.files, progress=progress)
+        format.verify(self.source, self.files, self.digest, progress=progress)
         if self.base is not None:
             self.base.verify(progress=progress)
+
+    def check(self, files_of: Callable[[str], Files] | None = None) -> None:
+        """Compare what lies there now, its bases too, with what was published, reading only what may be another.
+
+        Every file must be there with its length. All but buckets are hashed too, each once by this process, and again
+        when it was written since. Buckets, and bytes that a disk has lost without a write, are for ``verify``.
+
+        Args:
+            files_of: gives the files of a version by its id; those it was opened from when not given.
+
+        Raises:
+            CorruptVersionError: naming the file, what was expected and what was found.
+        """
+        version: Version | None = self
+        while version is not None:
+            source = version.source if files_of is None else files_of(version.id)
+            stamps = source.stamps()
+            if MANIFEST not in stamps:
+                raise CorruptVersionError(source.where(MANIFEST), expected="a manifest", found="no file")
+            format.check_files(source, version.files, {name: stamp.bytes for name, stamp in stamps.items()})
+            files = {**version.files, MANIFEST: FileDigest(stamps[MANIFEST].bytes, version.digest)}
+            written = {
+                name: digest
+                for name, digest in files.items()
+                if not is_bucket(name) and version.checked.get(name) != stamps[name]
+            }
+            format.check_contents(source, written)
+            version.checked.update({name: stamps[name] for name in written})
+            version = version.base
 
 
 def read_body(source: Files, *, version: str, digest: str) -> tuple[dict[str, Any], dict[str, FileDigest]]:

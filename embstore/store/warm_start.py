@@ -39,12 +39,14 @@ class WarmStart:
     Args:
         values: in the file.
         rows: of the table that were set.
+        changed: of these, rows whose numbers are others than before.
         shared: values that share at least one of their rows with another value.
         unknown: values an exact feature doesn't know, which were skipped.
     """
 
     values: int
     rows: int
+    changed: int
     shared: int
     unknown: int
 
@@ -84,7 +86,7 @@ def import_vectors(
     with _reading(vectors):
         found = source.to_table(columns=[value_column] if weight_column is None else [value_column, weight_column])
     if found.num_rows == 0:
-        return WarmStart(values=0, rows=0, shared=0, unknown=0)
+        return WarmStart(values=0, rows=0, changed=0, shared=0, unknown=0)
     value = found.column(value_column)
     if pa.types.is_nested(value.type):
         raise SchemaError(f"column {value_column!r}", expected="single values", found=str(value.type))
@@ -113,15 +115,19 @@ def import_vectors(
     bounds_G = np.append(first_G, len(row_C))
 
     table.settle()  # what rows owe is for steps before these numbers
+    changed = 0
     for start in range(0, len(row_G), _BLOCK_ROWS):
         block = row_G[start : start + _BLOCK_ROWS]
         means = np.empty((len(block), table.dim))
         _average(vector_VW, weight_V, value_C, start_C, bounds_G[start : start + len(block) + 1], means)
         rows = torch.from_numpy(block).to(table.weight.device)
-        table.weight.index_copy_(0, rows, torch.from_numpy(means).to(table.weight))
+        new_GD = torch.from_numpy(means).to(table.weight)
+        changed += int((table.weight.index_select(0, rows) != new_GD).any(dim=1).sum())
+        table.weight.index_copy_(0, rows, new_GD)
     return WarmStart(
         values=len(tokens_V),
         rows=len(row_G),
+        changed=changed,
         shared=_sharing(row_C, value_C),
         unknown=len(tokens_V) - len(index_V),
     )
@@ -129,8 +135,7 @@ def import_vectors(
 
 def _open(vectors: str | Path | pa.Table, columns: list[str]) -> ds.Dataset:
     """Where they are, with each of these columns once."""
-    with _reading(vectors):
-        source = ds.dataset(vectors) if isinstance(vectors, pa.Table) else open_dataset(vectors)
+    source = ds.dataset(vectors) if isinstance(vectors, pa.Table) else open_dataset(vectors, "vectors")
     names = source.schema.names
     for name in columns:
         if names.count(name) != 1:
@@ -190,11 +195,18 @@ def _vectors(
             usable = torch.tensor(numbers).to(dtype).isfinite().view(-1, width).all(dim=1).numpy()
             if not usable.all():
                 bad = int(np.flatnonzero(~usable)[0])
-                expected = f"finite numbers of {str(dtype).removeprefix('torch.')}"
-                raise DataError(f"column {name!r}, row {row + bad:,}", expected=expected, found=str(part[bad].as_py()))
+                raise _not_finite(part[bad].as_py(), dtype, f"column {name!r}, row {row + bad:,}")
             vector_VW[row : row + len(part)] = numbers.reshape(-1, width)
             row += len(part)
     return vector_VW
+
+
+def _not_finite(vector: list[float | None], dtype: torch.dtype, where: str) -> DataError:
+    """The error for a vector's first number that is missing or not finite in this dtype."""
+    numbers = torch.tensor([float("nan") if number is None else number for number in vector], dtype=torch.float32)
+    place = int((~numbers.to(dtype).isfinite()).nonzero()[0])
+    expected = f"finite numbers of {str(dtype).removeprefix('torch.')}"
+    return DataError(f"{where}, number {place} of {len(vector)}", expected=expected, found=str(vector[place]))
 
 
 def _weights(found: pa.Table, name: str | None) -> NDArray[np.float64]:

@@ -14,12 +14,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from embstore.errors import StoreError
+from embstore.errors import SchemaError, StoreError
 from embstore.schema import Feature, Schema
 from embstore.store import Bundle, Store, Version
 from embstore.store.local import LocalFiles
@@ -175,6 +176,10 @@ class Mutations:
 
         return read
 
+    def unchanged(self) -> Callable[[], Any]:
+        """The version as it was published."""
+        return self._version({})
+
     def _version(self, changed: dict[str, bytes], manifest: bytes | None = None) -> Callable[[], Any]:
         if manifest is None:
             body = json.loads(self.files["manifest.json"])
@@ -191,6 +196,9 @@ class Mutations:
                 version = Version.open(LocalFiles(self.folder), version=self.version.id, digest=digest)
                 version.verify()
                 version.table.gather(torch.arange(version.table.num_rows))
+                for feature in version.schema.features:
+                    with suppress(SchemaError):  # of a transform that takes no such value, or of a kind of column
+                        version.lookup(feature.name, [1, 5, None])
                 version.dense_state(), version.table.describe(), version.table.exact_tokens()
             finally:
                 for name in files:
@@ -204,10 +212,11 @@ def main(folder: str, count: int, seed: int) -> None:
     torch.set_num_threads(1)
     mutations, choice = Mutations(Path(folder)), random.Random(seed)
     kinds = (mutations.manifest, mutations.compat, mutations.schema, mutations.header, mutations.entry)
-    for kind in kinds:  # whatever is imported late is imported now
+    for kind in kinds:  # what is imported late, and threads started late, are there now
         kind(random.Random(0))
         for name, data in mutations.files.items():
             (mutations.folder / name).write_bytes(data)
+    mutations.unchanged()()
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     ends: Counter[str] = Counter()

@@ -12,11 +12,16 @@ import json
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import buckets
+import obstore
 import pytest
 import torch
+from obstore.store import MemoryStore
+from publisher import small_bundle
 
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.schema import Feature, Schema
@@ -235,6 +240,7 @@ def test_a_missing_file_and_a_stray_one(store: Store) -> None:
         ("num_tables", 0),
         ("num_tables", 3),
         ("seed", 2**64),
+        ("seed", -1),
     ],
 )
 def test_a_table_that_is_not_the_one_in_the_files(key: str, value: Any, store: Store) -> None:
@@ -253,6 +259,25 @@ def test_features_that_point_outside_the_table(rows: Any, store: Store) -> None:
     _sign(store, json.dumps({**manifest, "features": [{**manifest["features"][0], "rows": rows}]}).encode())
     with pytest.raises(CorruptVersionError, match=r"rows|base|size"):
         _version(store)
+
+
+@pytest.mark.parametrize(
+    ("table", "features", "message"),
+    [
+        ({"num_tables": 2}, {}, r"'user'; expected rows \d to \d, .*found 0 to 8"),
+        ({}, {"rows": [{"base": 0, "size": 4}]}, "'user'; expected rows 0 to 8, .*found 0 to 4"),
+        ({"hashed_rows": 7}, {"rows": [{"base": 0, "size": 7}]}, "rows; expected 7; found 8"),
+    ],
+)
+def test_rows_that_are_not_where_the_hash_finds_them(
+    table: dict[str, Any], features: dict[str, Any], message: str, store: Store
+) -> None:
+    """Rule: a lookup reads the rows that the manifest says are its feature's, or none."""
+    manifest = _version(store).manifest
+    changed = {"table": {**manifest["table"], **table}, "features": [{**manifest["features"][0], **features}]}
+    _sign(store, json.dumps({**manifest, **changed}).encode())
+    with pytest.raises(CorruptVersionError, match=message):
+        _version(store).lookup("user", ["ann"])
 
 
 _KEYS = ("format", "version", "created", "space", "parent", "table", "features", "columns", "files")
@@ -418,6 +443,22 @@ def test_a_log_with_a_gap(store: Store) -> None:
     (store.root / "log" / "000000000003.json").write_bytes(entry.read_bytes())
     with pytest.raises(CorruptVersionError, match=r"log/000000000002\.json"):
         Store(store.root).versions()
+
+
+def test_a_stray_entry_far_off_in_a_bucket(tmp_path: Path) -> None:
+    """As many requests and futures as there are numbers before it would take all memory."""
+    objects, asked = MemoryStore(), []
+    store = Store(objects, cache=tmp_path)
+    store.publish(small_bundle())
+    obstore.put(objects, "log/000000100000.json", b"{}")
+
+    def react(name: str, path: str, run: Callable[[], Any]) -> Any:
+        asked.extend([path] if name == "head" else [])
+        return run()
+
+    with buckets.intercepted(react), pytest.raises(CorruptVersionError, match=r"log/000000000002\.json.*found none"):
+        store.versions()
+    assert len(asked) < 40
 
 
 @pytest.mark.parametrize(

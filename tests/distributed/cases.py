@@ -22,13 +22,15 @@ from embstore.batch import FeatureTokens
 from embstore.config import parse
 from embstore.distributed import Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
-from embstore.errors import DataError, Interrupted
+from embstore.errors import CorruptVersionError, DataError, Interrupted, StoreError
 from embstore.kernels import TableOptimizer
 from embstore.run import Run
 from embstore.schema import Feature
 from embstore.settings import RunConfig
 from embstore.sharding.batch_norm import share_batch_norm
-from embstore.store import Change, Store, format
+from embstore.store import Change, Store, Version, delta, format
+from embstore.store.local import LocalPlace
+from embstore.store.log import Log
 from embstore.training import Trainer
 
 _undo: list[Callable[[], None]] = []
@@ -146,10 +148,23 @@ def batch_norm(group: Group, sizes: list[int]) -> list[float]:
 
 
 def train(
-    group: Group, config: dict[str, Any], stop_after: int | None = None, stops: int = 0, bucket_bytes: int | None = None
+    group: Group,
+    config: dict[str, Any],
+    stop_after: int | None = None,
+    stops: int = 0,
+    bucket_bytes: int | None = None,
+    fails: str = "",
+    rank: int = 0,
+    publication: int = 0,
 ) -> dict[str, Any]:
-    """Train a run, or until rank ``stops`` is asked to stop; its result, and digests of what it saved."""
+    """Train a run, or until rank ``stops`` is asked to stop; its result, and digests of what it saved.
+
+    Args:
+        fails: what of ``_PARTS`` fails on a rank in its publication of that number, from 1.
+    """
     _small_buckets(bucket_bytes)
+    if fails and group.rank == rank:
+        _fail(fails, publication)
     run = Run(parse(RunConfig, config), models.build, group=group)
     if stop_after is not None:
         _stop_after(stop_after, group.rank == stops)
@@ -227,26 +242,29 @@ def lead(group: Group, error: str) -> Any:
     """Rank 0 does something for all, or fails to."""
 
     def work() -> Any:
-        if error == "DataError":
-            raise DataError("row 7", expected="a label", found="none", do="drop it")
-        if error:
-            raise OSError(error)
+        _raise(error)
         return {"done": group.rank}
 
     return group.lead(work)
 
 
 def each(group: Group, error: str) -> Any:
-    """Every rank does something of its own; rank 1 may fail."""
+    """Every rank does something of its own; those from 1 may fail, each with an error of its own."""
 
     def work() -> Any:
-        if group.rank == 1 and error == "DataError":
-            raise DataError("row 7", expected="a label", found="none", do="drop it")
-        if group.rank == 1 and error:
-            raise OSError(error)
+        _raise(dict(enumerate(error.split(", "), start=1)).get(group.rank, ""))
         return {"done": group.rank}
 
     return group.each(work)
+
+
+def _raise(error: str) -> None:
+    if error == "DataError":
+        raise DataError("row 7", expected="a label", found="none", do="drop it")
+    if error == "OSError":
+        raise OSError(errno.ENOSPC, "disk full", "table")
+    if error:
+        raise KeyError("row 7")
 
 
 def talk(group: Group) -> dict[str, Any]:
@@ -305,6 +323,63 @@ def _full_disk() -> None:
 
     format.SafetensorsWriter = write  # type: ignore[assignment, misc]
     _undo.append(lambda: setattr(format, "SafetensorsWriter", known))
+
+
+def _full() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "part")
+
+
+def _refuse() -> None:
+    raise StoreError("a part", found="refused")
+
+
+def _damage() -> None:
+    raise CorruptVersionError("a part", expected="others", found="these bytes")
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+_PARTS: dict[str, tuple[Any, str, Callable[[], None]]] = {
+    "begin": (Log, "state", _refuse),
+    "base": (Version, "check", _damage),
+    "stage": (LocalPlace, "stage", _full),
+    "folders": (format, "_make_folders", _full),
+    "compare": (format, "changed_rows", _refuse),
+    "die": (format, "changed_rows", _die),
+    "bucket": (format, "SafetensorsWriter", _full),
+    "delta": (delta, "write_tensors", _full),
+    "schema": (format, "write_small", _full),
+    "keep": (LocalPlace, "keep", _full),
+    "commit": (Log, "add", _refuse),
+    "open": (Store, "_open", _refuse),
+    "promote": (Store, "promote", _refuse),
+}
+
+
+def _fail(part: str, publication: int) -> None:
+    """Let a part of a publication fail in this process, and of no other."""
+    (owner, name, fail), publish, count = _PARTS[part], Store.publish, 0
+    known, within = getattr(owner, name), name == "promote"
+
+    def counted(self: Store, *arguments: Any, **named: Any) -> Version:
+        nonlocal count, within
+        count, within = count + 1, True
+        try:
+            return publish(self, *arguments, **named)
+        finally:
+            within = name == "promote"
+
+    def failing(*arguments: Any, **named: Any) -> Any:
+        if within and count == publication:
+            fail()
+        return known(*arguments, **named)
+
+    Store.publish = counted  # type: ignore[method-assign]
+    setattr(owner, name, failing)
+    _undo.append(lambda: setattr(Store, "publish", publish))
+    _undo.append(lambda: setattr(owner, name, known))
 
 
 def _small_buckets(nbytes: int | None) -> None:

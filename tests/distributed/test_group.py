@@ -27,6 +27,7 @@ def test_a_process_without_a_world_is_alone(monkeypatch: pytest.MonkeyPatch) -> 
     assert group.gather(rows) == group.collect(rows) == group.exchange([rows]) == [rows]
     assert group.any(True, False) == (True, False)
     assert (group.told(7), group.tell(7), group.lead(lambda: 7), group.each(lambda: 7)) == (7, [7], 7, [7])
+    assert group.together(lambda: rows) is rows
     group.barrier()
 
 
@@ -48,18 +49,27 @@ def test_what_rank_0_does_for_all(ranks: Ranks) -> None:
     assert ranks.run(2, "lead", error="") == [{"done": 0}] * 2
     for answer in ranks.answers(2, "lead", error="DataError"):
         assert (answer["error"], answer["text"]) == ("DataError", "row 7; expected a label; found none; drop it")
-    first, second = ranks.answers(2, "lead", error="disk full")
-    assert (first["error"], first["text"]) == ("OSError", "disk full")
-    assert (second["error"], second["text"]) == ("GroupError", "rank 0 could not go on; found OSError: disk full")
+    first, second = ranks.answers(2, "lead", error="OSError")
+    assert (first["error"], first["text"]) == ("OSError", "[Errno 28] disk full: 'table'")
+    assert (second["error"], second["text"]) == ("OSError", "[Errno 28] disk full (on rank 0): 'table'")
+    first, second = ranks.answers(2, "lead", error="KeyError")
+    assert (first["error"], first["text"]) == ("KeyError", "'row 7'")
+    assert (second["error"], second["text"]) == ("GroupError", "rank 0 could not go on; found KeyError: 'row 7'")
 
 
 def test_what_each_rank_does(ranks: Ranks) -> None:
     assert ranks.run(2, "each", error="") == [[{"done": 0}, {"done": 1}]] * 2
     for answer in ranks.answers(3, "each", error="DataError"):
         assert (answer["error"], answer["text"]) == ("DataError", "row 7; expected a label; found none; drop it")
-    first, second = ranks.answers(2, "each", error="disk full")
-    assert (first["error"], first["text"]) == ("GroupError", "rank 1 could not go on; found OSError: disk full")
-    assert (second["error"], second["text"]) == ("OSError", "disk full")
+    first, second = ranks.answers(2, "each", error="OSError")
+    assert (first["error"], first["text"]) == ("OSError", "[Errno 28] disk full (on rank 1): 'table'")
+    assert (second["error"], second["text"]) == ("OSError", "[Errno 28] disk full: 'table'")
+    first, second = ranks.answers(2, "each", error="KeyError")
+    assert (first["error"], first["text"]) == ("GroupError", "rank 1 could not go on; found KeyError: 'row 7'")
+    assert (second["error"], second["text"]) == ("KeyError", "'row 7'")
+    # Where several fail, all hear of the first: what they do about it must be the same.
+    first, second, third = ranks.answers(3, "each", error="DataError, OSError")
+    assert [answer["error"] for answer in (first, second, third)] == ["DataError"] * 3
 
 
 def _refused(answers: list[dict[str, Any]], error: str, *texts: str, within: float = 10.0) -> None:

@@ -190,8 +190,11 @@ def test_compact_makes_a_delta_whole_and_leaves_a_whole_version(
     made = store.open(said["version"])
     assert (said["of"], said["compacted"], made.compacts, made.delta) == (delta.id, True, delta.id, None)
     assert made.table.read_rows(0, 40).equal(make_bundle(seed=1).table.read_rows(0, 40))
+    assert (said["encoding"], said["loss"]) == ("float32", None)
     store.promote(delta.id, "canary")
     assert re.search(rf"^published \S+, {delta.id} whole: ", invoke("compact", "canary", "--store", tmp_path).output)
+    said = invoke("compact", "canary", "--encoding", "int8", "--store", tmp_path).output
+    assert re.search(r"^int8: numbers changed by \S+ at most", said, re.MULTILINE)
 
 
 def test_an_unknown_version_names_few(make_bundle: Callable[..., Any], tmp_path: Path) -> None:
@@ -199,11 +202,17 @@ def test_an_unknown_version_names_few(make_bundle: Callable[..., Any], tmp_path:
     store = Store(tmp_path)
     for seed in range(7):
         store.publish(make_bundle(seed=seed))
-    with pytest.raises(VersionNotFoundError, match=r"8 are known, e\.g\. ") as raised:  # latest among them
+    with pytest.raises(VersionNotFoundError, match=r"7 are known, e\.g\. ") as raised:  # latest is one of them
         invoke("promote", "2099", "--store", tmp_path)
     assert str(raised.value).count("T") == 3
     with pytest.raises(VersionNotFoundError, match="did you mean 'latest'"):
         invoke("promote", "lastest", "--store", tmp_path)
+
+
+def test_names_of_what_is_known_are_not_counted() -> None:
+    assert nearest("x", ["b", "a"], also=["latest"]) == "known: a, b, latest"
+    assert nearest("lates", ["b", "a"], also=["latest"]) == "did you mean 'latest'?"
+    assert nearest("z", [f"{n:09d}" for n in range(20)], also=["latest"]).startswith("20 are known, e.g. ")
 
 
 def test_nearest_names_all_of_a_few_and_a_few_of_many() -> None:

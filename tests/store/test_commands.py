@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from click.testing import CliRunner
 from commands import output
 
 from embstore.cli import cli
+from embstore.cli.versions import _marked
 from embstore.errors import CorruptVersionError, StoreError
-from embstore.store import Bundle, Store, Version
+from embstore.store import Bundle, Change, Store, Version
+from embstore.store.local import LocalFiles
 
 MakeBundle = Callable[..., Bundle]
 
@@ -48,6 +51,9 @@ def test_tags_are_put_on_shown_and_taken_off(versions: list[Version], tmp_path: 
     assert [row["tags"] for row in listed] == [[], [], ["spring", "summer"]]
     assert [row["parent"] for row in listed] == [versions[1].id, first, None]
     assert "spring summer" in output("versions", "--store", tmp_path)
+    entries = len(list((tmp_path / "log").iterdir()))
+    assert output("tag", "spring", first[:-1], "--store", tmp_path) == f"spring is already {first}\n"
+    assert len(list((tmp_path / "log").iterdir())) == entries
     with pytest.raises(StoreError, match="found a tag of"):
         output("tag", "spring", "latest", "--store", tmp_path)
     assert output("untag", "summer", "--store", tmp_path) == f"summer is no longer {first}\n"
@@ -75,7 +81,7 @@ def test_a_damaged_version_is_listed_with_the_others(versions: list[Version], tm
 
 
 def test_verify_finds_the_damaged_one(versions: list[Version], tmp_path: Path) -> None:
-    assert read("verify", "--store", tmp_path) == [{"version": versions[2].id, "damaged": None}]
+    assert read("verify", "--store", tmp_path) == [{"version": versions[2].id, "damaged": None, "depends_on": None}]
     assert output("verify", "--all", "--store", tmp_path).count("whole") == 3
     damage(versions[1])
     assert output("verify", versions[0].id, "--store", tmp_path) == f"{versions[0].id}  whole\n"
@@ -89,6 +95,102 @@ def test_verify_finds_the_damaged_one(versions: list[Version], tmp_path: Path) -
     assert "bucket-00000" in found[1]["damaged"]
     result = CliRunner().invoke(cli, ["verify", "--all", "--store", str(tmp_path)])
     assert result.stdout.count("whole") == 2
+
+
+def chain(make_bundle: MakeBundle, store: Store) -> tuple[Version, Version, Version, Version]:
+    """A version, a delta of it, a delta of that, and another version."""
+    out = [store.publish(make_bundle())]
+    for row in (3, 5):
+        rows_ND = out[-1].table.read_rows(0, 40).clone()
+        rows_ND[row] += 1
+        out.append(store.publish(make_bundle(rows_ND=rows_ND), change=Change(base=out[-1])))
+    first, second, third = out
+    return first, second, third, store.publish(make_bundle(seed=1))
+
+
+def test_one_damaged_file_is_one_cause(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The case: deltas of a damaged version were counted as damaged, and its files read again for each of them."""
+    base, delta, above, other = chain(make_bundle, Store(tmp_path))
+    read_files, digest = [], LocalFiles.digest
+
+    def counted(self: LocalFiles, name: str) -> Any:
+        read_files.append(f"{self.folder.name}/{name}")
+        return digest(self, name)
+
+    monkeypatch.setattr(LocalFiles, "digest", counted)
+    assert [one["version"] for one in read("verify", above.id, "--store", tmp_path)] == [base.id, delta.id, above.id]
+    read_files.clear()
+    assert all(one["damaged"] is one["depends_on"] is None for one in read("verify", "--all", "--store", tmp_path))
+    assert len(read_files) == len(set(read_files)) == sum(len(each.files) + 1 for each in (base, delta, above, other))
+    damage(base)
+    result = CliRunner().invoke(cli, ["verify", "--all", "--store", str(tmp_path)])
+    lines = dict(line.split("  ", 1) for line in result.stdout.splitlines())
+    assert lines[base.id].startswith(f"damaged: {base.folder}/table/bucket-00000.safetensors; ")
+    assert lines[base.id].endswith(f"; {delta.id}, {above.id} depend on it")
+    assert lines[delta.id] == lines[above.id] == f"can't be read: it depends on {base.id}"
+    assert lines[other.id] == "whole"
+    assert isinstance(result.exception, CorruptVersionError)
+    assert str(result.exception).startswith(
+        "1 of 4 versions; expected whole; found damaged, and 2 more based on what is; restore the files"
+    )
+    assert "verify" not in str(result.exception)
+    result = CliRunner().invoke(cli, ["verify", "--json", "--store", str(tmp_path), delta.id])
+    assert [(one["damaged"] is None, one["depends_on"]) for one in json.loads(result.stdout)] == [
+        (False, None),
+        (True, base.id),
+    ]
+
+
+def test_verifying_goes_on_after_any_error(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    base, delta, above, other = chain(make_bundle, store)
+    path = delta.folder / "delta/rows.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+    read_digest = LocalFiles.digest
+
+    def digest(self: LocalFiles, name: str) -> Any:
+        if self.folder.name == other.id:
+            raise StoreError("no network")
+        return read_digest(self, name)
+
+    monkeypatch.setattr(LocalFiles, "digest", digest)
+    found = {finding.version: finding for finding in store.verify_all()}
+    assert list(found) == [base.id, delta.id, above.id, other.id]
+    assert found[base.id].whole
+    assert isinstance(found[delta.id].error, CorruptVersionError)
+    assert (found[above.id].error, found[above.id].below) == (None, delta.id)
+    assert str(found[other.id].error) == "no network"
+    with pytest.raises(StoreError, match="1 of 1 versions; expected whole; found some that can't be read") as raised:
+        output("verify", other.id, "--store", tmp_path)
+    assert not isinstance(raised.value, CorruptVersionError)
+    shutil.rmtree(base.folder)
+    found = {finding.version: finding for finding in store.verify_all()}
+    assert found[base.id].error is not None
+    assert found[delta.id].error is not None  # its own file is damaged as well
+    assert found[above.id].below == delta.id
+
+
+@pytest.mark.parametrize("damage", ["gone", "manifest"])
+def test_a_delta_of_a_damaged_version_is_listed_as_such(damage: str, make_bundle: MakeBundle, tmp_path: Path) -> None:
+    base, delta, above, other = chain(make_bundle, Store(tmp_path))
+    if damage == "gone":
+        shutil.rmtree(base.folder)
+    else:
+        (base.folder / "manifest.json").write_text("{}")
+    listed = {row["version"]: row["damaged"] for row in read("versions", "--store", tmp_path)}
+    assert base.id in listed[base.id]
+    assert listed[delta.id] == f"a delta of {base.id}, which is damaged"
+    assert listed[above.id] == f"a delta of {delta.id}, which is damaged"
+    assert listed[other.id] is None
+    missing = {"version": "b", "delta": {"base": "a"}, "damaged": None}
+    assert _marked([missing])[0]["damaged"] == "a delta of a, which is not in the store"
+    text = output("versions", "--store", tmp_path)
+    assert f"{above.id} damaged: a delta of {delta.id}" in text
+    assert " rows" not in text
 
 
 def test_gc_says_what_it_would_do_and_does_it(versions: list[Version], tmp_path: Path) -> None:
@@ -118,7 +220,10 @@ def test_diff_shows_what_changed(versions: list[Version], make_bundle: MakeBundl
     assert (found["old"], found["new"], found["steps"]) == (first, third, 2)
     assert (found["rows"]["rows"], found["rows"]["changed"]) == (40, 40)
     text = output("diff", first, third, "--store", tmp_path)
-    assert "trained on from it, steps: 2" in text
+    assert f"{third}  descends from it, 2 versions on\n" in text
+    assert f"{third}  its child\n" in output("diff", versions[1].id, third, "--store", tmp_path)
+    same = output("diff", third, "latest", "--store", tmp_path)
+    assert f"old  {third}\nnew  {third}  the same version\n" in same
     assert "valid.auc" in text
     assert f"{found['rows']['max']:.4g}" in text
     wide = Store(tmp_path).publish(make_bundle(dim=6, model={**versions[0].manifest["model"], "widths": [12, 6, 6]}))
@@ -127,6 +232,14 @@ def test_diff_shows_what_changed(versions: list[Version], make_bundle: MakeBundl
     assert "another space" in text
     assert "table.dim" in text
     assert "can't be compared: 3 numbers a row, now 6" in text
+
+
+def test_diff_leaves_out_metrics_of_a_log_that_nothing_was_measured_on(
+    versions: list[Version], make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    Store(tmp_path).publish(make_bundle(metrics={"valid": {}}))
+    found = read("diff", versions[0].id, "latest", "--store", tmp_path)
+    assert found["metrics"] == {"valid.auc": [0.75, None], "valid.gauc": [None, None]}
 
 
 @pytest.mark.parametrize(

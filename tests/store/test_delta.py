@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,8 +13,7 @@ from typing import Any
 import pytest
 import torch
 from disk import Call, intercepted
-from hypothesis import given
-from hypothesis import strategies as st
+from obstore.store import LocalStore
 from torch import Tensor
 
 from embstore.batch import FeatureTokens
@@ -21,8 +21,8 @@ from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.kernels import TableOptimizer
 from embstore.schema import Feature, Schema
-from embstore.store import Bundle, Change, OptimizerState, Store, Version, format
-from embstore.store.table import Overlay
+from embstore.store import Bundle, Change, Consumer, OptimizerState, Store, Version, format
+from embstore.store.local import LocalFiles
 
 MakeBundle = Callable[..., Bundle]
 
@@ -155,19 +155,6 @@ def test_insignificant_changes_wait_with_their_state(make_bundle: MakeBundle, tm
     assert torch.equal(version.optimizer_state().table["sum"], before)
 
 
-@given(under=st.sets(st.integers(0, 30)), over=st.sets(st.integers(0, 30)))
-def test_the_later_of_two_changes_stands(under: set[int], over: set[int]) -> None:
-    def overlay(rows: set[int], sign: int) -> Overlay:
-        index_R = torch.tensor(sorted(rows), dtype=torch.int64)
-        return Overlay(index_R, sign * index_R.float().unsqueeze(1))
-
-    rows_ND = torch.full((31, 1), 100.0)
-    for changes in (overlay(under, 1), overlay(over, -1)):
-        changes.put(torch.arange(31), rows_ND)
-    expected = dict.fromkeys(range(31), 100) | {row: row for row in under} | {row: -row for row in over}
-    assert rows_ND.flatten().tolist() == list(expected.values())
-
-
 def _chain(make_bundle: MakeBundle, store: Store) -> tuple[UnifiedEmbedding, Version]:
     """A version in several buckets and a delta of it: row 5 changed."""
     table = _table(OPTIMIZERS[0])
@@ -242,6 +229,68 @@ def test_changes_in_fewer_bits(encoding: str, make_bundle: MakeBundle, tmp_path:
     torch.testing.assert_close(found_ND[50:60], rows_ND[50:60], rtol=0, atol=0.02)
     loss = float((found_ND - rows_ND).abs().max())
     assert version.manifest["delta"]["loss"]["largest"] == pytest.approx(loss)
+
+
+@pytest.mark.parametrize("significance", [0.0, 0.25])
+@pytest.mark.parametrize("encoding", ["int8", "int4", "float16"])
+def test_rows_in_fewer_bits_are_published_once(
+    encoding: str, significance: float, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """The case: the trained rows never are the quantised ones, so every later delta held them all again."""
+    store, bundle = Store(tmp_path), make_bundle(rows=400, dim=8)
+    version = store.publish(bundle)
+    rows_ND = bundle.table.read_rows(0, 400).clone()
+    for step in range(3):
+        rows_ND[10 * step : 10 * step + 10] *= 200  # a step of int4 is more than the significance then
+        change = Change(base=version, encoding=encoding, significance=significance)
+        version = store.publish(make_bundle(rows_ND=rows_ND.clone()), change=change)
+        assert version.changes().index_R.tolist() == list(range(10 * step, 10 * step + 10))
+    last = store.publish(make_bundle(rows_ND=rows_ND), change=replace(change, base=version))
+    assert last.changes().index_R.tolist() == []
+
+
+def test_a_state_that_changed_is_published_though_its_row_reads_the_same(
+    make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    store, table = Store(tmp_path), _table(OPTIMIZERS[0])
+    version = store.publish(_bundle(table, make_bundle))
+    with torch.no_grad():
+        table.weight[5:7] += 1
+        version = store.publish(_bundle(table, make_bundle), change=Change(base=version, encoding="int8"))
+        table.state_sum[6] += 1
+    version = store.publish(_bundle(table, make_bundle), change=Change(base=version, encoding="int8"))
+    assert version.changes().index_R.tolist() == [6]
+    assert torch.equal(version.optimizer_state().table["sum"], table.state_sum)
+
+
+@pytest.mark.parametrize("encoding", [None, "float32"])
+def test_compacting_keeps_the_encoding_of_the_base(
+    encoding: str | None, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """The case: a chain on an int8 version was published as float32, four times the size, and nothing was said."""
+    store = Store(tmp_path)
+    base = store.publish(make_bundle(), encoding="int8")
+    rows_ND = base.table.read_rows(0, 40).clone()
+    rows_ND[3:9] = torch.randn(6, rows_ND.shape[1], generator=torch.Generator().manual_seed(5))
+    delta = store.publish(make_bundle(rows_ND=rows_ND), change=Change(base=base))
+    consumer = Consumer(store, tmp_path / "position", ref="latest")
+    for update in consumer.pending():
+        consumer.commit(update)
+    made = store.compact(encoding=encoding)
+    assert made.compacts == delta.id
+    assert made.table.encoding == (encoding or "int8")
+    found_ND, loss = made.table.read_rows(0, 40), made.manifest["table"].get("loss")
+    if encoding is None:
+        assert loss["largest"] == pytest.approx(float((found_ND.double() - rows_ND.double()).abs().max()))
+        assert loss["largest"] > 0
+    else:
+        assert loss is None
+        assert torch.equal(found_ND, rows_ND)
+    (update,) = consumer.pending()  # rows quantised again are other rows
+    assert update.whole == (encoding is None)
+    assert store.compact(encoding=made.table.encoding).id == made.id
+    with pytest.raises(StoreError, match="expected a delta, to store its rows as float16; found a whole version"):
+        store.compact(encoding="float16")
 
 
 def _sums(*shape: int, name: str = "sum") -> OptimizerState:
@@ -367,3 +416,114 @@ def test_gc_keeps_what_a_delta_lies_on(make_bundle: MakeBundle, tmp_path: Path) 
     whole = store.compact()
     assert set(store.gc(keep=1, grace_seconds=0).retired) == {*ids, version.id}
     assert torch.equal(Store(tmp_path).open(whole.id).table.read_rows(0, 40), rows_ND)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+BASE_FILES = ["manifest.json", "compat.json", "schema.yaml", "exact/tokens.safetensors", "model/dense.safetensors"]
+
+
+ALL_FILES = [*BASE_FILES, "optimizer/dense.safetensors", "delta/rows.safetensors"]
+FILES_BY_DEPTH = [(depth, name) for depth in range(3) for name in ALL_FILES if depth or not name.startswith("delta/")]
+
+
+@pytest.mark.parametrize(("depth", "name"), FILES_BY_DEPTH)
+@pytest.mark.parametrize("where", ["folder", "bucket"])
+def test_a_delta_of_what_no_one_can_open_is_refused(
+    name: str, depth: int, where: str, make_bundle: MakeBundle, tmp_path: Path
+) -> None:
+    """The case: the base was open, and deltas of it were published that no other process could open."""
+    store, table = _place(where, tmp_path), _table(OPTIMIZERS[0])
+    chain = [store.publish(_bundle(table, make_bundle))]
+    for row in range(2):
+        with torch.no_grad():
+            table.weight[row] += 1
+        chain.append(store.publish(_bundle(table, make_bundle), change=Change(base=chain[-1])))
+    _flip(tmp_path / "store/versions" / chain[depth].id / name)
+    for again in (store, _place(where, tmp_path)):
+        with pytest.raises(CorruptVersionError, match=rf"{chain[depth].id}/{name}; expected .*sha256"):
+            again.publish(_bundle(table, make_bundle), change=Change(base=chain[-1]))
+    assert len(store.versions()) == 3
+    _flip(tmp_path / "store/versions" / chain[depth].id / name)
+    store.publish(_bundle(table, make_bundle), change=Change(base=chain[-1]))
+    (tmp_path / "store/versions" / chain[depth].id / name).unlink()
+    with pytest.raises(CorruptVersionError, match=rf"{chain[depth].id}/{name}.*no file"):
+        store.publish(_bundle(table, make_bundle), change=Change(base=chain[-1]))
+
+
+def _place(where: str, tmp_path: Path) -> Store:
+    folder = tmp_path / "store"
+    folder.mkdir(exist_ok=True)
+    return Store(folder if where == "folder" else LocalStore(folder), cache=tmp_path / "cache")
+
+
+def test_what_this_process_has_hashed_is_not_hashed_again(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, table, read = Store(tmp_path), _table(OPTIMIZERS[0]), []
+    digest = LocalFiles.digest
+    monkeypatch.setattr(LocalFiles, "digest", lambda files, name: read.append(name) or digest(files, name))
+    version = store.publish(_bundle(table, make_bundle))
+    for row in range(3):
+        read.clear()
+        with torch.no_grad():
+            table.weight[row] += 1
+        version = store.publish(_bundle(table, make_bundle), change=Change(base=version))
+        written = ["compat.json", "manifest.json", "optimizer/dense.safetensors", "schema.yaml"]
+        assert sorted(read) == written  # of what was written; and the one file of the base that wasn't read yet
+        assert version.base is not None
+    read.clear()
+    os.utime(version.folder / "delta/rows.safetensors", ns=(0, 0))
+    version.check()
+    assert sorted(read) == ["delta/rows.safetensors", "optimizer/dense.safetensors"]
+
+
+def test_a_base_opened_from_a_copy_is_checked_where_the_delta_goes(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    base = Store(tmp_path / "store").publish(make_bundle())
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    copy = Store(tmp_path / "copy")
+    _flip(tmp_path / "copy/versions" / base.id / "model/dense.safetensors")
+    with pytest.raises(CorruptVersionError, match=r"copy/.*sha256"):
+        copy.publish(make_bundle(seed=1), change=Change(base=base))
+    _flip(tmp_path / "copy/versions" / base.id / "model/dense.safetensors")
+    version = copy.publish(make_bundle(seed=1), change=Change(base=base))
+    assert version.base is not None
+    assert version.base.folder == tmp_path / "copy/versions" / base.id
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_base_of_another_store_object_is_not_opened_again(
+    other: bool, make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    base = store.publish(make_bundle())
+    opened, open_version = [], Version.open
+    monkeypatch.setattr(
+        Version, "open", lambda files, **options: opened.append(options["version"]) or open_version(files, **options)
+    )
+    publisher = Store(tmp_path) if other else store
+    version = publisher.publish(make_bundle(seed=1), change=Change(base=base))
+    assert version.base is base
+    assert opened == [version.id] * 2
+    opened.clear()
+    assert publisher.publish(version.bundle(), change=Change(base=version, smallest=True)) is version
+    assert opened == []
+
+
+def test_a_chain_that_is_too_long_names_what_makes_it_short(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embstore.store.delta.MAX_DEPTH", 1)
+    store = Store(tmp_path)
+    delta = store.publish(make_bundle(seed=1), change=Change(base=store.publish(make_bundle())))
+    said = f"at most 1 in a chain; found more; publish it whole, .*: embstore compact {delta.id}$"
+    with pytest.raises(StoreError, match=said):
+        store.publish(make_bundle(seed=2), change=Change(base=delta))
+    whole = store.compact()
+    store.publish(make_bundle(seed=2), change=Change(base=whole))
+    with pytest.raises(StoreError, match=f"compact {whole.id}; .*publish its run with --encoding int8$"):
+        store.compact(whole.id, encoding="int8")

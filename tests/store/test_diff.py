@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import output
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -196,6 +197,21 @@ def test_versions_differ_as_they_were_published(make_bundle: MakeBundle, tmp_pat
     assert not any((same.features_changed, same.schema, same.table, same.model, same.lineage))
     assert diff(middle, new).steps == 1
     assert diff(old, new).steps is None  # by their manifests alone, nothing is known of grandparents
+
+
+def test_rows_in_two_encodings_are_compared_as_they_are_read(make_bundle: MakeBundle, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    whole = store.publish(make_bundle())
+    small = store.publish(whole.bundle(), encoding="int8")
+    found = store.diff(whole.id, small.id)
+    assert found.encodings == ("float32", "int8")
+    assert found.rows
+    agrees(found.rows, *(version.table.read_rows(0, 40) for version in (whole, small)))
+    assert 0 < found.rows.max < 0.1
+    said = "rows are stored as float32, now as int8: compared are the numbers read, which storing alone has changed\n"
+    assert said in output("diff", whole.id, small.id, "--store", tmp_path)
+    assert store.diff(small.id, small.id).encodings == ("int8", "int8")
+    assert "rows are stored" not in output("diff", small.id, small.id, "--store", tmp_path)
 
 
 def test_schemas_that_differ(tmp_path: Path) -> None:

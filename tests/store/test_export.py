@@ -22,7 +22,7 @@ import embstore.store
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import DataError, LogError, SchemaError, StoreError
 from embstore.schema import Feature
-from embstore.store import Version, export_parquet, export_safetensors
+from embstore.store import Version, export_parquet, export_safetensors, open_values
 
 
 def test_only_who_exports_pays_for_arrow() -> None:
@@ -151,6 +151,98 @@ def test_values_from_a_column_for_each_feature(version: Version, tmp_path: Path)
     assert read(tmp_path / "out", "user")["value"].to_pylist() == ["a", "b", "c"]
     with pytest.raises(SchemaError, match="no feature 'other'"):
         export_parquet(version, tmp_path / "values.parquet", tmp_path / "no")
+
+
+def test_values_of_one_feature_from_a_column_alone(version: Version, tmp_path: Path) -> None:
+    path = tmp_path / "values.parquet"
+    for columns in ({"value": [1, 8]}, {"count": [7, 9], "value": [1, 8]}):
+        pq.write_table(pa.table(columns), path)
+        target = tmp_path / f"{len(columns)}"
+        assert export_parquet(version, path, target, features=["day", "day"]) == {"day": 2}
+        got = read(target, "day")
+        assert got["value"].to_pylist() == [1, 8]
+        assert ("count" in got.column_names) == ("count" in columns)
+    for features in (None, ["day", "user"]):
+        with pytest.raises(SchemaError, match="name one feature, whose values these are"):
+            export_parquet(version, path, tmp_path / "no", features=features)
+    pq.write_table(pa.table({"other": [1]}), path)
+    with pytest.raises(
+        SchemaError, match=r"no values of feature 'day'; known: other; .* in a column 'value', or in a \.txt"
+    ):
+        export_parquet(version, path, tmp_path / "no", features=["day"])
+
+
+@pytest.mark.parametrize(
+    ("feature", "text", "values"),
+    [
+        ("user", 'ann\n"q",b \n\u202e\n', ["ann", '"q",b ', "\u202e"]),
+        ("user", "\ufeffa\x1fb\n \n", ["a\x1fb", " "]),
+        ("user", "NA\r\nnull", ["NA", "null"]),
+        ("day", "1\n-9223372036854775808", [1, -(2**63)]),
+        ("7", "true\nfalse\n", [True, False]),
+        ("tags", "a\n", ["a"]),
+        ("hour", "2026-01-31T18:30\n", [datetime(2026, 1, 31, 18, 30)]),
+    ],
+)
+def test_values_of_one_feature_from_lines_of_text(
+    version: Version, tmp_path: Path, feature: str, text: str, values: list[Any]
+) -> None:
+    path = tmp_path / "values.txt"
+    path.write_bytes(text.encode())
+    export_parquet(version, path, tmp_path / "out", features=[feature])
+    got = read(tmp_path / "out", feature)
+    assert got["value"].to_pylist() == values
+    expected = UnifiedEmbedding.restore(version.table).lookup(feature, got["value"])
+    assert bits(got["vector"].to_pylist()) == bits(expected)
+
+
+@pytest.mark.parametrize(
+    ("feature", "text", "error", "message"),
+    [
+        ("day", "1\nx\n2\ny", DataError, r"values\.txt, line 2; expected int64 in UTF-8, .*; found 'x'$"),
+        ("day", "1\n\n2", DataError, r"values\.txt, line 2; expected a value; found a blank line"),
+        ("user", "a\n\r\n", DataError, r"values\.txt, line 2; expected a value; found a blank line"),
+        ("user", b"a\nb\n\xff\xfe", DataError, r"line 3; expected string in UTF-8.*xff"),
+        ("user", "", DataError, r"values\.txt; expected a value in each line; found an empty file"),
+        ("user", None, LogError, r"values\.txt; expected a text file, one value a line; found no such file"),
+        (None, "a", SchemaError, "the feature whose values these are; found none or several"),
+    ],
+)
+def test_text_that_cannot_be_exported(
+    version: Version,
+    tmp_path: Path,
+    feature: str | None,
+    text: str | bytes | None,
+    error: type[Exception],
+    message: str,
+) -> None:
+    path = tmp_path / "values.txt"
+    if text is not None:
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(error, match=message):
+        export_parquet(version, path, tmp_path / "out", features=None if feature is None else [feature])
+    assert [found.name for found in tmp_path.iterdir()] == ["values.txt"] * (text is not None)
+
+
+def test_a_line_at_fault_is_counted_over_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "values.txt"
+    for fault in (1, 5, 6, 10, 17):
+        path.write_text("\n".join("x" if line == fault else str(line) for line in range(1, 18)))
+        with pytest.raises(DataError, match=rf"line {fault}; .*'x'"):
+            list(open_values(path, feature="day", trained_on="int64")["day"].pieces(5))
+
+
+def test_of_the_columns_of_one_feature_s_file_only_value_and_count_are_read(version: Version, tmp_path: Path) -> None:
+    """The case: a file of value and vector, as import takes it, was read as a column for each feature."""
+    path = tmp_path / "values.parquet"
+    pq.write_table(pa.table({"value": [1, 8], "vector": [[0.0]] * 2, "title": ["a", None]}), path)
+    assert export_parquet(version, path, tmp_path / "out", features=["day"]) == {"day": 2}
+    assert read(tmp_path / "out", "day")["value"].to_pylist() == [1, 8]
+    with pytest.raises(SchemaError, match="name one feature, whose values these are"):
+        export_parquet(version, path, tmp_path / "no")
+    pq.write_table(pa.table({"value": [1, 8], "user": ["a", "b"]}), path)  # columns of features: no feature's alone
+    with pytest.raises(SchemaError, match="no values of feature 'day'; known: user, value"):
+        export_parquet(version, path, tmp_path / "no", features=["day"])
 
 
 def test_no_values_are_an_empty_file(version: Version, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from disk import OBJECTS, READS, Call, check_store, intercepted
 from publisher import small_bundle
 
 from embstore.errors import CorruptVersionError, StoreError
-from embstore.store import SafetensorsWriter, Store
+from embstore.store import SafetensorsWriter, Store, local
+from embstore.store.files import make_folder
 
 Failure = Callable[[Call], Any]
 
@@ -265,9 +266,53 @@ def test_a_writer_that_fails_at_its_header_leaves_no_file(tmp_path: Path) -> Non
     def react(call: Call) -> Any:
         return _failing(errno.ENOSPC)(call) if call.name == "write" else call.run()
 
-    with intercepted(tmp_path, react), pytest.raises(OSError, match="No space"):
+    with intercepted(tmp_path, react), pytest.raises(StoreError, match=r"/x; .*No space"):
         SafetensorsWriter(tmp_path / "x", {"rows": (torch.float32, (2,))}, alignment=16 << 10)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO], ids=["full", "broken"])
+@pytest.mark.parametrize("name", ["open to write", "write", "fsync", "preadv"])
+def test_a_publish_that_fails_names_the_file_and_leaves_nothing(name: str, number: int, tmp_path: Path) -> None:
+    def react(call: Call) -> Any:
+        return _failing(number)(call) if call.name == name and call.path.name == "dense.safetensors" else call.run()
+
+    root = tmp_path / "store"
+    with intercepted(root, react), pytest.raises(StoreError, match=rf"dense\.safetensors; .*{os.strerror(number)}"):
+        Store(root).publish(small_bundle())
+    assert not list(root.iterdir())
+
+
+def test_files_without_tensors_are_named_too(tmp_path: Path) -> None:
+    def react(call: Call) -> Any:
+        return _torn(call) if call.name == "write" and call.path.name == "manifest.json" else call.run()
+
+    with (
+        intercepted(tmp_path, react),
+        pytest.raises(StoreError, match=r"No space.*manifest\.json'; it was not published"),
+    ):
+        Store(tmp_path).publish(small_bundle())
+
+
+def test_a_first_publish_that_fails_leaves_another_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the other has its folder yet, or is just about to make it."""
+    store = Store(tmp_path)
+    one, two = (store.place.stage(f"20260101T000000Z-0000000{digit}") for digit in "ab")
+    store.place.discard(one)
+    assert two.is_dir()
+    store.place.discard(two)
+    assert not list(tmp_path.iterdir())
+    made = []
+
+    def make(path: Path) -> None:
+        make_folder(path)
+        if not made:
+            path.rmdir()
+        made.append(path)
+
+    monkeypatch.setattr(local, "make_folder", make)
+    assert store.place.stage("20260101T000000Z-0000000c").is_dir()
+    assert len(made) == 2
 
 
 # --- A power cut -----------------------------------------------------------------------------------------------------
@@ -336,8 +381,6 @@ class ForgetfulDisk:
             self.file(call.path).data += call.data[:result]
         elif call.name == "open to write":
             self.folder(call.path).change(**{call.path.name: _File()})
-        elif call.name == "put":
-            self.folder(call.path).change(**{call.path.name: _File(call.data)})
         elif call.name == "mkdir":
             self.folder(call.path).change(**{call.path.name: _Folder()})
         elif call.name in ("unlink", "rmdir", "remove"):
@@ -481,7 +524,6 @@ def test_the_model_finds_a_missing_fsync(tmp_path: Path, monkeypatch: pytest.Mon
             (files, "fsync_file"),
             (files, "fsync_folder"),
             (format, "fsync_folder"),
-            (local, "fsync_file"),
             (local, "versions"),
             (local, "log"),
         ]

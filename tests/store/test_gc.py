@@ -25,7 +25,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import CorruptVersionError, StoreError, VersionNotFoundError
 from embstore.schema import Feature, Schema
-from embstore.store import Bundle, Change, Collected, Store
+from embstore.store import Bundle, Change, Collected, Store, files, local
 
 MakeBundle = Callable[..., Bundle]
 DAY = 86400
@@ -134,7 +134,7 @@ class Keeping(RuleBasedStateMachine):
     @rule(which=which, pick=pick, tag=tag)
     def tag_it(self, which: int, pick: int, tag: str) -> None:
         version = self.any_version(pick)
-        with self.refused_if(version in self.gone or tag in self.tags):
+        with self.refused_if(version in self.gone or self.tags.get(tag, version) != version):
             self.stores[which].tag(tag, version)
             self.tags[tag] = version
 
@@ -369,6 +369,24 @@ def test_leftovers_go_when_nothing_was_written_for_the_grace(seconds: int, tmp_p
     assert store.gc().removed == ()
 
 
+def test_a_leftover_that_may_not_be_read_is_told(
+    make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.publish(make_bundle())
+    left, listdir = tmp_path / "versions" / ".tmp-20260101T000000Z-0000000a", os.listdir
+    left.mkdir()
+
+    def refusing(path: Any) -> list[str]:
+        if Path(path) == left:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listdir(path)
+
+    monkeypatch.setattr(files.os, "listdir", refusing)
+    with pytest.raises(StoreError, match=rf"gc: store .*Permission denied: '{left}'"):
+        store.gc()
+
+
 def test_a_store_that_lost_its_log_keeps_its_versions(tmp_path: Path) -> None:
     version = add_version(tmp_path, 0)
     shutil.rmtree(tmp_path / "log")
@@ -381,17 +399,17 @@ def test_a_publisher_that_was_swept_away_says_so(
     make_bundle: MakeBundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Store(tmp_path).publish(make_bundle())
-    put, raced = obstore.put, []
+    write, raced = local.write_small, []
 
-    def race(*args: Any, **options: Any) -> None:
+    def race(path: Path, data: bytes) -> Any:
         if not raced:
             raced.append(True)
             add_version(tmp_path, 1)  # takes the number, so the publisher looks again
             later = datetime.now(UTC) + timedelta(days=3)
             raced.extend(Store(tmp_path, clock=lambda: later).gc().removed)
-        put(*args, **options)
+        return write(path, data)
 
-    monkeypatch.setattr(obstore, "put", race)
+    monkeypatch.setattr(local, "write_small", race)
     with pytest.raises(StoreError, match="removed by gc"):
         Store(tmp_path).publish(make_bundle())
     assert any(str(path).startswith("versions/2") for path in raced)
@@ -474,7 +492,7 @@ def test_a_gc_killed_at_any_step_is_finished_by_the_next(error: BaseException, a
         with pytest.MonkeyPatch.context() as patch:
             for holder, name in (
                 *((os, name) for name in ("rename", "unlink", "rmdir", "fsync")),
-                *((obstore, name) for name in ("put", "copy")),
+                (obstore, "copy"),
             ):
                 patch.setattr(holder, name, failing(name, getattr(holder, name), step, calls))
             with contextlib.suppress(StoreError, OSError, Killed):
@@ -491,7 +509,7 @@ def test_a_gc_killed_at_any_step_is_finished_by_the_next(error: BaseException, a
         assert (again.retired, again.removed, again.bytes) == ((), (), 0)
         if len(calls) < step:
             break
-    assert {"rename", "unlink", "rmdir", "fsync", "put", "copy"} == names
+    assert {"rename", "unlink", "rmdir", "fsync", "copy"} == names
     assert step > 15
 
 

@@ -77,6 +77,7 @@ def test_values_get_their_vectors_and_nothing_else_changes(version: Version, tmp
         "values": VALUES,
         "taken": VALUES,
         "rows": said["rows"],
+        "changed": said["rows"],
         "shared": said["shared"],
         "unknown": 0,
     }
@@ -123,6 +124,17 @@ def test_an_export_imported_into_its_version_changes_nothing(version: Version, t
         assert new.space == version.space
 
 
+def test_a_delta_of_nothing_is_not_published(version: Version, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"value": [1, 2, 3]}), tmp_path / "values.parquet")
+    flags = ["--feature", "user", "--store", tmp_path / "store"]
+    output("export", *flags, "--values", tmp_path / "values.parquet", "--to", tmp_path / "out")
+    said = output("import", tmp_path / "out", *flags, "--delta")
+    assert said.startswith(f"nothing changed from {version.id}, not published\nuser: 3 values in ")
+    said = json.loads(output("import", tmp_path / "out", *flags, "--delta", "--json"))
+    assert (said["version"], said["of"], said["parent"], said["changed"]) == (None, version.id, None, 0)
+    assert [info.id for info in Store(tmp_path / "store").versions()] == [version.id]
+
+
 def test_weights_parents_and_unknown_values(version: Version, tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     other = store.publish(version.bundle())
@@ -149,6 +161,7 @@ def test_what_people_read(version: Version, tmp_path: Path) -> None:
     ("feature", "values", "error", "message"),
     [
         ("usr", [1], SchemaError, "no feature 'usr' in version .*did you mean 'user'"),
+        ("price", [1], SchemaError, "no feature 'price' in version .*; found a dense column; it has no vectors"),
         ("user", ["1"], SchemaError, "expected values like int64; found string; cast them"),
         ("user", [1, 1], DataError, "each value once"),
         ("user", None, LogError, "nowhere; expected Parquet that can be read; found no such file"),
@@ -160,4 +173,17 @@ def test_what_cannot_be_imported(
     path = tmp_path / "nowhere" if values is None else vectors_of(tmp_path, values, DIM)[0]
     with pytest.raises(error, match=message):
         imported(tmp_path, path, "--feature", feature)
+    assert [info.id for info in Store(tmp_path / "store").versions()] == [version.id]
+
+
+def test_a_folder_without_the_feature_s_vectors_is_refused(version: Version, tmp_path: Path) -> None:
+    """Not taken for a folder of parts: values of another feature, of the same type, would be imported as this one's."""
+    folder = tmp_path / "vectors"
+    folder.mkdir()
+    with pytest.raises(LogError, match="vectors; expected a Parquet file, or a folder of them; found none"):
+        imported(tmp_path, folder, "--feature", "user")
+    (folder / "feature=usr").mkdir()
+    pq.write_table(pa.table({"value": [1], "vector": [[0.0] * DIM]}), folder / "feature=usr" / "part-0.parquet")
+    with pytest.raises(SchemaError, match="none of feature 'user'; did you mean 'usr'"):
+        imported(tmp_path, folder, "--feature", "user")
     assert [info.id for info in Store(tmp_path / "store").versions()] == [version.id]

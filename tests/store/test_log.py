@@ -302,8 +302,9 @@ def test_one_of_those_who_take_a_tag_gets_it(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(won) == 3
-    assert len(lost) == 15
+    assert len(won) == 6  # each tag's version was named by two
+    assert len(lost) == 12
+    assert len(set(won)) == 3
     assert all("a name not taken" in message for message in lost)
     assert Store(tmp_path).tags() == dict(won)
 
