@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from embstore import distributed, models
 from embstore.batch import FeatureTokens
 from embstore.config import parse
+from embstore.continuous import Publisher
 from embstore.distributed import Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CorruptVersionError, DataError, Interrupted, StoreError
 from embstore.kernels import TableOptimizer
 from embstore.run import Run
+from embstore.run_folder import RunFolder
 from embstore.schema import Feature
 from embstore.settings import RunConfig
 from embstore.sharding.batch_norm import share_batch_norm
@@ -342,6 +344,7 @@ def _die() -> None:
 
 
 _PARTS: dict[str, tuple[Any, str, Callable[[], None]]] = {
+    "bundle": (RunFolder, "lineage", _full),
     "begin": (Log, "state", _refuse),
     "base": (Version, "check", _damage),
     "stage": (LocalPlace, "stage", _full),
@@ -360,14 +363,14 @@ _PARTS: dict[str, tuple[Any, str, Callable[[], None]]] = {
 
 def _fail(part: str, publication: int) -> None:
     """Let a part of a publication fail in this process, and of no other."""
-    (owner, name, fail), publish, count = _PARTS[part], Store.publish, 0
+    (owner, name, fail), publish, count = _PARTS[part], Publisher._publish, 0
     known, within = getattr(owner, name), name == "promote"
 
-    def counted(self: Store, *arguments: Any, **named: Any) -> Version:
+    def counted(self: Publisher, restored: bool) -> Version:
         nonlocal count, within
         count, within = count + 1, True
         try:
-            return publish(self, *arguments, **named)
+            return publish(self, restored)
         finally:
             within = name == "promote"
 
@@ -376,9 +379,9 @@ def _fail(part: str, publication: int) -> None:
             fail()
         return known(*arguments, **named)
 
-    Store.publish = counted  # type: ignore[method-assign]
+    Publisher._publish = counted  # type: ignore[method-assign]
     setattr(owner, name, failing)
-    _undo.append(lambda: setattr(Store, "publish", publish))
+    _undo.append(lambda: setattr(Publisher, "_publish", publish))
     _undo.append(lambda: setattr(owner, name, known))
 
 
