@@ -218,6 +218,23 @@ def publish(
         after()
 
 
+def publish_moved(group: Group, config: dict[str, Any], store: str, moved: list[bool]) -> Any:
+    """Publish a run's last checkpoint, move all rows of some ranks, and publish that; the rows of the delta.
+
+    Returns:
+        ``"base"`` where nothing was published, ``"whole"`` where all was.
+    """
+    run, trainer = _restored(group, config)
+    there = Store(store)
+    base = there.publish(run._bundle(trainer), group=group)
+    trainer.model.table.weight += float(moved[group.rank])
+    version = there.publish(run._bundle(trainer), change=Change(base=base, smallest=True), group=group)
+    there.verify(version.id)
+    if version is base:
+        return "base"
+    return "whole" if version.delta is None else version.delta.rows
+
+
 def die(group: Group) -> None:
     """Rank 1 dies."""
     if group.rank == 1:

@@ -156,6 +156,18 @@ def test_a_delta_that_would_be_no_smaller_is_whole_for_all(ranks: Ranks, logs: P
     assert not _warnings(tmp_path)
 
 
+def test_what_is_smallest_is_decided_by_all_rows(ranks: Ranks, logs: Path, tmp_path: Path) -> None:
+    """Not by those of a rank: each would publish something else, and wait for the others for ever."""
+    settings, store = _config(logs, tmp_path), tmp_path / "store"
+    ranks.run(2, "train", config=settings, stop_after=257)
+    for moved, half in (([False, False], "base"), ([True, False], 0), ([False, True], 1), ([True, True], "whole")):
+        found = ranks.run(2, "publish_moved", config=settings, store=str(store), moved=moved, seconds=60)
+        if isinstance(half, int):
+            rows = Store(store).open("latest").table.num_rows
+            half = (rows // 2, rows - rows // 2)[half]
+        assert found == [half] * 2
+
+
 def test_a_damaged_record_of_what_was_published_is_damaged_for_all(ranks: Ranks, logs: Path, tmp_path: Path) -> None:
     settings = _config(logs, tmp_path)
     ranks.run(2, "train", config=settings, stop_after=6 * 257)
