@@ -89,7 +89,7 @@ def test_what_fails_on_one_rank_is_warned_of_and_tried_again_by_all(
 ) -> None:
     settings = _config(logs, tmp_path)
     how = {"fails": part, "rank": rank, "publication": publication, "bucket_bytes": 4096}
-    first, second = ranks.run(2, "train", config=settings, **how, seconds=60)
+    first, second = ranks.run(2, "train", config=settings, **how, seconds=240)
     assert first == second
     (warning,) = _warnings(tmp_path)
     assert warning.startswith("not published: ")
@@ -107,7 +107,7 @@ def test_what_fails_on_one_rank_is_warned_of_and_tried_again_by_all(
 
 
 def test_a_base_that_rank_0_finds_damaged_is_damaged_for_all(ranks: Ranks, logs: Path, tmp_path: Path) -> None:
-    first, second = ranks.run(2, "train", config=_config(logs, tmp_path), fails="base", publication=2, seconds=60)
+    first, second = ranks.run(2, "train", config=_config(logs, tmp_path), fails="base", publication=2, seconds=240)
     assert first == second
     (warning,) = _warnings(tmp_path)
     assert warning.endswith("; publishing whole")
@@ -115,7 +115,7 @@ def test_a_base_that_rank_0_finds_damaged_is_damaged_for_all(ranks: Ranks, logs:
 
 
 def test_a_version_on_the_way_that_is_not_promoted(ranks: Ranks, logs: Path, tmp_path: Path) -> None:
-    first, _ = ranks.run(2, "train", config=_config(logs, tmp_path), fails="promote", publication=2, seconds=60)
+    first, _ = ranks.run(2, "train", config=_config(logs, tmp_path), fails="promote", publication=2, seconds=240)
     (warning,) = _warnings(tmp_path)
     assert "is published, but not canary; found a part; found refused" in warning
     assert Store(tmp_path / "store").resolve("canary") == first["result"]["version"]
@@ -125,13 +125,13 @@ def test_a_last_version_that_is_not_promoted_is_an_error_on_all_and_not_publishe
     ranks: Ranks, logs: Path, tmp_path: Path
 ) -> None:
     settings = _config(logs, tmp_path)
-    answers = ranks.answers(2, "train", config=settings, fails="promote", publication=5, seconds=60)
+    answers = ranks.answers(2, "train", config=settings, fails="promote", publication=5, seconds=240)
     for answer in answers:
         assert answer["error"] == "StoreError"
         assert "is published, but not canary" in answer["text"]
     store = Store(tmp_path / "store")
     published = [of.id for of in store.versions()]
-    first, second = ranks.run(2, "train", config=settings, seconds=60)  # nothing has changed since
+    first, second = ranks.run(2, "train", config=settings, seconds=240)  # nothing has changed since
     assert first["result"]["version"] == second["result"]["version"] == published[-1] == store.resolve("canary")
     assert [of.id for of in store.versions()] == published
     assert not store._log.state().leases
@@ -139,10 +139,10 @@ def test_a_last_version_that_is_not_promoted_is_an_error_on_all_and_not_publishe
 
 def test_a_last_version_that_can_not_be_published_is_an_error_on_all(ranks: Ranks, logs: Path, tmp_path: Path) -> None:
     settings = _config(logs, tmp_path)
-    for answer in ranks.answers(2, "train", config=settings, fails="stage", publication=5, seconds=60):
+    for answer in ranks.answers(2, "train", config=settings, fails="stage", publication=5, seconds=240):
         assert answer["error"] == "StoreError"
         assert "is trained, but not published" in answer["text"]
-    first, _ = ranks.run(2, "train", config=settings, seconds=60)
+    first, _ = ranks.run(2, "train", config=settings, seconds=240)
     assert Store(tmp_path / "store").resolve("canary") == first["result"]["version"]
 
 
@@ -161,7 +161,7 @@ def test_what_is_smallest_is_decided_by_all_rows(ranks: Ranks, logs: Path, tmp_p
     settings, store = _config(logs, tmp_path), tmp_path / "store"
     ranks.run(2, "train", config=settings, stop_after=257)
     for moved, half in (([False, False], "base"), ([True, False], 0), ([False, True], 1), ([True, True], "whole")):
-        found = ranks.run(2, "publish_moved", config=settings, store=str(store), moved=moved, seconds=60)
+        found = ranks.run(2, "publish_moved", config=settings, store=str(store), moved=moved, seconds=240)
         if isinstance(half, int):
             rows = Store(store).open("latest").table.num_rows
             half = (rows // 2, rows - rows // 2)[half]
@@ -172,7 +172,7 @@ def test_a_damaged_record_of_what_was_published_is_damaged_for_all(ranks: Ranks,
     settings = _config(logs, tmp_path)
     ranks.run(2, "train", config=settings, stop_after=6 * 257)
     (tmp_path / "run" / "published.json").write_text("{")
-    first, second = ranks.run(2, "train", config=settings, seconds=60)
+    first, second = ranks.run(2, "train", config=settings, seconds=240)
     assert first == second
     (warning,) = _warnings(tmp_path)
     assert warning.endswith("the next version is whole")
@@ -181,11 +181,11 @@ def test_a_damaged_record_of_what_was_published_is_damaged_for_all(ranks: Ranks,
 
 def test_a_rank_that_dies_while_it_publishes_ends_the_run(ranks: Ranks, logs: Path, tmp_path: Path) -> None:
     settings = _config(logs, tmp_path)
-    zero, one = ranks.answers(2, "train", config=settings, fails="die", rank=1, publication=2, seconds=60)
+    zero, one = ranks.answers(2, "train", config=settings, fails="die", rank=1, publication=2, seconds=240)
     assert one == {"died": -9}
     assert zero["error"] == "GroupError"
     assert "rank 0 of 2 lost another" in zero["text"]
     assert _kinds(tmp_path) == ["whole"]
     assert not Store(tmp_path / "store")._log.state().leases
-    first, _ = ranks.run(2, "train", config=settings, seconds=60)
+    first, _ = ranks.run(2, "train", config=settings, seconds=240)
     assert Store(tmp_path / "store").resolve("canary") == first["result"]["version"]

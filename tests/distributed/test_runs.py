@@ -141,7 +141,7 @@ def test_a_version_that_one_rank_can_not_write_is_none(
     ranks: Ranks, by_ranks: dict[int, dict[str, Any]], tmp_path: Path, full: int
 ) -> None:
     how = {"config": by_ranks[2]["config"], "store": str(tmp_path / "store"), "bucket_bytes": 4096}
-    answers = ranks.answers(2, "publish", **how, full=full, seconds=60)
+    answers = ranks.answers(2, "publish", **how, full=full, seconds=240)
     assert all("No space left on device" in answer["text"] for answer in answers)
     assert [answer["error"] for answer in answers] == ["StoreError"] * 2
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
@@ -216,7 +216,7 @@ def test_a_version_is_gone_on_from_by_ranks(
 @pytest.mark.parametrize(("rows", "message"), [(2, "batches of 2 rows; expected a row for each of 3 ranks")])
 def test_ranks_without_data_are_refused(ranks: Ranks, logs: Path, tmp_path: Path, rows: int, message: str) -> None:
     settings = config(logs, tmp_path / "run", training={"batch_size": rows})
-    for answer in ranks.answers(3, "train", config=settings, seconds=60):
+    for answer in ranks.answers(3, "train", config=settings, seconds=240):
         assert answer["error"] == "GroupError"
         assert message in answer["text"]
 
@@ -225,7 +225,7 @@ def test_a_folder_of_another_run_is_refused_on_every_rank(
     ranks: Ranks, by_ranks: dict[int, dict[str, Any]], tmp_path: Path
 ) -> None:
     settings = {**by_ranks[2]["config"], "model": {"name": "dnn"}}
-    for answer in ranks.answers(2, "train", config=settings, seconds=60):
+    for answer in ranks.answers(2, "train", config=settings, seconds=240):
         assert answer["error"] == "CheckpointError"
         assert "found another model" in answer["text"]
 

@@ -74,7 +74,7 @@ def test_a_rank_without_rows_is_refused(ranks: Ranks, rows: int, world: int) -> 
 
 
 def test_a_table_that_does_not_fit_is_refused(ranks: Ranks) -> None:
-    for answer in ranks.answers(2, "too_large", seconds=60):
+    for answer in ranks.answers(2, "too_large", seconds=240):
         assert answer["error"] == "ConfigError"
         assert answer["text"].startswith("table of 1,000,000,000,000 rows x 64 over 2 ranks; expected at most")
 
