@@ -68,7 +68,7 @@ def _blocks(rows: int, world: int) -> list[list[int]]:
 def test_a_rank_without_rows_is_refused(ranks: Ranks, rows: int, world: int) -> None:
     of = {"features": [{"name": "a"}], "lists": [], "num_tables": 1, "rows": rows, "dim": 4, "known": 0, "l2": 0.0}
     of |= {"optimizer": "sgd", "dtype": "float32", "kernel": "auto", "batches": [], "seed": 0}
-    for answer in ranks.answers(world, "table", seconds=60, **of):
+    for answer in ranks.answers(world, "table", seconds=240, **of):
         assert answer["error"] == "GroupError"
         assert f"table of {rows} rows; expected rows for each rank; found {world} ranks" in answer["text"]
 
