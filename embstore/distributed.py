@@ -181,8 +181,8 @@ ALONE = Group()
 def joined(*, device: str = "cpu") -> Iterator[Group]:
     """The group of this process, as the environment says: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT``.
 
-    Waits ``EMBSTORE_JOIN_SECONDS`` (120) for the others, and leaves the group at the end. Without ``WORLD_SIZE``, or in
-    a world of one, the process is alone.
+    Waits ``EMBSTORE_JOIN_SECONDS`` (120) for the others, and leaves the group at the end; a process group that is there
+    already is used, and left as it is. Without ``WORLD_SIZE``, or in a world of one, the process is alone.
 
     Args:
         device: ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, the GPU ``LOCAL_RANK``).
@@ -200,15 +200,20 @@ def joined(*, device: str = "cpu") -> Iterator[Group]:
     if rank >= world:
         raise GroupError("RANK", expected=f"less than WORLD_SIZE={world}", found=str(rank))
     on = torch.device("cuda", _whole("LOCAL_RANK", 0, least=0)) if device == "cuda" else torch.device(device)
-    store = _meet(rank, world)
-    seconds = timedelta(seconds=_seconds("EMBSTORE_GROUP_SECONDS", _SECONDS))
+    if on.type == "cuda":
+        torch.cuda.set_device(on)
+    theirs = dist.is_initialized()  # as Ray Train has it: whoever made the process group ends it
     try:
-        if on.type == "cuda":
-            torch.cuda.set_device(on)
-        backend = "nccl" if on.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=seconds)
-        group = Group(rank, world, dist.group.WORLD, on)
-        group.barrier()
+        if theirs:
+            group = Group(rank, world, dist.group.WORLD, on)
+            _compare(group.tell(_about()))
+        else:
+            store = _meet(rank, world)
+            backend = "nccl" if on.type == "cuda" else "gloo"
+            seconds = timedelta(seconds=_seconds("EMBSTORE_GROUP_SECONDS", _SECONDS))
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=seconds)
+            group = Group(rank, world, dist.group.WORLD, on)
+            group.barrier()
         yield group
         group.barrier()  # rank 0 may hold the store: it leaves last
     except RuntimeError as error:
@@ -221,7 +226,7 @@ def joined(*, device: str = "cpu") -> Iterator[Group]:
             do="see what the others said; the run goes on from its last checkpoint when it is started again",
         ) from error
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and not theirs:
             with suppress(RuntimeError):
                 dist.destroy_process_group()
 
@@ -233,7 +238,6 @@ def _meet(rank: int, world: int) -> Any:
         raise GroupError("MASTER_ADDR", expected="the address of rank 0", found="none", do="start it with torchrun")
     seconds = _seconds("EMBSTORE_JOIN_SECONDS", _JOIN_SECONDS)
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself holds it
-    about = {"host": socket.gethostname(), "versions": _versions(), "trouble": _trouble()}
     missing = list(range(world))
     try:
         tcp = dist.TCPStore(  # type: ignore[attr-defined]
@@ -246,7 +250,7 @@ def _meet(rank: int, world: int) -> Any:
         )
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"embstore/{attempt}", tcp)  # type: ignore[attr-defined]
-        store.set(f"rank/{rank}", json.dumps(about))
+        store.set(f"rank/{rank}", json.dumps(_about()))
         found = []
         while missing:
             store.wait([f"rank/{missing[0]}"], timedelta(seconds=seconds))
@@ -261,6 +265,17 @@ def _meet(rank: int, world: int) -> Any:
         expected = f"{gone} within {seconds:g} s (EMBSTORE_JOIN_SECONDS)"
         do = "see that all ranks were started, and can reach the master's port"
         raise GroupError(what, expected=expected, found=str(error).split("\n")[0], do=do) from error
+    _compare(found)
+    return store
+
+
+def _about() -> dict[str, Any]:
+    """What a rank says of itself to the others before they begin."""
+    return {"host": socket.gethostname(), "versions": _versions(), "trouble": _trouble()}
+
+
+def _compare(found: list[dict[str, Any]]) -> None:
+    """Refuse ranks that can't train together, by what they say of themselves."""
     for other, theirs in enumerate(found):
         if theirs["trouble"]:
             raise GroupError(f"rank {other} on {theirs['host']} can't train", found=theirs["trouble"])
@@ -268,7 +283,6 @@ def _meet(rank: int, world: int) -> Any:
             where = f"rank {other} on {theirs['host']}"
             do = "install the same packages everywhere"
             raise GroupError(where, expected=_shown(found[0]), found=_shown(theirs), do=do)
-    return store
 
 
 def _trouble() -> str:

@@ -24,6 +24,7 @@ from embstore.distributed import ALONE, Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CheckpointError, ConfigError
 from embstore.evaluation import evaluate
+from embstore.interruption import Interruption
 from embstore.logs import ParquetLog, check_alike
 from embstore.metrics import finite
 from embstore.normalization import StreamingNormalizer
@@ -46,6 +47,7 @@ class Run:
         build_network: ``embstore.models.build``, or anything called as it is.
         progress: how progress is shown.
         group: processes that run it together, each calling the same of ``train``'s; all see the same folder.
+        interruption: says when training should stop, besides Ctrl-C and SIGTERM.
 
     Raises:
         CheckpointError: the folder holds a run of other settings.
@@ -58,8 +60,9 @@ class Run:
         *,
         progress: Progress = no_progress,
         group: Group = ALONE,
+        interruption: Interruption | None = None,
     ) -> None:
-        self.group = group
+        self.group, self.interruption = group, interruption
         self.folder = Path(config.output)
         self.files = RunFolder(self.folder)
         self.start = None if config.start is None else self._open_start(config.start)
@@ -122,6 +125,7 @@ class Run:
             begin=lambda: self._start(trainer),
             after_step=after_step,
             group=self.group,
+            interruption=self.interruption,
         )
         if self.config.publish is not None:
             publisher = self._publisher(self.config.publish, trainer)

@@ -110,7 +110,7 @@ class _LetterBar(Bar):
         self._rows += rows
         self._send_when_due()
 
-    def step(self, label_B: Tensor, logits_B: Tensor, loss: float, rows: int) -> None:
+    def step(self, rows: int, label_B: Tensor, logits_B: Tensor, loss: float) -> None:
         self._rows += rows
         self._loss = loss
         self._steps.append((label_B, logits_B.cpu()))
@@ -123,7 +123,7 @@ class _LetterBar(Bar):
     def _send(self) -> None:
         if self._steps:
             label_B, logits_B = (torch.cat(part).numpy() for part in zip(*self._steps, strict=True))
-            self._post("step", self._number, label_B, logits_B, self._loss, self._rows)
+            self._post("step", self._number, self._rows, label_B, logits_B, self._loss)
         elif self._rows:
             self._post("advance", self._number, self._rows)
         self._rows, self._steps, self._due = 0, [], monotonic() + _SECONDS
@@ -166,8 +166,8 @@ class Reader:
         elif kind == "close":
             self._bars.pop(rest[0]).__exit__(None, None, None)
         elif kind == "step":
-            number, label_B, logits_B, loss, rows = rest
-            self._bars[number].step(torch.from_numpy(label_B), torch.from_numpy(logits_B), loss, rows)
+            number, rows, label_B, logits_B, loss = rest
+            self._bars[number].step(rows, torch.tensor(label_B), torch.tensor(logits_B), loss)
         else:  # advance, resume
             number, rows = rest
             getattr(self._bars[number], kind)(rows)

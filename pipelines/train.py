@@ -27,6 +27,7 @@ from embstore.continuous import place_of
 from embstore.ctr import BuildNetwork
 from embstore.distributed import joined
 from embstore.errors import EmbstoreError, GroupError
+from embstore.interruption import Interruption
 from embstore.progress import Progress, no_progress
 from embstore.run import Run
 from embstore.settings import RunConfig
@@ -99,9 +100,10 @@ def _work(settings: dict[str, Any]) -> None:
     try:
         with joined() as group:
             progress = Letters(mailbox) if group.first else no_progress
-            run = Run(settings["config"], settings["build"], progress=progress, group=group)
-            listening = when_stopped(mailbox, ray.get, run.stop)
+            asked = Interruption()
+            listening = when_stopped(mailbox, ray.get, asked.ask)
             try:
+                run = Run(settings["config"], settings["build"], progress=progress, group=group, interruption=asked)
                 result = run.train()
             except GroupError:
                 raise
