@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embstore.errors import EmbstoreError, GroupError
+from embstore.errors import EmbstoreError, GroupError, LostRankError
 
 _JOIN_SECONDS, _SECONDS = 120.0, 1800.0
 _PACKAGES = ("embstore", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
@@ -42,7 +42,7 @@ class Group:
         rank: this one, from 0.
         world: how many there are.
         process_group: how they talk; ``None`` for a process alone.
-        device: of the tensors they exchange.
+        device: where they train, and of the tensors they exchange.
 
     Every method but the properties is called by all ranks, in the same order.
     """
@@ -129,7 +129,8 @@ class Group:
         """Let rank 0 do some work; its result, which JSON can hold, on every rank.
 
         Raises:
-            EmbstoreError: what the work raised, on every rank; ``GroupError`` on the others when it was none of ours.
+            EmbstoreError: what the work raised, on every rank; ``LostRankError`` on the others when it was none of
+                ours.
         """
         if self.alone:
             return work()
@@ -150,7 +151,8 @@ class Group:
         """Let each rank do some work without the others; the result, which JSON can hold, of each, by rank.
 
         Raises:
-            EmbstoreError: what the work raised on one rank, on every rank; ``GroupError`` when it was none of ours.
+            EmbstoreError: what the work raised on one rank, on every rank; ``LostRankError`` on the others when it was
+                none of ours.
         """
         if self.alone:
             return [work()]
@@ -185,23 +187,22 @@ def joined(*, device: str = "cpu") -> Iterator[Group]:
     already is used, and left as it is. Without ``WORLD_SIZE``, or in a world of one, the process is alone.
 
     Args:
-        device: ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, the GPU ``LOCAL_RANK``).
+        device: ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, the GPU ``LOCAL_RANK``; ``"cuda:1"`` names one).
 
     Raises:
-        GroupError: variables that can't be; a master or ranks that don't come in time; other versions on other ranks; a
-            rank that left or didn't answer.
+        GroupError: variables that can't be; no such GPU; a master or ranks that don't come in time; other versions on
+            other ranks.
+        LostRankError: a rank left or didn't answer.
         KernelError: torchrec can't be loaded.
     """
     world = _whole("WORLD_SIZE", 1, least=1)
+    on = _chosen(torch.device(device))
     if world == 1:
-        yield ALONE
+        yield Group(device=on)
         return
     rank = _whole("RANK", None, least=0)
     if rank >= world:
         raise GroupError("RANK", expected=f"less than WORLD_SIZE={world}", found=str(rank))
-    on = torch.device("cuda", _whole("LOCAL_RANK", 0, least=0)) if device == "cuda" else torch.device(device)
-    if on.type == "cuda":
-        torch.cuda.set_device(on)
     theirs = dist.is_initialized()  # as Ray Train has it: whoever made the process group ends it
     try:
         if theirs:
@@ -210,8 +211,9 @@ def joined(*, device: str = "cpu") -> Iterator[Group]:
         else:
             store = _meet(rank, world)
             backend = "nccl" if on.type == "cuda" else "gloo"
-            seconds = timedelta(seconds=_seconds("EMBSTORE_GROUP_SECONDS", _SECONDS))
-            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=seconds)
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=group_seconds())
+            )
             group = Group(rank, world, dist.group.WORLD, on)
             group.barrier()
         yield group
@@ -219,7 +221,7 @@ def joined(*, device: str = "cpu") -> Iterator[Group]:
     except RuntimeError as error:
         if not _of_peers(error):
             raise
-        raise GroupError(
+        raise LostRankError(
             f"rank {rank} of {world} lost another",
             expected="all ranks at work",
             found=str(error).split("\n")[0],
@@ -229,6 +231,27 @@ def joined(*, device: str = "cpu") -> Iterator[Group]:
         if dist.is_initialized() and not theirs:
             with suppress(RuntimeError):
                 dist.destroy_process_group()
+
+
+def group_seconds() -> float:
+    """How long a rank that hangs is waited for: ``EMBSTORE_GROUP_SECONDS``.
+
+    Raises:
+        GroupError: it is no number of seconds.
+    """
+    return _seconds("EMBSTORE_GROUP_SECONDS", _SECONDS)
+
+
+def _chosen(device: torch.device) -> torch.device:
+    """The device, and for ``"cuda"`` which of the GPUs, made the process's own."""
+    if device.type == "cuda":
+        device = torch.device("cuda", _whole("LOCAL_RANK", 0, least=0)) if device.index is None else device
+        there = torch.cuda.device_count()
+        if device.index >= there:
+            do = "start a process for each GPU, with a torch built for CUDA"
+            raise GroupError(f"device {device}", expected="a GPU of that number", found=f"{there} GPUs", do=do)
+        torch.cuda.set_device(device)
+    return device
 
 
 def _meet(rank: int, world: int) -> Any:
@@ -310,7 +333,7 @@ def _shown(about: dict[str, Any]) -> str:
 
 def _said(error: Exception, rank: int) -> dict[str, str]:
     if not isinstance(error, EmbstoreError):
-        error = GroupError(f"rank {rank} could not go on", found=f"{type(error).__name__}: {error}")
+        error = LostRankError(f"rank {rank} could not go on", found=f"{type(error).__name__}: {error}")
     return {
         "kind": type(error).__name__,
         "what": error.what,

@@ -46,7 +46,8 @@ class Run:
         config: its settings.
         build_network: ``embstore.models.build``, or anything called as it is.
         progress: how progress is shown.
-        group: processes that run it together, each calling the same of ``train``'s; all see the same folder.
+        group: processes that run it together, each calling the same of ``train``'s; all see the same folder. The
+            model lies on its device.
         interruption: says when training should stop, besides Ctrl-C and SIGTERM.
 
     Raises:
@@ -161,13 +162,14 @@ class Run:
             init_std=settings.init_std,
             kernel=settings.kernel,
             seed=settings.seed,
+            device=self.group.device,
             group=self.group,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.training.seed)
             network = build_network(self.build_network, self._description(table))
-        network = share_batch_norm(network, self.group)
-        return CtrModel(table, StreamingNormalizer(self.schema.dense, self.group), network)
+        normalizer, device = StreamingNormalizer(self.schema.dense, self.group), self.group.device
+        return CtrModel(table, normalizer.to(device), share_batch_norm(network, self.group).to(device))
 
     def trained(self) -> CtrModel:
         """The finished run's model, in eval mode.

@@ -1,13 +1,15 @@
 """What a worker shows and says, on its way to the process that started the job.
 
-    worker 0                             actor                     driver
-      Letters (a Progress)  ── post ──>  Mailbox  <── take ──      Reader ──> the Progress a person sees
-      stop?                 <─────────────────────── stop ──       Ctrl-C
+worker 0                             actor                     driver
+  Letters (a Progress)  ── post ──>  Mailbox  <── take ──      Reader ──> the Progress a person sees
+  stop?                 <─────────────────────── stop ──       Ctrl-C
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -15,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embstore.errors import EmbstoreError
 from embstore.progress import Bar, Progress
 
 _SECONDS = 0.25  # between two letters of a bar
+_LISTEN_SECONDS, _LEAVE_SECONDS = 0.5, 5.0
 
 
 class Mailbox:
@@ -27,13 +29,12 @@ class Mailbox:
     def __init__(self) -> None:
         self._letters: list[tuple[Any, ...]] = []
         self._result: Any = None
-        self._error: EmbstoreError | None = None
+        self._error: Exception | None = None
         self._stop = False
 
-    def post(self, *letter: Any) -> bool:
-        """Leave a letter; whether the job should stop."""
+    def post(self, *letter: Any) -> None:
+        """Leave a letter."""
         self._letters.append(letter)
-        return self._stop
 
     def take(self) -> list[tuple[Any, ...]]:
         """All letters since the last call."""
@@ -44,11 +45,7 @@ class Mailbox:
         """Ask the job to stop where it can go on again."""
         self._stop = True
 
-    def stopping(self) -> bool:
-        """Whether it was asked to."""
-        return self._stop
-
-    def end(self, result: Any = None, error: EmbstoreError | None = None) -> None:
+    def end(self, result: Any = None, error: Exception | None = None) -> None:
         """The job is over; its first end counts."""
         if not self.over():
             self._result, self._error = result, error
@@ -57,7 +54,11 @@ class Mailbox:
         """Whether it is."""
         return self._result is not None or self._error is not None
 
-    def ended(self) -> tuple[Any, EmbstoreError | None]:
+    def heard(self) -> tuple[bool, bool]:
+        """Whether the job was asked to stop, and whether it is over."""
+        return self._stop, self.over()
+
+    def ended(self) -> tuple[Any, Exception | None]:
         """Its result, or why it has none; neither before it is over."""
         return self._result, self._error
 
@@ -142,7 +143,7 @@ class Reader:
         self._bars: dict[int, Bar] = {}
         self._begun = False
 
-    def read(self, get: Any) -> None:
+    def read(self, get: Callable[[Any], Any]) -> None:
         """Show what came since the last call; ``get`` is ``ray.get``."""
         for kind, *rest in get(self._mailbox.take.remote()):
             self._show(kind, rest)
@@ -173,15 +174,29 @@ class Reader:
             getattr(self._bars[number], kind)(rows)
 
 
-def when_stopped(mailbox: Any, get: Any, stop: Any) -> threading.Event:
-    """Call ``stop()`` once the mailbox says so; set the event that is returned to listen no more."""
+@contextmanager
+def listening(
+    mailbox: Any, get: Callable[[Any], Any], *, stop: Callable[[], object], leave: Callable[[], object]
+) -> Iterator[None]:
+    """Call ``stop()`` when the job is asked to stop; ``leave()`` when it is over and this worker still at work a while
+    later: it waits for one that failed.
+
+    Args:
+        mailbox: handle of the actor.
+        get: ``ray.get``.
+    """
     done = threading.Event()
 
     def listen() -> None:
-        while not done.wait(0.5):
-            if get(mailbox.stopping.remote()):
+        while not done.wait(_LISTEN_SECONDS):
+            stopping, over = get(mailbox.heard.remote())
+            if stopping:
                 stop()
-                return
+            if over and not done.wait(_LEAVE_SECONDS):
+                leave()
 
-    threading.Thread(target=listen, name="embstore-stop", daemon=True).start()
-    return done
+    threading.Thread(target=listen, name="embstore-listen", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()

@@ -15,26 +15,29 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from embstore.continuous import place_of
 from embstore.ctr import BuildNetwork
-from embstore.distributed import joined
-from embstore.errors import EmbstoreError, GroupError
+from embstore.distributed import group_seconds, joined
+from embstore.errors import EmbstoreError, GroupError, Interrupted, LostRankError
 from embstore.interruption import Interruption
 from embstore.progress import Progress, no_progress
 from embstore.run import Run
 from embstore.settings import RunConfig
 
-from .mailbox import Letters, Mailbox, Reader, when_stopped
+from .mailbox import Letters, Mailbox, Reader, listening
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS, _REACH_SECONDS = 0.2, 10.0
 
 
 def train(
@@ -53,7 +56,7 @@ def train(
         config: of the run; a step's batch is that of all workers together.
         build_network: ``embstore.models.build``, or anything called as it is; sent to the workers.
         workers: processes, each with a core of its own, or a GPU.
-        gpus: one for each worker.
+        gpus: one for each worker, where its part of the table and the network lie.
         restarts: of the group after a worker died, before the run is given up; -1 for any number.
         address: of the cluster. By default the one this process is connected to, else that of ``RAY_ADDRESS``, else one
             started here for this run, with as many cores as workers.
@@ -66,6 +69,7 @@ def train(
         GroupError: Ray isn't installed, the cluster can't be reached or is too small, or workers died too often; the
             same call goes on from the last checkpoint.
         EmbstoreError: as ``Run.train`` raised it on a worker.
+        Interrupted: Ctrl-C; the same call goes on.
     """
     if workers < 1:
         raise GroupError("workers", expected="1 or more", found=str(workers))
@@ -73,19 +77,18 @@ def train(
     with _cluster(ray, address, workers), tempfile.TemporaryDirectory(prefix="embstore-ray-") as scratch:
         _check_room(ray, workers, gpus)
         mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
-        settings = {"config": _everywhere(config), "build": build_network, "mailbox": mailbox}
+        settings = {"config": _everywhere(config), "build": build_network, "mailbox": mailbox, "gpus": gpus}
         failures = _fit(ray, mailbox, _trainer(settings, workers, gpus, restarts, scratch), progress)
         result, error = ray.get(mailbox.ended.remote())
     if error is not None:
         raise error
     if result is None:
-        found = failures[0] if failures else None
         raise GroupError(
             f"the run in {config.output} was given up",
             expected=f"its {workers} workers to end, with at most {restarts} restarts",
-            found=str(found).strip().split("\n")[-1],
+            found=_reason(failures),
             do="the same command goes on from the last checkpoint",
-        ) from found
+        ) from (failures[0] if failures else None)
     done: dict[str, Any] = result
     return done
 
@@ -95,28 +98,25 @@ def _work(settings: dict[str, Any]) -> None:
     import ray
 
     mailbox = settings["mailbox"]
-    if ray.get(mailbox.over.remote()):  # an error of the run itself: starting again would not mend it
+    if ray.get(mailbox.over.remote()):  # what is wrong with the run itself is not mended by starting again
         return
     try:
-        with joined() as group:
+        with joined(device="cuda" if settings["gpus"] else "cpu") as group:
             progress = Letters(mailbox) if group.first else no_progress
             asked = Interruption()
-            listening = when_stopped(mailbox, ray.get, asked.ask)
-            try:
+            with listening(mailbox, ray.get, stop=asked.ask, leave=lambda: os._exit(1)):
                 run = Run(settings["config"], settings["build"], progress=progress, group=group, interruption=asked)
                 result = run.train()
-            except GroupError:
-                raise
-            except EmbstoreError as error:  # known before the others miss this one
-                ray.get(mailbox.end.remote(error=error))
-                raise
-            finally:
-                listening.set()
         if group.first:
             ray.get(mailbox.end.remote(result=result))
-    except EmbstoreError:
+    except LostRankError:
         if not ray.get(mailbox.over.remote()):
             raise  # Ray starts the group again
+    except (EmbstoreError, Interrupted) as error:
+        ray.get(mailbox.end.remote(error=error))
+    except Exception:
+        ray.get(mailbox.post.remote("say", traceback.format_exc()))
+        raise
 
 
 def _trainer(settings: dict[str, Any], workers: int, gpus: bool, restarts: int, scratch: str) -> Any:
@@ -127,9 +127,15 @@ def _trainer(settings: dict[str, Any], workers: int, gpus: bool, restarts: int, 
     return TorchTrainer(
         _work,
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=ceil(group_seconds())),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
-        run_config=RayRun(storage_path=scratch, failure_config=FailureConfig(max_failures=restarts)),
+        run_config=RayRun(
+            storage_path=scratch,
+            failure_config=FailureConfig(
+                max_failures=restarts,
+                controller_failure_limit=restarts,  # type: ignore[call-arg]  # Ray's stubs are of an earlier Ray Train
+            ),
+        ),
     )
 
 
@@ -144,24 +150,31 @@ def _fit(ray: Any, mailbox: Any, trainer: Any, progress: Progress) -> list[Excep
             failures.append(error)
 
     thread = threading.Thread(target=fit, name="embstore-ray-train", daemon=True)
-    reader = Reader(mailbox, progress)
-    stopping = False
+    reader, asked, told = Reader(mailbox, progress), Interruption(), False
     thread.start()
     try:
-        while thread.is_alive():
-            try:
+        with asked.watched():
+            while thread.is_alive():
                 thread.join(_POLL_SECONDS)
                 reader.read(ray.get)
-            except KeyboardInterrupt:
-                if stopping:
-                    raise
-                stopping = True
-                progress.say("stopping when the checkpoint is saved; Ctrl-C again stops at once")
-                ray.get(mailbox.stop.remote())
+                if asked.asked() and not told:
+                    told = True
+                    progress.say("stopping when the checkpoint is saved; Ctrl-C again stops at once")
+                    ray.get(mailbox.stop.remote())
         reader.read(ray.get)
     finally:
         reader.close()
     return failures
+
+
+def _reason(failures: list[Exception]) -> str:
+    """The line that says most: of a worker that failed first, not of those that missed it."""
+    found = [each for error in failures for each in getattr(error, "worker_failures", {}).values()] or failures
+    lines = []
+    for error in found:
+        text = str(error).strip().split("\n")
+        lines.append(text[-1] if text[0].startswith("Traceback") else text[0])
+    return next((line for line in lines if LostRankError.__name__ not in line), lines[0] if lines else "no result")
 
 
 def _everywhere(config: RunConfig) -> RunConfig:
@@ -170,13 +183,11 @@ def _everywhere(config: RunConfig) -> RunConfig:
         config.logs,
         **{name: str(place_of(source)) for name, source in vars(config.logs).items() if source is not None},
     )
-    stores = {
-        name: replace(of, store=str(place_of(of.store)))
-        for name, of in (("start", config.start), ("publish", config.publish))
-        if of is not None
-    }
+    start = config.start and replace(config.start, store=str(place_of(config.start.store)))
+    publish = config.publish and replace(config.publish, store=str(place_of(config.publish.store)))
     schema = config.schema if config.schema is None else config.read_schema().to_dict()
-    return replace(config, logs=logs, schema=schema, output=str(Path(config.output).resolve()), **stores)
+    output = str(Path(config.output).resolve())
+    return replace(config, logs=logs, schema=schema, start=start, publish=publish, output=output)
 
 
 def _load_ray() -> Any:
@@ -194,24 +205,35 @@ def _load_ray() -> Any:
 @contextmanager
 def _cluster(ray: Any, address: str | None, workers: int) -> Iterator[None]:
     """A connection to the cluster; one started here ends with the run."""
-    if ray.is_initialized():
+    if address is None and ray.is_initialized():
         yield
         return
     where = address or os.environ.get("RAY_ADDRESS")
-    here: dict[str, Any] = {} if where else {"num_cpus": max(workers, 1), "include_dashboard": False}
+    here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+    if not where:  # Ray asks whether it may send these, of which nothing would be seen
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
-        ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False, **here)
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        if where:
+            _knock(where)
+        ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False, **({} if where else here))
+    except (OSError, RuntimeError, ValueError) as error:
         raise GroupError(
             f"no Ray cluster at {where or 'this machine'}",
             expected="one that can be reached",
             found=str(error).strip().split("\n")[0],
-            do="see `ray status` there, or leave the address out to start one here",
+            do="see `ray status` there, or leave the address out (and RAY_ADDRESS) to start one here",
         ) from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray itself waits for minutes where nobody answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
 
 
 def _check_room(ray: Any, workers: int, gpus: bool) -> None:

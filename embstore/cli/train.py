@@ -104,8 +104,8 @@ def train(
     since (publish.every_minutes, publish.every_rows; publish.whole_every deltas apart, the whole table).
 
     --workers 4 trains one model by four processes, which Ray starts, and starts again when one is lost; torchrun
-    --nproc-per-node 4 -m embstore train ... does so without Ray. Each holds a part of the table and takes a part of every
-    batch (docs/scaling.md).
+    --nproc-per-node 4 -m embstore train ... does so without Ray. Each holds a part of the table and takes a part of
+    every batch (docs/scaling.md).
     """
     from embstore.cli.console import progress, show_notes
     from embstore.config import load_yaml, parse

@@ -50,7 +50,7 @@ def test_what_rank_0_does_for_all(ranks: Ranks) -> None:
         assert (answer["error"], answer["text"]) == ("DataError", "row 7; expected a label; found none; drop it")
     first, second = ranks.answers(2, "lead", error="disk full")
     assert (first["error"], first["text"]) == ("OSError", "disk full")
-    assert (second["error"], second["text"]) == ("GroupError", "rank 0 could not go on; found OSError: disk full")
+    assert (second["error"], second["text"]) == ("LostRankError", "rank 0 could not go on; found OSError: disk full")
 
 
 def test_what_each_rank_does(ranks: Ranks) -> None:
@@ -58,7 +58,7 @@ def test_what_each_rank_does(ranks: Ranks) -> None:
     for answer in ranks.answers(3, "each", error="DataError"):
         assert (answer["error"], answer["text"]) == ("DataError", "row 7; expected a label; found none; drop it")
     first, second = ranks.answers(2, "each", error="disk full")
-    assert (first["error"], first["text"]) == ("GroupError", "rank 1 could not go on; found OSError: disk full")
+    assert (first["error"], first["text"]) == ("LostRankError", "rank 1 could not go on; found OSError: disk full")
     assert (second["error"], second["text"]) == ("OSError", "disk full")
 
 
@@ -115,16 +115,16 @@ def test_variables_that_can_not_be(monkeypatch: pytest.MonkeyPatch, environment:
 
 def test_a_rank_that_hangs(ranks: Ranks) -> None:
     zero, _ = ranks.answers(2, "hang", environment=QUICK, seconds=30)
-    _refused([zero], "GroupError", "rank 0 of 2 lost another", within=8)
+    _refused([zero], "LostRankError", "rank 0 of 2 lost another", within=8)
 
 
 def test_a_rank_that_fails(ranks: Ranks) -> None:
     zero, one = ranks.answers(2, "fail", ends=True, seconds=30)
     _refused([one], "DataError", "row 7")
-    _refused([zero], "GroupError", "rank 0 of 2 lost another")
+    _refused([zero], "LostRankError", "rank 0 of 2 lost another")
 
 
 def test_a_rank_that_dies(ranks: Ranks) -> None:
     zero, one = ranks.answers(2, "die", seconds=30)
     assert one == {"died": -9}
-    _refused([zero], "GroupError", "rank 0 of 2 lost another")
+    _refused([zero], "LostRankError", "rank 0 of 2 lost another")
