@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -172,8 +173,8 @@ def _reason(failures: list[Exception]) -> str:
     found = [each for error in failures for each in getattr(error, "worker_failures", {}).values()] or failures
     lines = []
     for error in found:
-        text = str(error).strip().split("\n")
-        lines.append(text[-1] if text[0].startswith("Traceback") else text[0])
+        text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # Ray colours some
+        lines.append(text.split("\n")[-1 if "Traceback" in text else 0])
     return next((line for line in lines if LostRankError.__name__ not in line), lines[0] if lines else "no result")
 
 

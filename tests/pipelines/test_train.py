@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from shown import Shown
 from watched import WORKERS, Breaking, Recording, recorded, run_config
@@ -129,7 +130,12 @@ def test_killed_workers_leave_no_trace(undisturbed: dict[str, Any], logs: Path, 
 @pytest.mark.slow
 def test_one_worker_is_the_plain_run(cluster: str, logs: Path, tmp_path: Path) -> None:
     ours = train(run_config(logs, tmp_path / "ray"), models.build, workers=1)
-    plain = Run(run_config(logs, tmp_path / "plain"), models.build).train()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as Ray has it in a worker of one core
+    try:
+        plain = Run(run_config(logs, tmp_path / "plain"), models.build).train()
+    finally:
+        torch.set_num_threads(threads)
     assert ours == plain
     assert _files(tmp_path / "ray") == _files(tmp_path / "plain")
 
