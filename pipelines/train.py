@@ -170,12 +170,18 @@ def _fit(ray: Any, mailbox: Any, trainer: Any, progress: Progress) -> list[Excep
 
 def _reason(failures: list[Exception]) -> str:
     """The line that says most: of a worker that failed first, not of those that missed it."""
-    found = [each for error in failures for each in getattr(error, "worker_failures", {}).values()] or failures
     lines = []
-    for error in found:
+    for error in [cause for failure in failures for cause in _causes(failure)]:
         text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # Ray colours some
-        lines.append(text.split("\n")[-1 if "Traceback" in text else 0])
+        line = text.split("\n")[-1 if "Traceback" in text or text.startswith("ray::") else 0]
+        lines.append(f"{type(error).__name__}: {line}")
     return next((line for line in lines if LostRankError.__name__ not in line), lines[0] if lines else "no result")
+
+
+def _causes(failure: Exception) -> list[Exception]:
+    """What Ray's ``WorkerGroupError`` or ``ControllerError`` came of."""
+    workers: dict[int, Exception] = getattr(failure, "worker_failures", {})
+    return list(workers.values()) or [getattr(failure, "controller_failure", failure)]
 
 
 def _everywhere(config: RunConfig) -> RunConfig:

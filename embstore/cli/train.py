@@ -130,6 +130,8 @@ def train(
         data["output"] = str(output)
     if start is not None or store is not None:
         data["start"] = {"store": "store", **(data.get("start") or {}), **_given(version=start, store=store)}
+    if gpus and workers is None:
+        raise ConfigError("--gpus", expected="--workers N with it", found="none")
     if publish_every is not None and publish_to is None and not data.get("publish"):
         raise ConfigError("--publish-every", expected="--publish STORE with it", found="none")
     if publish_to is not None or publish_every is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,7 +151,7 @@ def test_a_group_that_dies_too_often_is_given_up(cluster: str, logs: Path, tmp_p
     ):
         train(config, Recording(tmp_path / "seen"), workers=WORKERS, restarts=0)
     assert str(tmp_path / "run") in str(raised.value)
-    assert "actor" in raised.value.found
+    assert "health check failed" in raised.value.found
 
 
 @pytest.mark.slow
@@ -167,6 +168,7 @@ def _spoiled(logs: Path, folder: Path) -> Path:
     labels = table["click"].to_pylist()
     labels[-1] = 7
     column = pa.array(labels, table.schema.field("click").type)
+    shutil.copytree(logs / "valid", folder / "valid")
     (folder / "train").mkdir()
     pq.write_table(
         table.set_column(table.schema.get_field_index("click"), "click", column), folder / "train" / "log.parquet"
