@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embstore.errors import EmbstoreError, GroupError
+from embstore.errors import EmbstoreError, GroupError, LostRankError
 
 _JOIN_SECONDS, _SECONDS = 120.0, 1800.0
 _PACKAGES = ("embstore", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
@@ -43,7 +43,7 @@ class Group:
         rank: this one, from 0.
         world: how many there are.
         process_group: how they talk; ``None`` for a process alone.
-        device: of the tensors they exchange.
+        device: where they train, and of the tensors they exchange.
 
     Every method but the properties is called by all ranks, in the same order.
     """
@@ -131,7 +131,7 @@ class Group:
 
         Raises:
             EmbstoreError, OSError: what the work raised, on every rank; of any other error the others get a
-                ``GroupError``.
+                ``LostRankError``.
         """
         if self.alone:
             return work()
@@ -153,7 +153,7 @@ class Group:
 
         Raises:
             EmbstoreError, OSError: what the work raised on the first rank where it failed, on every rank; of any other
-                error the others get a ``GroupError``.
+                error the others get a ``LostRankError``.
         """
         if self.alone:
             return [work()]
@@ -190,49 +190,75 @@ ALONE = Group()
 def joined(*, device: str = "cpu") -> Iterator[Group]:
     """The group of this process, as the environment says: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT``.
 
-    Waits ``EMBSTORE_JOIN_SECONDS`` (120) for the others, and leaves the group at the end. Without ``WORLD_SIZE``, or in
-    a world of one, the process is alone.
+    Waits ``EMBSTORE_JOIN_SECONDS`` (120) for the others, and leaves the group at the end; a process group that is there
+    already is used, and left as it is. Without ``WORLD_SIZE``, or in a world of one, the process is alone.
 
     Args:
-        device: ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, the GPU ``LOCAL_RANK``).
+        device: ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, the GPU ``LOCAL_RANK``; ``"cuda:1"`` names one).
 
     Raises:
-        GroupError: variables that can't be; a master or ranks that don't come in time; other versions on other ranks; a
-            rank that left or didn't answer.
+        GroupError: variables that can't be; no such GPU; a master or ranks that don't come in time; other versions on
+            other ranks.
+        LostRankError: a rank left or didn't answer.
         KernelError: torchrec can't be loaded.
     """
     world = _whole("WORLD_SIZE", 1, least=1)
+    on = _chosen(torch.device(device))
     if world == 1:
-        yield ALONE
+        yield Group(device=on)
         return
     rank = _whole("RANK", None, least=0)
     if rank >= world:
         raise GroupError("RANK", expected=f"less than WORLD_SIZE={world}", found=str(rank))
-    on = torch.device("cuda", _whole("LOCAL_RANK", 0, least=0)) if device == "cuda" else torch.device(device)
-    store = _meet(rank, world)
-    seconds = timedelta(seconds=_seconds("EMBSTORE_GROUP_SECONDS", _SECONDS))
+    theirs = dist.is_initialized()  # as Ray Train has it: whoever made the process group ends it
     try:
-        if on.type == "cuda":
-            torch.cuda.set_device(on)
-        backend = "nccl" if on.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=seconds)
-        group = Group(rank, world, dist.group.WORLD, on)
-        group.barrier()
+        if theirs:
+            group = Group(rank, world, dist.group.WORLD, on)
+            _compare(group.tell(_about()))
+        else:
+            store = _meet(rank, world)
+            backend = "nccl" if on.type == "cuda" else "gloo"
+            dist.init_process_group(
+                backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=group_seconds())
+            )
+            group = Group(rank, world, dist.group.WORLD, on)
+            group.barrier()
         yield group
         group.barrier()  # rank 0 may hold the store: it leaves last
     except RuntimeError as error:
         if not _of_peers(error):
             raise
-        raise GroupError(
+        raise LostRankError(
             f"rank {rank} of {world} lost another",
             expected="all ranks at work",
             found=str(error).split("\n")[0],
             do="see what the others said; the run goes on from its last checkpoint when it is started again",
         ) from error
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and not theirs:
             with suppress(RuntimeError):
                 dist.destroy_process_group()
+
+
+def group_seconds() -> float:
+    """How long a rank that hangs is waited for: ``EMBSTORE_GROUP_SECONDS``.
+
+    Raises:
+        GroupError: it is no number of seconds.
+    """
+    return _seconds("EMBSTORE_GROUP_SECONDS", _SECONDS)
+
+
+def _chosen(device: torch.device) -> torch.device:
+    """The device, and for ``"cuda"`` which of the GPUs, made the process's own."""
+    if device.type == "cuda":
+        device = torch.device("cuda", _whole("LOCAL_RANK", 0, least=0)) if device.index is None else device
+        there = torch.cuda.device_count()
+        if device.index >= there:
+            do = "start a process for each GPU, with a torch built for CUDA"
+            raise GroupError(f"device {device}", expected="a GPU of that number", found=f"{there} GPUs", do=do)
+        torch.cuda.set_device(device)
+    return device
 
 
 def _meet(rank: int, world: int) -> Any:
@@ -242,7 +268,6 @@ def _meet(rank: int, world: int) -> Any:
         raise GroupError("MASTER_ADDR", expected="the address of rank 0", found="none", do="start it with torchrun")
     seconds = _seconds("EMBSTORE_JOIN_SECONDS", _JOIN_SECONDS)
     agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun itself holds it
-    about = {"host": socket.gethostname(), "versions": _versions(), "trouble": _trouble()}
     missing = list(range(world))
     try:
         tcp = dist.TCPStore(  # type: ignore[attr-defined]
@@ -255,7 +280,7 @@ def _meet(rank: int, world: int) -> Any:
         )
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         store = dist.PrefixStore(f"embstore/{attempt}", tcp)  # type: ignore[attr-defined]
-        store.set(f"rank/{rank}", json.dumps(about))
+        store.set(f"rank/{rank}", json.dumps(_about()))
         found = []
         while missing:
             store.wait([f"rank/{missing[0]}"], timedelta(seconds=seconds))
@@ -270,6 +295,17 @@ def _meet(rank: int, world: int) -> Any:
         expected = f"{gone} within {seconds:g} s (EMBSTORE_JOIN_SECONDS)"
         do = "see that all ranks were started, and can reach the master's port"
         raise GroupError(what, expected=expected, found=str(error).split("\n")[0], do=do) from error
+    _compare(found)
+    return store
+
+
+def _about() -> dict[str, Any]:
+    """What a rank says of itself to the others before they begin."""
+    return {"host": socket.gethostname(), "versions": _versions(), "trouble": _trouble()}
+
+
+def _compare(found: list[dict[str, Any]]) -> None:
+    """Refuse ranks that can't train together, by what they say of themselves."""
     for other, theirs in enumerate(found):
         if theirs["trouble"]:
             raise GroupError(f"rank {other} on {theirs['host']} can't train", found=theirs["trouble"])
@@ -277,7 +313,6 @@ def _meet(rank: int, world: int) -> Any:
             where = f"rank {other} on {theirs['host']}"
             do = "install the same packages everywhere"
             raise GroupError(where, expected=_shown(found[0]), found=_shown(theirs), do=do)
-    return store
 
 
 def _trouble() -> str:
@@ -308,7 +343,7 @@ def _said(error: Exception, rank: int) -> dict[str, Any]:
         file = None if error.filename is None else str(error.filename)
         return {"errno": error.errno, "found": f"{error.strerror or error} (on rank {rank})", "file": file}
     if not isinstance(error, EmbstoreError):
-        error = GroupError(f"rank {rank} could not go on", found=f"{type(error).__name__}: {error}")
+        error = LostRankError(f"rank {rank} could not go on", found=f"{type(error).__name__}: {error}")
     return {
         "kind": type(error).__name__,
         "what": error.what,

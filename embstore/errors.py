@@ -6,7 +6,8 @@
     ├── LogError             a log can't be read (empty, truncated, mixed schemas, moved under a cursor)
     ├── DataError            a value in a log can't be trained on (NaN label, label not 0/1, value too long)
     ├── KernelError          a kernel can't do what was asked (optimizer, dtype, device, missing package)
-    ├── GroupError           processes that train together can't (one is missing, left, or is of another version)
+    ├── GroupError           processes that train together can't (one is missing, or is of another version)
+    │   └── LostRankError          one left, hangs or could not go on: the group may be started again
     ├── CheckpointError      a checkpoint is absent, broken or of another run
     ├── StoreError           the store refused an operation
     │   ├── VersionNotFoundError   no version, alias or unique prefix of that name
@@ -68,6 +69,10 @@ class KernelError(EmbstoreError):
 
 class GroupError(EmbstoreError):
     """Processes that train together can't."""
+
+
+class LostRankError(GroupError):
+    """One of them left, hangs or could not go on; started again, they go on from the last checkpoint."""
 
 
 class CheckpointError(EmbstoreError):

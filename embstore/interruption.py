@@ -9,23 +9,27 @@ from contextlib import contextmanager
 
 
 class Interruption:
-    """Whether this process was asked to stop."""
+    """Whether training was asked to stop."""
 
     def __init__(self) -> None:
         self._asked = threading.Event()
 
+    def ask(self) -> None:
+        """Ask for it, from any thread."""
+        self._asked.set()
+
     def asked(self) -> bool:
-        """Since ``watched`` began."""
+        """Whether it was."""
         return self._asked.is_set()
 
     @contextmanager
     def watched(self) -> Iterator[None]:
         """The first signal only sets what ``asked`` says, a second one stops at once; only the main thread may set
         handlers, elsewhere nothing is watched."""
-        self._asked.clear()
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        self._asked.clear()
 
         def stop(*_: object) -> None:
             if self._asked.is_set():

@@ -84,7 +84,7 @@ class StreamingNormalizer(nn.Module):
     @torch.no_grad()
     def merge(self, moments_3D: Tensor) -> None:
         """Take the ``moments`` of other rows into the statistics."""
-        count_D, mean_D, m2_D = moments_3D
+        count_D, mean_D, m2_D = moments_3D.to(self.count.device)
         total_D = self.count + count_D
         share_D = count_D / total_D.clamp(min=1)
         delta_D = mean_D - self.mean

@@ -15,7 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
-from embstore.batch import Batch
 from embstore.metrics import auc
 
 _RECENT_ROWS = 100_000  # the running AUC is of about this many last rows
@@ -37,9 +36,9 @@ class Bar:
     def advance(self, rows: int) -> None:
         """Rows done since the last call."""
 
-    def step(self, batch: Batch, logits_B: torch.Tensor, loss: float) -> None:
-        """A training step was done."""
-        self.advance(batch.step_rows)
+    def step(self, rows: int, label_B: torch.Tensor, logits_B: torch.Tensor, loss: float) -> None:
+        """A training step of so many rows was done, and came to these logits (of this rank's part) and loss."""
+        self.advance(rows)
 
 
 class Progress:
@@ -166,11 +165,10 @@ class _ConsoleBar(Bar):
         self.done += rows
         self.display.update(self.task, completed=self.done, note=self._speed())
 
-    def step(self, batch: Batch, logits_B: torch.Tensor, loss: float) -> None:
-        self.done += batch.step_rows
-        assert batch.label_B is not None
-        self.recent.append((batch.label_B, logits_B))
-        self.recent_rows += len(batch)
+    def step(self, rows: int, label_B: torch.Tensor, logits_B: torch.Tensor, loss: float) -> None:
+        self.done += rows
+        self.recent.append((label_B, logits_B))
+        self.recent_rows += len(label_B)
         while self.recent_rows - len(self.recent[0][0]) > _RECENT_ROWS:
             self.recent_rows -= len(self.recent.popleft()[0])
         now = time.perf_counter()

@@ -33,6 +33,7 @@ from embstore.distributed import ALONE, Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CheckpointError, ConfigError, CorruptVersionError
 from embstore.evaluation import evaluate
+from embstore.interruption import Interruption
 from embstore.logs import ParquetLog, check_alike
 from embstore.metrics import finite
 from embstore.normalization import StreamingNormalizer
@@ -54,7 +55,9 @@ class Run:
         config: its settings.
         build_network: ``embstore.models.build``, or anything called as it is.
         progress: how progress is shown.
-        group: processes that run it together, each calling the same of ``train``'s; all see the same folder.
+        group: processes that run it together, each calling the same of ``train``'s; all see the same folder. The
+            model lies on its device.
+        interruption: says when training should stop, besides Ctrl-C and SIGTERM.
 
     Raises:
         CheckpointError: the folder holds a run of other settings.
@@ -67,8 +70,9 @@ class Run:
         *,
         progress: Progress = no_progress,
         group: Group = ALONE,
+        interruption: Interruption | None = None,
     ) -> None:
-        self.group = group
+        self.group, self.interruption = group, interruption
         self.folder = Path(config.output)
         self.files = RunFolder(self.folder)
         self.start = None if config.start is None else self._open_start(config.start)
@@ -133,6 +137,7 @@ class Run:
             begin=lambda: self._start(trainer),
             after_step=after_step,
             group=self.group,
+            interruption=self.interruption,
         )
         if self.config.publish is not None:
             publisher = self._publisher(self.config.publish, trainer)
@@ -179,13 +184,14 @@ class Run:
             init_std=settings.init_std,
             kernel=settings.kernel,
             seed=settings.seed,
+            device=self.group.device,
             group=self.group,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.training.seed)
             network = build_network(self.build_network, self._description(table))
-        network = share_batch_norm(network, self.group)
-        return CtrModel(table, StreamingNormalizer(self.schema.dense, self.group), network)
+        normalizer, device = StreamingNormalizer(self.schema.dense, self.group), self.group.device
+        return CtrModel(table, normalizer.to(device), share_batch_norm(network, self.group).to(device))
 
     def trained(self) -> CtrModel:
         """The finished run's model, in eval mode.

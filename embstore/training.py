@@ -130,6 +130,7 @@ class Trainer:
         after_step: called after each step with the number of its rows.
         group: processes that train the model together, each with its own shard of the table and its part of every
             batch; the model's table, normalizer and batch norms know of it. Rank 0 shows, and writes files.
+        interruption: says when to stop, besides Ctrl-C and SIGTERM.
 
     Raises:
         CheckpointError: the folder holds another run.
@@ -146,6 +147,7 @@ class Trainer:
         begin: Callable[[], object] = lambda: None,
         after_step: Callable[[int], object] = lambda rows: None,
         group: Group = ALONE,
+        interruption: Interruption | None = None,
     ) -> None:
         self.model, self.settings, self.folder, self.group = model, settings, Path(folder), group
         self.show = progress if group.first else no_progress
@@ -163,7 +165,7 @@ class Trainer:
         self.identity = hashlib.sha256(f"{identity}\n{json.dumps(deciding, sort_keys=True)}".encode()).hexdigest()
         self.at = _Progress()
         self._save_due = math.inf
-        self._interruption = Interruption()
+        self._interruption = interruption or Interruption()
         self._resumed, self._unwritten = False, list[str]()  # warnings wait until it is known where metrics go on
 
     def fit(self, train: ParquetLog, valid: ParquetLog | None = None) -> dict[str, float]:
@@ -228,8 +230,8 @@ class Trainer:
             self._save_due = self._next_save()
             try:
                 for batch in () if at.finished else batches:
-                    logits_B = self._step(batch, total)
-                    bar.step(batch, logits_B, at.loss_sum / max(at.loss_rows, 1))
+                    label_B, logits_B = self._step(batch, total)
+                    bar.step(batch.step_rows, label_B, logits_B, at.loss_sum / max(at.loss_rows, 1))
                     self._after_step(batch.step_rows)
                     last = at.step == total
                     stop, due = self.group.any(self._interruption.asked(), self._is_save_due())
@@ -270,7 +272,7 @@ class Trainer:
         self._restore_best()
         self.model.eval()
 
-    def _step(self, batch: Batch, total: int) -> torch.Tensor:
+    def _step(self, batch: Batch, total: int) -> tuple[torch.Tensor, torch.Tensor]:
         at, settings = self.at, self.settings
         if batch.label_B is None:
             raise _no_label()
@@ -297,7 +299,7 @@ class Trainer:
         at.loss_sum += value * batch.step_rows
         at.loss_rows += batch.step_rows
         at.positives, at.negatives = at.positives or positives, at.negatives or negatives
-        return logits_B.detach()
+        return batch.label_B, logits_B.detach()
 
     def _reduce(self, loss: torch.Tensor, label_B: torch.Tensor) -> tuple[float, bool, bool]:
         """Sum the network's gradients over the ranks; the loss of the whole batch, and which labels it has."""

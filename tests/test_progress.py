@@ -8,7 +8,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from embstore.batch import Batch, FeatureTokens
 from embstore.progress import ConsoleProgress
 
 ROWS = 1000
@@ -22,10 +21,8 @@ def console() -> Console:
 @pytest.mark.parametrize("total", [560_000, 45_840_617])
 def test_80_columns_hold_a_bar_and_all_its_numbers(console: Console, total: int) -> None:
     progress = ConsoleProgress(console)
-    tokens = FeatureTokens.concatenate({}, ROWS)
-    batch = Batch(tokens=tokens, dense_BD=torch.empty(ROWS, 0), label_B=torch.arange(ROWS).float() % 2)
     with progress("train", total) as bar, progress("evaluate", total) as inner:
-        bar.step(batch, torch.zeros(ROWS), 0.4321)
+        bar.step(ROWS, torch.arange(ROWS).float() % 2, torch.zeros(ROWS), 0.4321)
         inner.advance(3 * ROWS)
         (train, evaluate) = ("".join(s.text for s in line) for line in console.render_lines(progress.open()))
         progress.close()

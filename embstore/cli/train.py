@@ -57,6 +57,17 @@ The least a config.yaml says, as the flags do (a table of 262,144 rows of 16 num
     "--publish", "publish_to", help="Publish to this store (a folder or URI) at the end, and on the way with:"
 )
 @click.option("--publish-every", type=float, metavar="MINUTES", help="A version every so many minutes, as a delta.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), help="Train by so many processes of a Ray cluster (RAY_ADDRESS, or here)."
+)
+@click.option("--gpus", is_flag=True, help="A GPU for each of the --workers.")
+@click.option(
+    "--restarts",
+    type=click.IntRange(min=-1),
+    default=3,
+    show_default=True,
+    help="Of the --workers, from the last checkpoint, when one was lost; -1 for any number.",
+)
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds instead of going on from its checkpoint.")
 @as_json_option
 def train(
@@ -74,6 +85,9 @@ def train(
     store: str | None,
     publish_to: str | None,
     publish_every: float | None,
+    workers: int | None,
+    gpus: bool,
+    restarts: int,
     fresh: bool,
     as_json: bool,
 ) -> None:
@@ -92,14 +106,16 @@ def train(
     table). Rows that changed by no more than publish.significance (L2) wait. A version that can't be published on the
     way is warned of, and the next one tried when it is due.
 
-    torchrun --nproc-per-node 2 -m embstore train ... trains one model by several processes: each holds a part of the
-    table and takes a part of every batch (docs/scaling.md).
+    --workers 4 trains one model by four processes, which Ray starts, and starts again when one is lost; torchrun
+    --nproc-per-node 4 -m embstore train ... does so without Ray. Each holds a part of the table and takes a part of
+    every batch (docs/scaling.md).
     """
     from embstore.cli.console import progress, show_notes
     from embstore.config import load_yaml, parse
     from embstore.distributed import joined
     from embstore.errors import ConfigError
     from embstore.models import build
+    from embstore.pipelines.train import train as on_ray
     from embstore.run import Run
     from embstore.settings import RunConfig
 
@@ -117,6 +133,8 @@ def train(
         data["output"] = str(output)
     if start is not None or store is not None:
         data["start"] = {"store": "store", **(data.get("start") or {}), **_given(version=start, store=store)}
+    if gpus and workers is None:
+        raise ConfigError("--gpus", expected="--workers N with it", found="none")
     if publish_every is not None and publish_to is None and not data.get("publish"):
         raise ConfigError("--publish-every", expected="--publish STORE with it", found="none")
     if publish_to is not None or publish_every is not None:
@@ -133,6 +151,8 @@ def train(
         )
     run_config = parse(RunConfig, data)
     with joined() as group:
+        if workers is not None and not group.alone:
+            raise ConfigError("--workers", expected="torchrun or Ray to start the processes", found="both")
         if run_config.schema is None and run_config.start is None:
             run_config = _infer(run_config, quiet=not group.first)
         if seed is not None:
@@ -144,7 +164,10 @@ def train(
         for each in runs:
             if fresh:
                 group.lead(partial(Run.clear, each.output))
-            result = Run(each, build, progress=progress, group=group).train()
+            if workers is None:
+                result = Run(each, build, progress=progress, group=group).train()
+            else:
+                result = on_ray(each, build, workers=workers, gpus=gpus, restarts=restarts, progress=progress)
             results.append(result)
             if group.first:
                 if not as_json:

@@ -54,7 +54,7 @@ def test_what_rank_0_does_for_all(ranks: Ranks) -> None:
     assert (second["error"], second["text"]) == ("OSError", "[Errno 28] disk full (on rank 0): 'table'")
     first, second = ranks.answers(2, "lead", error="KeyError")
     assert (first["error"], first["text"]) == ("KeyError", "'row 7'")
-    assert (second["error"], second["text"]) == ("GroupError", "rank 0 could not go on; found KeyError: 'row 7'")
+    assert (second["error"], second["text"]) == ("LostRankError", "rank 0 could not go on; found KeyError: 'row 7'")
 
 
 def test_what_each_rank_does(ranks: Ranks) -> None:
@@ -65,7 +65,7 @@ def test_what_each_rank_does(ranks: Ranks) -> None:
     assert (first["error"], first["text"]) == ("OSError", "[Errno 28] disk full (on rank 1): 'table'")
     assert (second["error"], second["text"]) == ("OSError", "[Errno 28] disk full: 'table'")
     first, second = ranks.answers(2, "each", error="KeyError")
-    assert (first["error"], first["text"]) == ("GroupError", "rank 1 could not go on; found KeyError: 'row 7'")
+    assert (first["error"], first["text"]) == ("LostRankError", "rank 1 could not go on; found KeyError: 'row 7'")
     assert (second["error"], second["text"]) == ("KeyError", "'row 7'")
     # Where several fail, all hear of the first: what they do about it must be the same.
     first, second, third = ranks.answers(3, "each", error="DataError, OSError")
@@ -125,16 +125,16 @@ def test_variables_that_can_not_be(monkeypatch: pytest.MonkeyPatch, environment:
 
 def test_a_rank_that_hangs(ranks: Ranks) -> None:
     zero, _ = ranks.answers(2, "hang", environment=QUICK, seconds=240)
-    _refused([zero], "GroupError", "rank 0 of 2 lost another")
+    _refused([zero], "LostRankError", "rank 0 of 2 lost another")
 
 
 def test_a_rank_that_fails(ranks: Ranks) -> None:
     zero, one = ranks.answers(2, "fail", ends=True, seconds=240)
     _refused([one], "DataError", "row 7")
-    _refused([zero], "GroupError", "rank 0 of 2 lost another")
+    _refused([zero], "LostRankError", "rank 0 of 2 lost another")
 
 
 def test_a_rank_that_dies(ranks: Ranks) -> None:
     zero, one = ranks.answers(2, "die", seconds=240)
     assert one == {"died": -9}
-    _refused([zero], "GroupError", "rank 0 of 2 lost another")
+    _refused([zero], "LostRankError", "rank 0 of 2 lost another")

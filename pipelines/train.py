@@ -1,0 +1,256 @@
+"""Training on a Ray cluster: workers launched, watched and, when one dies, started again by Ray Train.
+
+    embstore train config.yaml --workers 8
+
+    driver ── RunConfig ──> Ray Train ──> worker 0 .. N-1: joined() ── Run.train()
+      │                       └─ one died: the whole group again, from the run's last checkpoint
+      └── Mailbox: what worker 0 shows, the result or the error; Ctrl-C
+
+Rows trained after the last checkpoint are forgotten with the workers and trained again, so each counts once in what the
+run ends with, which is what an undisturbed run ends with. The run's folder and its logs must lie where all workers find
+them by the same path: on one machine, a shared file system or, logs and stores, in a bucket.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import tempfile
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from embstore.continuous import place_of
+from embstore.ctr import BuildNetwork
+from embstore.distributed import group_seconds, joined
+from embstore.errors import EmbstoreError, GroupError, Interrupted, LostRankError
+from embstore.interruption import Interruption
+from embstore.progress import Progress, no_progress
+from embstore.run import Run
+from embstore.settings import RunConfig
+
+from .mailbox import Letters, Mailbox, Reader, listening
+
+_POLL_SECONDS, _REACH_SECONDS = 0.2, 10.0
+
+
+def train(
+    config: RunConfig,
+    build_network: BuildNetwork,
+    *,
+    workers: int,
+    gpus: bool = False,
+    restarts: int = 3,
+    address: str | None = None,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Train a run on ``workers`` processes of a Ray cluster, or go on with it.
+
+    Args:
+        config: of the run; a step's batch is that of all workers together.
+        build_network: ``embstore.models.build``, or anything called as it is; sent to the workers.
+        workers: processes, each with a core of its own, or a GPU.
+        gpus: one for each worker, where its part of the table and the network lie.
+        restarts: of the group after a worker died, before the run is given up; -1 for any number.
+        address: of the cluster. By default the one this process is connected to, else that of ``RAY_ADDRESS``, else one
+            started here for this run, with as many cores as workers.
+        progress: shown here, of worker 0.
+
+    Returns:
+        What ``Run.train`` does.
+
+    Raises:
+        GroupError: Ray isn't installed, the cluster can't be reached or is too small, or workers died too often; the
+            same call goes on from the last checkpoint.
+        EmbstoreError: as ``Run.train`` raised it on a worker.
+        Interrupted: Ctrl-C; the same call goes on.
+    """
+    if workers < 1:
+        raise GroupError("workers", expected="1 or more", found=str(workers))
+    ray = _load_ray()
+    with _cluster(ray, address, workers), tempfile.TemporaryDirectory(prefix="embstore-ray-") as scratch:
+        _check_room(ray, workers, gpus)
+        mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        settings = {"config": _everywhere(config), "build": build_network, "mailbox": mailbox, "gpus": gpus}
+        failures = _fit(ray, mailbox, _trainer(settings, workers, gpus, restarts, scratch), progress)
+        result, error = ray.get(mailbox.ended.remote())
+    if error is not None:
+        raise error
+    if result is None:
+        raise GroupError(
+            f"the run in {config.output} was given up",
+            expected=f"its {workers} workers to end, with at most {restarts} restarts",
+            found=_reason(failures),
+            do="the same command goes on from the last checkpoint",
+        ) from (failures[0] if failures else None)
+    done: dict[str, Any] = result
+    return done
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """On each worker."""
+    import ray
+
+    mailbox = settings["mailbox"]
+    if ray.get(mailbox.over.remote()):  # what is wrong with the run itself is not mended by starting again
+        return
+    try:
+        with joined(device="cuda" if settings["gpus"] else "cpu") as group:
+            progress = Letters(mailbox) if group.first else no_progress
+            asked = Interruption()
+            with listening(mailbox, ray.get, stop=asked.ask, leave=lambda: os._exit(1)):
+                run = Run(settings["config"], settings["build"], progress=progress, group=group, interruption=asked)
+                result = run.train()
+        if group.first:
+            ray.get(mailbox.end.remote(result=result))
+    except LostRankError:
+        if not ray.get(mailbox.over.remote()):
+            raise  # Ray starts the group again
+    except (EmbstoreError, Interrupted) as error:
+        ray.get(mailbox.end.remote(error=error))
+    except Exception:
+        ray.get(mailbox.post.remote("say", traceback.format_exc()))
+        raise
+
+
+def _trainer(settings: dict[str, Any], workers: int, gpus: bool, restarts: int, scratch: str) -> Any:
+    from ray.train import FailureConfig, ScalingConfig
+    from ray.train import RunConfig as RayRun
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    return TorchTrainer(
+        _work,
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=ceil(group_seconds())),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus),
+        run_config=RayRun(
+            storage_path=scratch,
+            failure_config=FailureConfig(
+                max_failures=restarts,
+                controller_failure_limit=restarts,  # type: ignore[call-arg]  # Ray's stubs are of an earlier Ray Train
+            ),
+        ),
+    )
+
+
+def _fit(ray: Any, mailbox: Any, trainer: Any, progress: Progress) -> list[Exception]:
+    """Run the trainer, showing what worker 0 shows; what Ray says went wrong. Ctrl-C lets the workers save first."""
+    failures: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray's own kinds, and what workers raised
+            failures.append(error)
+
+    thread = threading.Thread(target=fit, name="embstore-ray-train", daemon=True)
+    reader, asked, told = Reader(mailbox, progress), Interruption(), False
+    thread.start()
+    try:
+        with asked.watched():
+            while thread.is_alive():
+                thread.join(_POLL_SECONDS)
+                reader.read(ray.get)
+                if asked.asked() and not told:
+                    told = True
+                    progress.say("stopping when the checkpoint is saved; Ctrl-C again stops at once")
+                    ray.get(mailbox.stop.remote())
+        reader.read(ray.get)
+    finally:
+        reader.close()
+    return failures
+
+
+def _reason(failures: list[Exception]) -> str:
+    """The line that says most: of a worker that failed first, not of those that missed it."""
+    lines = []
+    for error in [cause for failure in failures for cause in _causes(failure)]:
+        text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()  # Ray colours some
+        line = text.split("\n")[-1 if "Traceback" in text or text.startswith("ray::") else 0]
+        lines.append(f"{type(error).__name__}: {line}")
+    return next((line for line in lines if LostRankError.__name__ not in line), lines[0] if lines else "no result")
+
+
+def _causes(failure: Exception) -> list[Exception]:
+    """What Ray's ``WorkerGroupError`` or ``ControllerError`` came of."""
+    workers: dict[int, Exception] = getattr(failure, "worker_failures", {})
+    return list(workers.values()) or [getattr(failure, "controller_failure", failure)]
+
+
+def _everywhere(config: RunConfig) -> RunConfig:
+    """The run with whole paths, the schema read: workers have other working directories."""
+    logs = replace(
+        config.logs,
+        **{name: str(place_of(source)) for name, source in vars(config.logs).items() if source is not None},
+    )
+    start = config.start and replace(config.start, store=str(place_of(config.start.store)))
+    publish = config.publish and replace(config.publish, store=str(place_of(config.publish.store)))
+    schema = config.schema if config.schema is None else config.read_schema().to_dict()
+    output = str(Path(config.output).resolve())
+    return replace(config, logs=logs, schema=schema, start=start, publish=publish, output=output)
+
+
+def _load_ray() -> Any:
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    try:
+        import ray
+        import ray.train.torch
+    except ImportError as error:
+        raise GroupError(
+            "Ray can't be loaded", expected="ray with its train extra", found=str(error), do="pip install 'ray[train]'"
+        ) from error
+    return ray
+
+
+@contextmanager
+def _cluster(ray: Any, address: str | None, workers: int) -> Iterator[None]:
+    """A connection to the cluster; one started here ends with the run."""
+    if address is None and ray.is_initialized():
+        yield
+        return
+    where = address or os.environ.get("RAY_ADDRESS")
+    here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+    if not where:  # Ray asks whether it may send these, of which nothing would be seen
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        if where:
+            _knock(where)
+        ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False, **({} if where else here))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise GroupError(
+            f"no Ray cluster at {where or 'this machine'}",
+            expected="one that can be reached",
+            found=str(error).strip().split("\n")[0],
+            do="see `ray status` there, or leave the address out (and RAY_ADDRESS) to start one here",
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Ray itself waits for minutes where nobody answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
+
+
+def _check_room(ray: Any, workers: int, gpus: bool) -> None:
+    """A group that can never be placed would be waited for without end."""
+    kind = "GPU" if gpus else "CPU"
+    there = ray.cluster_resources().get(kind, 0)
+    if there < workers:
+        raise GroupError(
+            "the Ray cluster is too small",
+            expected=f"{workers} {kind}s for as many workers",
+            found=f"{there:g}",
+            do="ask for fewer workers, or add nodes",
+        )
