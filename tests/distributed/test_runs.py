@@ -144,7 +144,7 @@ def test_a_version_that_one_rank_can_not_write_is_none(
     answers = ranks.answers(2, "publish", **how, full=full, seconds=60)
     assert all("No space left on device" in answer["text"] for answer in answers)
     assert [answer["error"] for answer in answers] == [
-        "StoreError" if full == rank else "GroupError" for rank in (0, 1)
+        "StoreError" if full == rank else "LostRankError" for rank in (0, 1)
     ]
     assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     version, _ = ranks.run(2, "publish", **how)
