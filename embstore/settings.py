@@ -180,7 +180,7 @@ class RunConfig:
         """The settings that decide the result and are not those of another run, e.g. ``["table.dim"]``."""
         theirs, ours = (_flat(asdict(c.with_schema(c.read_schema()))) for c in (other, self))
         differing = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}
-        differing -= {"training.checkpoint_every", "training.checkpoint_minutes"}
+        differing -= {"training.checkpoint_every", "training.checkpoint_minutes", "start.store"}
         return sorted(key for key in differing if key.split(".")[0] not in ("logs", "output", "publish"))
 
 

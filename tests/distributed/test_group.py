@@ -20,7 +20,7 @@ QUICK = {"EMBSTORE_JOIN_SECONDS": "2", "EMBSTORE_GROUP_SECONDS": "2"}
 def test_a_process_without_a_world_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with joined() as group:
-        assert group is ALONE
+        assert group == ALONE
     rows = torch.arange(3)
     assert (group.alone, group.first, list(group.share(3))) == (True, True, [0, 1, 2])
     assert group.sum(rows) is rows
@@ -138,3 +138,13 @@ def test_a_rank_that_dies(ranks: Ranks) -> None:
     zero, one = ranks.answers(2, "die", seconds=240)
     assert one == {"died": -9}
     _refused([zero], "LostRankError", "rank 0 of 2 lost another")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with (
+        pytest.raises(GroupError, match="device cuda:0; expected a GPU of that number; found 0 GPUs"),
+        joined(device="cuda"),
+    ):
+        pass

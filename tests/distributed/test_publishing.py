@@ -183,7 +183,7 @@ def test_a_rank_that_dies_while_it_publishes_ends_the_run(ranks: Ranks, logs: Pa
     settings = _config(logs, tmp_path)
     zero, one = ranks.answers(2, "train", config=settings, fails="die", rank=1, publication=2, seconds=240)
     assert one == {"died": -9}
-    assert zero["error"] == "GroupError"
+    assert zero["error"] == "LostRankError"
     assert "rank 0 of 2 lost another" in zero["text"]
     assert _kinds(tmp_path) == ["whole"]
     assert not Store(tmp_path / "store")._log.state().leases

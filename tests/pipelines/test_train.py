@@ -24,7 +24,8 @@ from shown import Shown
 from watched import WORKERS, Breaking, Recording, recorded, run_config
 
 from embstore import models
-from embstore.errors import DataError, GroupError, LogError
+from embstore.cli.train import train as command
+from embstore.errors import ConfigError, DataError, GroupError, LogError
 from embstore.pipelines.train import train
 from embstore.run import Run
 
@@ -270,3 +271,8 @@ def test_without_ray(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_no_workers(logs: Path, tmp_path: Path) -> None:
     with pytest.raises(GroupError, match="workers; expected 1 or more; found 0"):
         train(run_config(logs, tmp_path), models.build, workers=0)
+
+
+def test_gpus_are_those_of_workers(logs: Path) -> None:
+    with pytest.raises(ConfigError, match="--gpus; expected --workers N with it; found none"):
+        command.main(["--train", str(logs / "train"), "--label", "click", "--gpus"], standalone_mode=False)
