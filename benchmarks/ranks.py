@@ -2,7 +2,7 @@
 
     Ranks(2).steps("embstore", batch=4096, steps=10)      seconds of each step, as rank 0 saw them
 
-Each rank has one thread. A rank waits for rank 0, rank 0 waits on its stdin, so that a group that has no turn uses no core.
+Each rank has one thread. The others wait for rank 0, and it waits on its stdin: a group that has no turn uses no core.
 """
 
 from __future__ import annotations
