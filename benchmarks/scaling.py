@@ -1,17 +1,17 @@
 """What a second process buys in training: embstore's shared-out table against the usual torchrec script.
 
-A step is a whole one: lookup of 26 features in 1,000,000 rows of 16 float32, Zipf ids, a network with two hidden layers,
+A step is a whole one: lookup of 26 features in 1,000,000 rows of 16 float32, Zipf ids, a network of two hidden layers,
 backward, row-wise Adagrad on the rows, gradients of the network summed over the ranks, Adam. embstore starts from raw
 tokens (``Trainer``'s own step, one table of all features, sharded by rows); the peer has ids that are rows already, and
 a table of 1/26 of the rows for each feature (``benchmarks.peers.per_feature``: ``EmbeddingBagCollection``, torchrec's
-planner, ``DistributedModelParallel``). Each process has one thread: two use twice the cores of one. Batches lie in memory.
+planner, ``DistributedModelParallel``). A process has one thread: two use twice the cores of one. Batches lie in memory.
 
     two_process_speedup         the same batch (8,192) shared by two, against one
     weak_scaling_efficiency     twice the batch for two: samples/s of two over twice those of one
     samples_per_second_...      of two processes, 4,096 rows each
 
-Groups of one and of two processes take turns, round by round. ``share_in_exchange`` in the samples is the part of a step
-of two in which a collective is under way on rank 0, by torch's profiler: waiting for the other rank included.
+Groups of one and of two processes take turns, round by round. ``share_in_exchange`` in the samples is the part of a
+step of two in which a collective is under way on rank 0, by torch's profiler: waiting for the other rank included.
 """
 
 from __future__ import annotations
