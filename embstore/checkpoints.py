@@ -67,10 +67,10 @@ class Checkpoints:
         """
         name, group = self.name(step), self.group
         partial, final = self.folder / f".{name}", self.folder / name
-        if group.first:
+
+        def make() -> None:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
-        group.barrier()
 
         def write() -> list[dict[str, Any]]:
             files, shards = {}, {}
@@ -83,8 +83,7 @@ class Checkpoints:
                     shards[path.name] = [shard.start, shard.stop]
             return [files, shards]
 
-        told = group.each(write)
-        if group.first:
+        def commit() -> None:
             about = {**state, "step": step, "files": {}, "shards": {}}
             for of_files, of_shards in told:
                 about["files"] |= of_files
@@ -98,7 +97,10 @@ class Checkpoints:
                 shutil.rmtree(final)
             os.rename(partial, final)
             fsync_folder(self.folder)
-        group.barrier()
+
+        group.lead(make)
+        told = group.each(write)
+        group.lead(commit)
         return name
 
     def load(self, name: str, rows: int, shard: range) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
@@ -112,7 +114,11 @@ class Checkpoints:
         Raises:
             CheckpointError: absent, of a table with other rows, or its bytes are not those that were written.
         """
-        folder = self.folder / name
+        return self.group.together(lambda: self._load(self.folder / name, rows, shard))
+
+    @staticmethod
+    def _load(folder: Path, rows: int, shard: range) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
+        do = f"delete the folder {folder.name} to go on from another one, if there is, or start afresh"
         try:
             state = json.loads((folder / "state.json").read_text())
             shards = {file: range(*bounds) for file, bounds in state["shards"].items()}
@@ -125,7 +131,7 @@ class Checkpoints:
                         f"checkpoint {folder}: {file} is damaged",
                         expected=f"sha256 {promised['sha256'][:16]}…",
                         found=f"{found[:16]}…",
-                        do=f"delete the folder {name} to go on from another one, if there is, or start afresh",
+                        do=do,
                     )
             groups: dict[str, Mapping[str, Tensor]] = {}
             parts: list[tuple[range, Mapping[str, Tensor]]] = []
@@ -144,22 +150,24 @@ class Checkpoints:
                     do="use the settings it was made with",
                 )
             groups[_TABLE] = _rows_of(sorted(parts, key=lambda part: part[0].start), shard)
-        except (CorruptVersionError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (CorruptVersionError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"checkpoint {folder} can't be read",
                 expected="a whole checkpoint",
                 found=str(error),
-                do=f"delete the folder {name} to go on from another one, if there is, or start afresh",
+                do=do,
             ) from error
         return state, groups
 
     def prune(self, keep: set[str]) -> None:
         """Remove all but these, and what killed writers left; rank 0 does."""
-        if not self.group.first:
-            return
-        for path in self.folder.iterdir():
-            if path.name.lstrip(".").startswith(_PREFIX) and path.name not in keep:
-                shutil.rmtree(path)
+
+        def remove() -> None:
+            for path in self.folder.iterdir():
+                if path.name.lstrip(".").startswith(_PREFIX) and path.name not in keep:
+                    shutil.rmtree(path)
+
+        self.group.lead(remove)
 
 
 def _overlap(one: range, other: range) -> range:

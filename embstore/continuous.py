@@ -268,6 +268,8 @@ class Publisher:
         """
         try:
             version = self._publish(restored=True)
+        except GroupError:
+            raise
         except (EmbstoreError, OSError) as error:
             command = shlex.join(["embstore", "publish", str(self.folder), "--store", self.settings.store])
             do = f"nothing that was trained is lost: publish it with `{command}`"

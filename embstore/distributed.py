@@ -29,9 +29,9 @@ from embstore.errors import EmbstoreError, GroupError, LostRankError
 
 _JOIN_SECONDS, _SECONDS = 120.0, 1800.0
 _PACKAGES = ("embstore", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
-# What gloo, NCCL and torch's store say of a peer that is gone or late; they raise plain RuntimeErrors.
 _CPU = torch.device("cpu")
 T = TypeVar("T")
+# What gloo, NCCL and torch's store say of a peer that is gone or late; they raise plain RuntimeErrors.
 _OF_PEERS = ("gloo", "nccl", "connection closed by peer", "connection reset by peer", "broken pipe", "timed out")
 
 
@@ -370,7 +370,7 @@ def _of_peers(error: RuntimeError) -> bool:
 
 def _whole(name: str, default: int | None, *, least: int) -> int:
     text = os.environ.get(name, "" if default is None else str(default))
-    if not text.isdigit() or int(text) < least:
+    if not text.isdecimal() or int(text) < least:
         do = "start it with torchrun"
         raise GroupError(name, expected=f"a whole number, {least} or more", found=repr(text), do=do)
     return int(text)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -31,7 +32,7 @@ from embstore.continuous import (
 from embstore.ctr import BuildNetwork, CtrModel, NetworkDescription, build_network
 from embstore.distributed import ALONE, Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
-from embstore.errors import CheckpointError, ConfigError, CorruptVersionError
+from embstore.errors import CheckpointError, ConfigError, CorruptVersionError, GroupError
 from embstore.evaluation import evaluate
 from embstore.interruption import Interruption
 from embstore.logs import ParquetLog, check_alike
@@ -118,7 +119,7 @@ class Run:
         check_alike(logs)
         self._begin(logs)
         model = self.build(self._collected_tokens(logs["train"]))
-        before = self.files.result().get("version")
+        before = self.group.lead(lambda: self.files.result().get("version"))
         publisher: Publisher | None = None
         trained = False
 
@@ -191,7 +192,23 @@ class Run:
             torch.manual_seed(self.config.training.seed)
             network = build_network(self.build_network, self._description(table))
         normalizer, device = StreamingNormalizer(self.schema.dense, self.group), self.group.device
-        return CtrModel(table, normalizer.to(device), share_batch_norm(network, self.group).to(device))
+        model = CtrModel(table, normalizer.to(device), share_batch_norm(network, self.group).to(device))
+        if not self.group.alone:
+            self._check_alike(model)
+        return model
+
+    def _check_alike(self, model: CtrModel) -> None:
+        """Ranks whose networks begin with other numbers would stay apart: only gradients are summed."""
+        digest = hashlib.sha256()
+        for tensor in model.dense_state().values():
+            digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        if len(set(self.group.tell(digest.hexdigest()))) > 1:
+            raise GroupError(
+                "the network",
+                expected="the same first weights on every rank",
+                found="others",
+                do="let them come from torch's default generator, which is seeded alike",
+            )
 
     def trained(self) -> CtrModel:
         """The finished run's model, in eval mode.
@@ -338,7 +355,10 @@ class Run:
                     tokens = exact_tokens(log, progress=bar.advance, group=self.group)
             self.group.lead(lambda: self.files.write_exact_tokens(tokens))
         kept = self.files.exact_tokens()
-        assert kept is not None
+        if kept is None:
+            raise GroupError(
+                f"{self.folder}", expected="one folder that all ranks see", found="none of what rank 0 wrote"
+            )
         return kept
 
     def _write_result(self, result: Mapping[str, Any]) -> None:

@@ -264,11 +264,12 @@ class Trainer:
         Raises:
             CheckpointError: there is no checkpoint, or it is of another run.
         """
-        if not self.checkpoints.names():
+        last = self._last()
+        if last is None:
             raise CheckpointError(
                 f"{self.folder}", expected="a run with a checkpoint", found="none", do="train it first"
             )
-        self._load_last()
+        self._load_last(last)
         self._restore_best()
         self.model.eval()
 
@@ -306,7 +307,11 @@ class Trainer:
         positives, negatives = bool((label_B == 1).any()), bool((label_B == 0).any())
         if self.group.alone:
             return float(loss.detach()), positives, negatives
-        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        grads = []
+        for parameter in (of for group in self.optimizer.param_groups for of in group["params"]):
+            if parameter.grad is None:  # not used for this rank's rows, maybe for those of others
+                parameter.grad = torch.zeros_like(parameter)
+            grads.append(parameter.grad)
         more = torch.tensor([float(loss.detach()), positives, negatives], device=loss.device)
         *summed, more = self.group.sum(torch.cat([*(grad.flatten() for grad in grads), more])).split(
             [*(grad.numel() for grad in grads), len(more)]
@@ -388,16 +393,23 @@ class Trainer:
 
     def _resume(self) -> None:
         """Go on from the last checkpoint, if any; lines written after it are cut off the metrics."""
-        start = self._load_last if self.checkpoints.names() else self._begin
-        start()
+        last = self._last()
+        if last is None:
+            self._begin()
+        else:
+            self._load_last(last)
         if self.group.first:
             with suppress(FileNotFoundError):
                 os.truncate(self.folder / "metrics.jsonl", self.at.log_bytes)
         self._resumed = True
         self._write_warnings()
 
-    def _load_last(self) -> None:
-        name = self.checkpoints.names()[-1]
+    def _last(self) -> str | None:
+        """The last checkpoint, the same for all ranks: they may not see a new one at the same time."""
+        name: str | None = self.group.lead(lambda: next(reversed(self.checkpoints.names()), None))
+        return name
+
+    def _load_last(self, name: str) -> None:
         state, tensors = self._read(name)
         if state.get("identity") != self.identity:
             raise CheckpointError(

@@ -165,7 +165,10 @@ class Reader:
         elif kind in ("say", "record", "finish"):
             getattr(self._progress, kind)(*rest)
         elif kind == "close":
-            self._bars.pop(rest[0]).__exit__(None, None, None)
+            if (bar := self._bars.pop(rest[0], None)) is not None:
+                bar.__exit__(None, None, None)
+        elif rest[0] not in self._bars:
+            return  # a late letter of a worker that was lost
         elif kind == "step":
             number, rows, label_B, logits_B, loss = rest
             self._bars[number].step(rows, torch.tensor(label_B), torch.tensor(logits_B), loss)

@@ -8,11 +8,13 @@
 
 Rows trained after the last checkpoint are forgotten with the workers and trained again, so each counts once in what the
 run ends with, which is what an undisturbed run ends with. The run's folder and its logs must lie where all workers find
-them by the same path: on one machine, a shared file system or, logs and stores, in a bucket.
+them by the same path: on one machine, a shared file system or, the logs, in a bucket. Workers of several hosts publish
+to a folder that they share.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -35,9 +37,12 @@ from embstore.interruption import Interruption
 from embstore.progress import Progress, no_progress
 from embstore.run import Run
 from embstore.settings import RunConfig
+from embstore.threads import usable_cores
 
 from .mailbox import Letters, Mailbox, Reader, listening
 
+_OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT}  # starting again mends none
+_TO_A_CORE = 4  # workers here at most; more only wait for each other
 _POLL_SECONDS, _REACH_SECONDS = 0.2, 10.0
 
 
@@ -77,7 +82,8 @@ def train(
     ray = _load_ray()
     with _cluster(ray, address, workers), tempfile.TemporaryDirectory(prefix="embstore-ray-") as scratch:
         _check_room(ray, workers, gpus)
-        mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+        progress.say(f"starting {workers} workers")
+        mailbox = ray.remote(num_cpus=0, scheduling_strategy=_here(ray))(Mailbox).remote()
         settings = {"config": _everywhere(config), "build": build_network, "mailbox": mailbox, "gpus": gpus}
         failures = _fit(ray, mailbox, _trainer(settings, workers, gpus, restarts, scratch), progress)
         result, error = ray.get(mailbox.ended.remote())
@@ -115,9 +121,21 @@ def _work(settings: dict[str, Any]) -> None:
             raise  # Ray starts the group again
     except (EmbstoreError, Interrupted) as error:
         ray.get(mailbox.end.remote(error=error))
+    except OSError as error:
+        if error.errno not in _OF_DISKS:
+            raise
+        do = "mend it; the same command goes on from the last checkpoint"
+        ray.get(mailbox.end.remote(error=GroupError("a file can't be used", found=str(error), do=do)))
     except Exception:
         ray.get(mailbox.post.remote("say", traceback.format_exc()))
         raise
+
+
+def _here(ray: Any) -> Any:
+    """On the driver's own node: a node that is lost takes workers, not the mailbox."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _trainer(settings: dict[str, Any], workers: int, gpus: bool, restarts: int, scratch: str) -> Any:
@@ -216,6 +234,10 @@ def _cluster(ray: Any, address: str | None, workers: int) -> Iterator[None]:
         yield
         return
     where = address or os.environ.get("RAY_ADDRESS")
+    most = _TO_A_CORE * usable_cores()
+    if not where and workers > most:
+        do = "take fewer, or a cluster by RAY_ADDRESS"
+        raise GroupError("workers on this machine", expected=f"at most {most}", found=str(workers), do=do)
     here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
     if not where:  # Ray asks whether it may send these, of which nothing would be seen
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

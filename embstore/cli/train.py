@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -167,7 +169,8 @@ def train(
             if workers is None:
                 result = Run(each, build, progress=progress, group=group).train()
             else:
-                result = on_ray(each, build, workers=workers, gpus=gpus, restarts=restarts, progress=progress)
+                with redirect_stdout(sys.stderr):  # what Ray says of lost workers
+                    result = on_ray(each, build, workers=workers, gpus=gpus, restarts=restarts, progress=progress)
             results.append(result)
             if group.first:
                 if not as_json:

@@ -2,6 +2,5 @@
 
 UnifiedEmbedding(..., group=group)
     exchange.py     a batch's rows, there and back
-    moving.py       rows between ranks for files whose bounds are not those of the shards
     batch_norm.py   what of the network must see the whole batch
 """

@@ -84,10 +84,17 @@ class GroupBatchNorm(nn.Module):
 
 def share_batch_norm(network: nn.Module, group: Group) -> nn.Module:
     """The network, its batch norms over all ranks' rows; itself when there are no other ranks."""
-    if group.alone:
-        return network
-    if isinstance(network, nn.BatchNorm1d):
-        return GroupBatchNorm(network, group)
-    for name, child in network.named_children():
-        setattr(network, name, share_batch_norm(child, group))
-    return network
+    return network if group.alone else _shared(network, group, {})
+
+
+def _shared(module: nn.Module, group: Group, done: dict[nn.Module, nn.Module]) -> nn.Module:
+    """A module may be in several places, and is the same one in all of them afterwards."""
+    if module not in done:
+        if isinstance(module, nn.BatchNorm1d):
+            done[module] = GroupBatchNorm(module, group)
+        else:
+            done[module] = module
+            for name, child in module._modules.items():
+                if child is not None:
+                    setattr(module, name, _shared(child, group, done))
+    return done[module]

@@ -314,7 +314,7 @@ def _restored(group: Group, config: dict[str, Any]) -> tuple[Run, Trainer]:
     trainer = Trainer(
         run.build(exact), run.config.training, run.folder, identity=run.config.identity(run.start), group=group
     )
-    trainer._load_last()
+    trainer._load_last(trainer.checkpoints.names()[-1])
     return run, trainer
 
 

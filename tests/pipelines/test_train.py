@@ -68,7 +68,7 @@ def test_what_worker_0_shows_is_shown_here(undisturbed: dict[str, Any], logs: Pa
     assert shown.records == metrics
     assert undisturbed["result"]["valid"]["auc"] == max(record["valid_auc"] for record in metrics) > 0.6
     assert shown.open == 0
-    assert shown.lines == []
+    assert shown.lines == ["starting 2 workers"]
     assert shown.finished == [undisturbed["folder"]]
     assert [bar.label for bar in shown.bars] == ["exact", "train", *["evaluate"] * (len(metrics) + 1)]
     trained = shown.bars[1]
@@ -271,6 +271,13 @@ def test_without_ray(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_no_workers(logs: Path, tmp_path: Path) -> None:
     with pytest.raises(GroupError, match="workers; expected 1 or more; found 0"):
         train(run_config(logs, tmp_path), models.build, workers=0)
+
+
+def test_more_workers_than_this_machine_can_hold(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    with pytest.raises(GroupError, match=r"workers on this machine; expected at most .*; found 5000; take fewer"):
+        train(run_config(logs, tmp_path), models.build, workers=5000)
 
 
 def test_gpus_are_those_of_workers(logs: Path) -> None:
