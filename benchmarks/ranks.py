@@ -30,7 +30,8 @@ from embstore.distributed import ALONE, Group, joined
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.models import build
 from embstore.normalization import StreamingNormalizer
-from embstore.training import Trainer, TrainingSettings
+from embstore.training import Trainer
+from embstore.training_settings import TrainingSettings
 
 OURS, PEER = "embstore", "torchrec, a table per feature"
 HIDDEN = (256, 128)

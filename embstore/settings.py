@@ -4,7 +4,7 @@ logs: {train: logs/train, valid: logs/valid}      LogSettings
 schema: schema.yaml                               see ``embstore.schema``
 table: {rows: 1000000, dim: 16}                   TableSettings
 model: {name: dcn, hidden: [512, 256]}            see ``embstore.models``
-training: {epochs: 2}                             see ``embstore.training``
+training: {epochs: 2}                             see ``embstore.training_settings``
 start: {store: store}                             see ``embstore.continuous``
 publish: {store: store, every_minutes: 10}
 output: runs/first
@@ -25,7 +25,7 @@ from embstore.errors import ConfigError, nearest
 from embstore.kernels import TableOptimizer
 from embstore.schema import Schema
 from embstore.store import Version
-from embstore.training import TrainingSettings
+from embstore.training_settings import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,8 @@ from embstore.progress import Progress
 from embstore.schema import Schema
 from embstore.store import sha256_file
 from embstore.synthetic import SyntheticLog
-from embstore.training import Trainer, TrainingSettings, evaluate
+from embstore.training import Trainer, evaluate
+from embstore.training_settings import TrainingSettings
 
 SCRIPT = Path(__file__).with_name("killable.py")
 LOG = SyntheticLog(rows=24_000, users=200, items=100)
