@@ -27,7 +27,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embstore.batch import Batch
-from embstore.checkpoints import Checkpoints, adam_tensors, load_adam, load_into
+from embstore.checkpoints import Checkpoints, Loaded, adam_tensors, load_adam, load_rows
 from embstore.ctr import CtrModel
 from embstore.distributed import ALONE, Group
 from embstore.errors import CheckpointError, ConfigError, DataError, GroupError, Interrupted, LogError
@@ -171,7 +171,7 @@ class Trainer:
             torch.random.fork_rng(devices=_cuda(self.device)),
             self.show("train", train.rows * settings.epochs) as bar,
         ):
-            bar.resume(at.step * settings.batch_size)
+            bar.resume(at.cursor.epoch * train.rows + at.cursor.row)
             self._save_due = self._next_save()
             try:
                 for batch in () if at.finished else batches:
@@ -355,30 +355,30 @@ class Trainer:
         return name
 
     def _load_last(self, name: str) -> None:
-        state, tensors = self._read(name)
-        if state.get("identity") != self.identity:
+        loaded = self._read(name)
+        if loaded.state.get("identity") != self.identity:
             raise CheckpointError(
                 f"{self.folder} holds another run",
                 expected="the settings, schema and model it was started with",
                 found="others",
                 do="name another folder, or start it afresh",
             )
-        self._load(tensors, name)
-        self.at = _Progress.from_dict(state["at"])
+        self._load(loaded, name)
+        self.at = _Progress.from_dict(loaded.state["at"])
 
     def _restore_best(self) -> None:
         if self.at.best_name is not None and self.at.best_name != self.checkpoints.name(self.at.step):
-            _, tensors = self._read(self.at.best_name)
-            self._load(tensors, self.at.best_name)
+            self._load(self._read(self.at.best_name), self.at.best_name)
 
-    def _read(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _read(self, name: str) -> Loaded:
         table = self.model.table
         return self.checkpoints.load(name, table.num_rows, table.shard)
 
-    def _load(self, tensors: dict[str, Any], name: str) -> None:
-        both = {f"table.{key}": tensor for key, tensor in tensors["table"].items()} | dict(tensors["dense"])
-        load_into(self.model, both, origin=f"checkpoint {name}")
-        load_adam(self.optimizer, tensors["adam"])
+    def _load(self, loaded: Loaded, name: str) -> None:
+        origin = f"checkpoint {name}"
+        load_rows(self.model.table, loaded.table, origin=origin)
+        self.model.load_dense(loaded.tensors["dense"], origin=origin)
+        load_adam(self.optimizer, loaded.tensors["adam"])
 
 
 def _no_label() -> ConfigError:
