@@ -9,8 +9,8 @@
 
 A checkpoint is written to a folder whose name starts with ``.``, made durable, then renamed; one that goes is renamed
 so first. A kill at any time leaves the previous ones as they were. Tensors are written from where they lie, and read to
-where they go: no second copy of the table is made. Ranks write at the same time, and rank 0 renames; what they wrote can
-be loaded by any number of ranks.
+where they go: no second copy of the table is made. Ranks write at the same time, and rank 0 renames; what they wrote
+can be loaded by any number of ranks.
 """
 
 from __future__ import annotations
@@ -198,9 +198,7 @@ class Checkpoints:
 
         def remove() -> None:
             there = [path for path in self.folder.iterdir() if path.name.lstrip(".").startswith(_PREFIX)]
-            gone = [
-                path if path.name.startswith(".") else _aside(path) for path in there if path.name not in keep
-            ]
+            gone = [path if path.name.startswith(".") else _aside(path) for path in there if path.name not in keep]
             fsync_folder(self.folder)
             for path in gone:
                 shutil.rmtree(path)

@@ -144,15 +144,17 @@ def test_half_a_checkpoint_never_has_its_name(tmp_path: Path, monkeypatch: pytes
         next(file for file in sorted(path.iterdir())).unlink()
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    remove = shutil.rmtree
+    with monkeypatch.context() as patched:
         if what == "prune":
             checkpoints.save(8, {}, {"table": TABLE}, range(ROWS))
             patched.setattr(shutil, "rmtree", killed)
-            checkpoints.prune({"step-00000008"})
-        else:
-            partial = shutil.rmtree
-            patched.setattr(shutil, "rmtree", lambda path, **how: (partial if how else killed)(path, **how))
-            checkpoints.save(7, {}, {"table": TABLE}, range(ROWS))
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.prune({"step-00000008"})
+        else:  # what is half written goes as it went
+            patched.setattr(shutil, "rmtree", lambda path, **how: (remove if how else killed)(path, **how))
+            with pytest.raises(KeyboardInterrupt):
+                checkpoints.save(7, {}, {"table": TABLE}, range(ROWS))
     (name,) = checkpoints.names()
     assert sorted(path.name for path in tmp_path.iterdir()) == [".step-00000007.old", name]
     checkpoints.load(name, ROWS, range(ROWS))
