@@ -82,7 +82,7 @@ def train(
     ray = _load_ray()
     with _cluster(ray, address, workers), tempfile.TemporaryDirectory(prefix="embstore-ray-") as scratch:
         _check_room(ray, workers, gpus)
-        progress.say(f"starting {workers} workers")
+        progress.say(f"starting {_counted(workers, 'worker')}")
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=_here(ray))(Mailbox).remote()
         settings = {"config": _everywhere(config), "build": build_network, "mailbox": mailbox, "gpus": gpus}
         failures = _fit(ray, mailbox, _trainer(settings, workers, gpus, restarts, scratch), progress)
@@ -92,7 +92,7 @@ def train(
     if result is None:
         raise GroupError(
             f"the run in {config.output} was given up",
-            expected=f"its {workers} workers to end, with at most {restarts} restarts",
+            expected=f"its {_counted(workers, 'worker')} to end, with at most {_counted(restarts, 'restart')}",
             found=_reason(failures),
             do="the same command goes on from the last checkpoint",
         ) from (failures[0] if failures else None)
@@ -215,6 +215,10 @@ def _everywhere(config: RunConfig) -> RunConfig:
     return replace(config, logs=logs, schema=schema, start=start, publish=publish, output=output)
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
 def _load_ray() -> Any:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
@@ -272,7 +276,7 @@ def _check_room(ray: Any, workers: int, gpus: bool) -> None:
     if there < workers:
         raise GroupError(
             "the Ray cluster is too small",
-            expected=f"{workers} {kind}s for as many workers",
+            expected=f"{_counted(workers, kind)} for as many workers" if workers > 1 else f"a {kind} for the worker",
             found=f"{there:g}",
             do="ask for fewer workers, or add nodes",
         )

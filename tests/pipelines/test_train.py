@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ from watched import WORKERS, Breaking, Recording, recorded, run_config
 from embstore import models
 from embstore.cli.train import train as command
 from embstore.errors import ConfigError, DataError, GroupError, LogError
-from embstore.pipelines.train import train
+from embstore.pipelines.train import _check_room, train
 from embstore.run import Run
 
 KILLS, RUNS = 10, 3
@@ -131,7 +132,9 @@ def test_killed_workers_leave_no_trace(undisturbed: dict[str, Any], logs: Path, 
 
 @pytest.mark.slow
 def test_one_worker_is_the_plain_run(cluster: str, logs: Path, tmp_path: Path) -> None:
-    ours = train(run_config(logs, tmp_path / "ray"), models.build, workers=1)
+    shown = Shown()
+    ours = train(run_config(logs, tmp_path / "ray"), models.build, workers=1, progress=shown)
+    assert shown.lines[0] == "starting 1 worker"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Ray has it in a worker of one core
     try:
@@ -251,6 +254,16 @@ def test_ray_address_names_the_cluster(cluster: str, logs: Path, tmp_path: Path)
 def test_a_cluster_without_gpus_is_refused(cluster: str, logs: Path, tmp_path: Path) -> None:
     with pytest.raises(GroupError, match="too small; expected 2 GPUs for as many workers; found 0"):
         train(run_config(logs, tmp_path), models.build, workers=2, gpus=True)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "message"),
+    [(1, True, "expected a GPU for the worker; found 0"), (2, True, "expected 2 GPUs for as many workers; found 0")],
+)
+def test_one_is_no_plural(workers: int, gpus: bool, message: str) -> None:
+    empty = SimpleNamespace(cluster_resources=dict[str, float])
+    with pytest.raises(GroupError, match=message):
+        _check_room(empty, workers, gpus)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "nonsense"])
