@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import obstore
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from embstore.distributed import Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CorruptVersionError, DataError, Interrupted, StoreError
 from embstore.kernels import TableOptimizer
+from embstore.progress import Bar, Progress, no_progress
 from embstore.run import Run
 from embstore.run_folder import RunFolder
 from embstore.schema import Feature
@@ -158,16 +161,27 @@ def train(
     fails: str = "",
     rank: int = 0,
     publication: int = 0,
+    late: int | None = None,
+    hosts: dict[str, str] | None = None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Train a run, or until rank ``stops`` is asked to stop; its result, and digests of what it saved.
 
     Args:
         fails: what of ``_PARTS`` fails on a rank in its publication of that number, from 1.
+        late: the rank that never sees a new entry of a store's log in a listing, as of a shared file system.
+        hosts: by name, the cache of each rank's host.
     """
     _small_buckets(bucket_bytes)
+    if late == group.rank:
+        known = obstore.list
+        obstore.list = lambda *_, **__: iter(())  # type: ignore[assignment]
+        _undo.append(lambda: setattr(obstore, "list", known))
+    if hosts is not None:
+        _on_host(*list(hosts.items())[group.rank])
     if fails and group.rank == rank:
         _fail(fails, publication)
-    run = Run(parse(RunConfig, config), models.build, group=group)
+    run = Run(parse(RunConfig, config), models.build, group=group, progress=progress)
     if stop_after is not None:
         _stop_after(stop_after, group.rank == stops)
     try:
@@ -177,6 +191,35 @@ def train(
     finally:
         after()
     return {"result": result, "digest": digest(group, config)}
+
+
+def bars(group: Group, config: dict[str, Any], stop_after: int | None = None) -> list[list[Any]]:
+    """Train a run, or until it is stopped; the label, total and rows of each bar that rank 0 shows."""
+    shown = Bars()
+    train(group, config, stop_after, progress=shown)
+    return [[bar.label, bar.total, bar.rows] for bar in shown.bars]
+
+
+class Bars(Progress):
+    """Keeps how far bars came."""
+
+    def __init__(self) -> None:
+        self.bars: list[_Bar] = []
+
+    def __call__(self, label: str, total: int | None) -> Bar:
+        self.bars.append(_Bar(label, total))
+        return self.bars[-1]
+
+
+class _Bar(Bar):
+    def __init__(self, label: str, total: int | None) -> None:
+        self.label, self.total, self.rows = label, total, 0
+
+    def resume(self, done: int) -> None:
+        self.rows = done
+
+    def advance(self, rows: int) -> None:
+        self.rows += rows
 
 
 def digest(group: Group, config: dict[str, Any]) -> dict[str, str]:
@@ -262,7 +305,7 @@ def lead(group: Group, error: str) -> Any:
 
     def work() -> Any:
         _raise(error)
-        return {"done": group.rank}
+        return {"done": {group.rank} if error == "a set" else group.rank}
 
     return group.lead(work)
 
@@ -271,8 +314,9 @@ def each(group: Group, error: str) -> Any:
     """Every rank does something of its own; those from 1 may fail, each with an error of its own."""
 
     def work() -> Any:
-        _raise(dict(enumerate(error.split(", "), start=1)).get(group.rank, ""))
-        return {"done": group.rank}
+        own = dict(enumerate(error.split(", "), start=1)).get(group.rank, "")
+        _raise(own)
+        return {"done": {group.rank} if own == "a set" else group.rank}
 
     return group.each(work)
 
@@ -282,8 +326,14 @@ def _raise(error: str) -> None:
         raise DataError("row 7", expected="a label", found="none", do="drop it")
     if error == "OSError":
         raise OSError(errno.ENOSPC, "disk full", "table")
-    if error:
+    if error == "KeyError":
         raise KeyError("row 7")
+
+
+def told(group: Group, by: int) -> Any:
+    """A rank tells what JSON can't hold: rank 0 to all, another as each does."""
+    value: Any = {group.rank} if group.rank == by else group.rank
+    return group.tell(value) if by else group.told(value)
 
 
 def talk(group: Group) -> dict[str, Any]:
@@ -332,6 +382,19 @@ def _stop_after(rows: int, here: bool) -> None:
 
     Trainer._step = step  # type: ignore[method-assign]
     _undo.append(lambda: setattr(Trainer, "_step", known))
+
+
+def _on_host(name: str, cache: str) -> None:
+    """Let this process be on another machine, for what it can tell: what it made itself is all it sees of a store."""
+    known = socket.gethostname
+    if name != "here":
+        seen = Path.is_dir
+        Path.is_dir = lambda path, **how: ".tmp-" not in str(path) and seen(path, **how)  # type: ignore[method-assign]
+        _undo.append(lambda: setattr(Path, "is_dir", seen))
+    socket.gethostname = lambda: name
+    os.environ["EMBSTORE_CACHE"] = cache
+    _undo.append(lambda: setattr(socket, "gethostname", known))
+    _undo.append(lambda: os.environ.pop("EMBSTORE_CACHE") and None)
 
 
 def _full_disk() -> None:

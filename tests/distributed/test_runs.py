@@ -20,9 +20,13 @@ from runs import config, write_logs
 
 from embstore.checkpoints import Checkpoints
 from embstore.distributed import ALONE
+from embstore.logs import ParquetLog
+from embstore.schema import Feature, Schema
 from embstore.store import Store
 
 ADAM = {"rows": 999, "dim": 8, "optimizer": {"name": "adam", "learning_rate": 0.01}}
+
+SCHEMA = Schema(label="click", features=(Feature(name="user_id"),))
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,24 @@ def test_the_same_ranks_have_the_same_bits(
     ended, _ = ranks.run(2, "train", config=settings)
     assert ended == {key: by_ranks[2][key] for key in ("result", "digest")}
     assert _metrics(settings) == by_ranks[2]["metrics"]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_bars_end_at_their_totals(ranks: Ranks, logs: Path, tmp_path: Path, world: int) -> None:
+    """The last batch of an epoch is of another size; the run goes on in its second epoch."""
+    settings = config(logs, tmp_path / "run")
+    train_rows, valid_rows = (ParquetLog(settings["logs"][name], SCHEMA).rows for name in ("train", "valid"))
+    steps = ParquetLog(settings["logs"]["train"], SCHEMA).batch_count(257)
+    assert steps * 257 != train_rows
+    stopped, *_ = ranks.run(world, "bars", config=settings, stop_after=train_rows + 3 * 257)
+    (_, *collected), (_, *trained), *evaluated = stopped
+    pieces = [piece.rows for piece in ParquetLog(settings["logs"]["train"], SCHEMA).pieces]
+    assert collected == [sum(pieces[::world])] * 2
+    assert trained == [2 * train_rows, train_rows + 3 * 257]
+    assert evaluated
+    ended, *_ = ranks.run(world, "bars", config=settings)
+    assert ended[0] == ["train", 2 * train_rows, 2 * train_rows]
+    assert {tuple(of) for of in [*evaluated, *ended[1:]]} == {("evaluate", valid_rows, valid_rows)}
 
 
 @pytest.mark.parametrize("table", [None, ADAM], ids=["penalty", "adam"])
