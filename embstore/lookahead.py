@@ -34,7 +34,8 @@ def look_ahead(batches: Iterable[Batch], table: UnifiedEmbedding) -> Iterator[Ba
         with torch.cuda.stream(side):
             return table.prepare(batch.pin_memory().to(device)), side.record_event()
 
-    for (batch, copied), _ in pairwise(chain(map(begun, batches), [(None, None)])):
+    end: Any = None
+    for (batch, copied), _ in pairwise(chain(map(begun, batches), [end])):
         if side is not None:
             present = torch.cuda.current_stream(device)
             present.wait_event(copied)

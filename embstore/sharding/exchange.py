@@ -68,7 +68,7 @@ class Exchange:
     ) -> None:
         self.group, self.dim = group, dim
         load_torchrec()
-        block = -(-rows // group.world)
+        self._block = block = -(-rows // group.world)
         if block * (group.world - 1) >= rows:
             found = f"{group.world:,} ranks, of which {max(-(-rows // max(block, 1)), 0):,} would hold some"
             raise GroupError(
@@ -133,15 +133,14 @@ class Exchange:
         from torchrec import KeyedJaggedTensor
         from torchrec.distributed.sharding.sequence_sharding import SequenceShardingContext
 
-        rows_U, number_T = distinct(request.rows_T)
+        rows_U, number_T = distinct(request.rows_T, self._block, self.group.world)
         lengths = torch.tensor([len(rows_U)], device=rows_U.device)
         keyed = KeyedJaggedTensor(keys=["table"], values=rows_U, lengths=lengths)
         with torch.no_grad():
             sizes = self._input_dist(keyed)
-        context = SequenceShardingContext(
-            features_before_input_dist=keyed,
-            unbucketize_permute_tensor=self._input_dist.unbucketize_permute_tensor,
-        )
+        # The rows lie by owner already, and on a CPU stay as they lie: their vectors come in that order.
+        permute = None if rows_U.device.type == "cpu" else self._input_dist.unbucketize_permute_tensor
+        context = SequenceShardingContext(features_before_input_dist=keyed, unbucketize_permute_tensor=permute)
         asked = Asked(request.by_row(number_T), sizes, context)
         self._asked.append(asked)
         return asked
@@ -204,7 +203,8 @@ class Asked:
         from torchrec.distributed.embedding_sharding import KJTListSplitsAwaitable
 
         self.request, self._context = request, EmbeddingCollectionContext([context])
-        self._sizes, self._rows = KJTListSplitsAwaitable([sizes], self._context), None
+        self._sizes = KJTListSplitsAwaitable([sizes], self._context)
+        self._rows: Any = None
         device = request.tokens.values_N.device
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
