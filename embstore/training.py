@@ -228,7 +228,7 @@ class Trainer:
         factor = max(0.0, 1 - at.step / total) if settings.schedule == "linear" else at.factor
         self.optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
         self.model.table.learning_rate = self.model.table.optimizer.learning_rate * factor
-        _seed(self.device, _step_seed(settings.seed, at.step, self.group.rank))
+        torch.manual_seed(_step_seed(settings.seed, at.step, self.group.rank))
         on_device = batch.to(self.device)
         logits_B = self.model(on_device)
         loss = _loss(logits_B, on_device)
@@ -401,13 +401,6 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     of_rank = f"/{rank}" if rank else ""  # masks of dropout are each rank's own
     digest = hashlib.blake2b(f"{seed}/{step}{of_rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    """As ``torch.manual_seed``, which also notes for GPUs not used yet where it was called: a millisecond."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
 
 
 def _cuda(device: torch.device) -> list[torch.device]:
