@@ -34,6 +34,7 @@ from embstore.errors import CheckpointError, ConfigError, DataError, GroupError,
 from embstore.evaluation import evaluate
 from embstore.interruption import Interruption
 from embstore.logs import Cursor, ParquetLog
+from embstore.lookahead import look_ahead
 from embstore.metrics import finite
 from embstore.progress import Progress, no_progress
 from embstore.training_settings import TrainingSettings
@@ -165,6 +166,8 @@ class Trainer:
             rank=self.group.rank,
             world_size=self.group.world,
         )
+        alone = self.group.alone and self.device.type == "cpu"  # then there is nothing to wait for
+        ready = batches if alone else look_ahead(batches, self.model.table)
         self.model.train()
         with (
             self._interruption.watched(),
@@ -174,7 +177,7 @@ class Trainer:
             bar.resume(at.cursor.epoch * train.rows + at.cursor.row)
             self._save_due = self._next_save()
             try:
-                for batch in () if at.finished else batches:
+                for batch in () if at.finished else ready:
                     label_B, logits_B = self._step(batch, total)
                     bar.step(batch.step_rows, label_B, logits_B, at.loss_sum / max(at.loss_rows, 1))
                     self._after_step(batch.step_rows)

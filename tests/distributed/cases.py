@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from embstore import distributed, models
-from embstore.batch import FeatureTokens
+from embstore import distributed, models, training
+from embstore.batch import Batch, FeatureTokens
 from embstore.config import parse
 from embstore.continuous import Publisher
 from embstore.distributed import Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CorruptVersionError, DataError, Interrupted, StoreError
 from embstore.kernels import TableOptimizer
+from embstore.lookahead import look_ahead
 from embstore.progress import Bar, Progress, no_progress
 from embstore.run import Run
 from embstore.run_folder import RunFolder
@@ -70,10 +71,7 @@ def table(group: Group, **of: Any) -> dict[str, Any]:
     Args:
         of: features, rows, dim and so on, as ``test_table`` draws them.
     """
-    if group.alone:  # the shared-out table for a world of one, too
-        _undo.append(dist.destroy_process_group)
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        group = replace(group, process_group=dist.group.WORLD)
+    group = _with_one(group)
     features = [Feature(**feature) for feature in of["features"]]
     settings: dict[str, Any] = {
         "num_tables": of["num_tables"],
@@ -116,6 +114,53 @@ def table(group: Group, **of: Any) -> dict[str, Any]:
     values: list[Any] = [[1, 2], [], [3]] if name in of["lists"] else [1, 2, None]
     found["looked up"] = _largest(many.lookup(name, values) - one.lookup(name, values))
     return {**found, "forward": forward, "first forward": outputs[0] if outputs else True}
+
+
+def _with_one(group: Group) -> Group:
+    """The group, and for a process alone one of a world of one: it shares its table out, too."""
+    if not group.alone:
+        return group
+    _undo.append(dist.destroy_process_group)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return replace(group, process_group=dist.group.WORLD)
+
+
+def ahead(group: Group, sizes: list[int]) -> list[bool]:
+    """Whether batches prepared one or all before their use give the same bits, with lookups by others in between.
+
+    A batch may be prepared for training and only be looked up, or be left over.
+    """
+    group, outputs = _with_one(group), []
+    features = [Feature(name="one", lookups=2), Feature(name="many", pooling="mean")]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [_tokens([asdict(of) for of in features], ["many"], size, generator) for size in sizes]
+    parts = [
+        tokens.slice(group.share(size).start, group.share(size).stop) for tokens, size in zip(drawn, sizes, strict=True)
+    ]
+    batches = [Batch(part, torch.empty(part.rows, 0)) for part in parts]
+    optimizer = TableOptimizer(learning_rate=0.1, l2=0.01)
+    for how in ("plain", "one ahead", "all ahead"):
+        table = UnifiedEmbedding(features, 50, 4, group=group, optimizer=optimizer)
+        given: Iterable[Batch] = batches
+        if how == "one ahead":
+            given = look_ahead(batches, table)
+        elif how == "all ahead":
+            given = [table.prepare(batch) for batch in batches]
+        out = []
+        for number, batch in enumerate(given):
+            if number % 3 == 1:
+                table.eval()
+                out.append(table(batches[0]))
+                table.train()
+            if number % 4 == 3:
+                with torch.no_grad():
+                    out.append(table(batch))
+                continue
+            out_BW = table(batch)
+            out.append(out_BW.detach().clone())
+            out_BW.backward(torch.ones_like(out_BW))
+        outputs.append([*out, table.weight, *table.optimizer_state().table.values()])
+    return [len(of) == len(outputs[0]) and all(map(torch.equal, of, outputs[0])) for of in outputs[1:]]
 
 
 def too_large(group: Group) -> None:
@@ -164,10 +209,12 @@ def train(
     late: int | None = None,
     hosts: dict[str, str] | None = None,
     progress: Progress = no_progress,
+    ahead: bool = True,
 ) -> dict[str, Any]:
     """Train a run, or until rank ``stops`` is asked to stop; its result, and digests of what it saved.
 
     Args:
+        ahead: whether it looks a batch ahead.
         fails: what of ``_PARTS`` fails on a rank in its publication of that number, from 1.
         late: the rank that never sees a new entry of a store's log in a listing, as of a shared file system.
         hosts: by name, the cache of each rank's host.
@@ -179,6 +226,9 @@ def train(
         _undo.append(lambda: setattr(obstore, "list", known))
     if hosts is not None:
         _on_host(*list(hosts.items())[group.rank])
+    if not ahead:
+        _undo.append(lambda: setattr(training, "look_ahead", look_ahead))
+        training.look_ahead = lambda batches, table: batches
     if fails and group.rank == rank:
         _fail(fails, publication)
     run = Run(parse(RunConfig, config), models.build, group=group, progress=progress)

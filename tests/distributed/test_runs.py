@@ -106,6 +106,24 @@ def test_bars_end_at_their_totals(ranks: Ranks, logs: Path, tmp_path: Path, worl
     assert {tuple(of) for of in [*evaluated, *ended[1:]]} == {("evaluate", valid_rows, valid_rows)}
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_looking_ahead_changes_nothing(ranks: Ranks, logs: Path, tmp_path: Path, world: int) -> None:
+    """Last batches of two rows, evaluations, a stop on the way and going on: the same bits, saved at the same place."""
+    files = {"train": str(max((logs / "train").iterdir())), "valid": str(logs / "valid")}  # 250 rows: 62 x 4 + 2
+    training = {**config(logs, tmp_path)["training"], "batch_size": 4, "evaluate_every": 25}
+    ended, saved = [], []
+    for ahead in (False, True):
+        output = tmp_path / str(ahead)
+        settings = {**config(logs, output, training=training), "logs": files}
+        (stopped,) = {of["stopped"] for of in ranks.run(world, "train", config=settings, ahead=ahead, stop_after=277)}
+        assert stopped.startswith("stopped at step 70;")
+        saved.append(json.loads(max(output.glob("checkpoints/*/state.json")).read_text())["at"])
+        ended.append((ranks.run(world, "train", config=settings, ahead=ahead), _metrics(settings)))
+    assert saved[0] == saved[1]
+    assert (saved[0]["step"], saved[0]["cursor"]["epoch"], saved[0]["cursor"]["row"]) == (70, 1, 28)
+    assert ended[0] == ended[1]
+
+
 @pytest.mark.parametrize("table", [None, ADAM], ids=["penalty", "adam"])
 def test_a_checkpoint_is_the_same_for_any_number_of_ranks(
     ranks: Ranks, logs: Path, tmp_path: Path, table: dict[str, Any] | None

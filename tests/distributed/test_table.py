@@ -59,6 +59,13 @@ def test_it_is_the_table_of_one_process(ranks: Ranks, world: int, of: dict[str, 
             assert one[name] <= close, name
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_rows_asked_ahead_are_the_same(ranks: Ranks, world: int) -> None:
+    """Also for batches of fewer rows than ranks, and of none."""
+    for same in ranks.run(world, "ahead", sizes=[9, 30, 2, 1, 0, 17, 5, 1, 12]):
+        assert same == [True, True]
+
+
 def _blocks(rows: int, world: int) -> list[list[int]]:
     block = -(-rows // world)
     return [[rank * block, min((rank + 1) * block, rows)] for rank in range(world)]
