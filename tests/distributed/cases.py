@@ -120,18 +120,20 @@ def too_large(group: Group) -> None:
     UnifiedEmbedding([Feature(name="a")], 10**12, 64, group=group)
 
 
-def batch_norm(group: Group, sizes: list[int]) -> list[float]:
+def batch_norm(group: Group, sizes: list[int], kind: str, positions: list[int]) -> list[float]:
     """By how much outputs, gradients and statistics differ from those of one process on the whole batch."""
     torch.manual_seed(0)
-    alone, generator = models.layers.BatchNorm(3).double(), torch.Generator().manual_seed(1)
+    of = models.layers.BatchNorm if kind == "BatchNorm" else getattr(nn, kind)
+    alone, generator = of(3).double(), torch.Generator().manual_seed(1)
     nn.init.normal_(alone.weight)
-    shared = models.layers.BatchNorm(3).double()
+    shared = of(3).double()
     shared.load_state_dict(alone.state_dict())
     network = share_batch_norm(nn.Sequential(shared), group)
     differences = []
     for size in sizes:
-        x_BX = torch.randn(size, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-        grad_BX, share = torch.randn(size, 3, generator=generator, dtype=torch.float64), group.share(size)
+        shape, share = (size, 3, *positions), group.share(size)
+        x_BX = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        grad_BX = torch.randn(shape, generator=generator, dtype=torch.float64)
         part_BX = x_BX.detach()[share.start : share.stop].clone().requires_grad_()
         out_BX, out = alone(x_BX), network(part_BX)
         out_BX.backward(grad_BX)
