@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -17,8 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from embstore import distributed, models
+from embstore import checkpoints, distributed, models
 from embstore.batch import FeatureTokens
+from embstore.checkpoints import Checkpoints
 from embstore.config import parse
 from embstore.continuous import Publisher
 from embstore.distributed import Group
@@ -31,6 +33,7 @@ from embstore.schema import Feature
 from embstore.settings import RunConfig
 from embstore.sharding.batch_norm import share_batch_norm
 from embstore.store import Change, Store, Version, delta, format
+from embstore.store.files import sha256_file
 from embstore.store.local import LocalPlace
 from embstore.store.log import Log
 from embstore.training import Trainer
@@ -160,13 +163,17 @@ def train(
     fails: str = "",
     rank: int = 0,
     publication: int = 0,
+    slow: int | None = None,
 ) -> dict[str, Any]:
     """Train a run, or until rank ``stops`` is asked to stop; its result, and digests of what it saved.
 
     Args:
         fails: what of ``_PARTS`` fails on a rank in its publication of that number, from 1.
+        slow: the rank whose disk is.
     """
     _small_buckets(bucket_bytes)
+    if slow == group.rank:
+        _slow_disk()
     if fails and group.rank == rank:
         _fail(fails, publication)
     run = Run(parse(RunConfig, config), models.build, group=group)
@@ -175,7 +182,7 @@ def train(
     try:
         result = run.train()
     except Interrupted as stopped:
-        return {"stopped": str(stopped)}
+        return {"stopped": str(stopped), "files": _saved(run.folder)}
     finally:
         after()
     return {"result": result, "digest": digest(group, config)}
@@ -334,6 +341,25 @@ def _stop_after(rows: int, here: bool) -> None:
 
     Trainer._step = step  # type: ignore[method-assign]
     _undo.append(lambda: setattr(Trainer, "_step", known))
+
+
+def _saved(folder: Path) -> dict[str, bool]:
+    """Files of the last checkpoint as it lies there now, and whether each is whole."""
+    last = Checkpoints(folder / "checkpoints").names()[-1]
+    where = folder / "checkpoints" / last
+    promised = json.loads((where / "state.json").read_text())["files"]
+    return {name: sha256_file(where / name).sha256 == of["sha256"] for name, of in promised.items()}
+
+
+def _slow_disk() -> None:
+    known = checkpoints.write_tensors
+
+    def write(*arguments: Any) -> Any:
+        time.sleep(1)
+        return known(*arguments)
+
+    checkpoints.write_tensors = write  # type: ignore[attr-defined]
+    _undo.append(lambda: setattr(checkpoints, "write_tensors", known))
 
 
 def _full_disk() -> None:

@@ -98,6 +98,16 @@ def test_the_same_ranks_have_the_same_bits(
     assert _metrics(settings) == by_ranks[2]["metrics"]
 
 
+@pytest.mark.parametrize("slow", [0, 1])
+def test_who_says_that_the_checkpoint_is_saved_has_those_of_all(
+    ranks: Ranks, logs: Path, tmp_path: Path, slow: int
+) -> None:
+    for answer in ranks.run(2, "train", config=config(logs, tmp_path), stop_after=257, slow=slow):
+        assert "the checkpoint is saved" in answer["stopped"]
+        assert {f"table-{rank:05d}.safetensors" for rank in range(2)} < set(answer["files"])
+        assert all(answer["files"].values())
+
+
 @pytest.mark.parametrize("table", [None, ADAM], ids=["penalty", "adam"])
 def test_a_checkpoint_is_the_same_for_any_number_of_ranks(
     ranks: Ranks, logs: Path, tmp_path: Path, table: dict[str, Any] | None
