@@ -24,6 +24,7 @@ from time import monotonic
 from typing import Any
 
 import torch
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embstore.batch import Batch
@@ -37,6 +38,7 @@ from embstore.logs import Cursor, ParquetLog
 from embstore.lookahead import look_ahead
 from embstore.metrics import finite
 from embstore.progress import Progress, no_progress
+from embstore.sharding.draws import whole_batch_draws
 from embstore.training_settings import TrainingSettings
 
 
@@ -228,12 +230,13 @@ class Trainer:
         factor = max(0.0, 1 - at.step / total) if settings.schedule == "linear" else at.factor
         self.optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
         self.model.table.learning_rate = self.model.table.optimizer.learning_rate * factor
-        torch.manual_seed(_step_seed(settings.seed, at.step, self.group.rank))
+        torch.manual_seed(_step_seed(settings.seed, at.step))
         on_device = batch.to(self.device)
-        logits_B = self.model(on_device)
-        loss = _loss(logits_B, on_device)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with whole_batch_draws(batch.whole, self.group):
+            logits_B = self.model(on_device)
+            loss = _loss(logits_B, on_device)
+            torch.autograd.backward(get_gradient_edge(loss))  # loss.backward() would leave the context
         value, positives, negatives = self._reduce(loss, batch.label_B)
         if not math.isfinite(value):
             raise DataError(
@@ -397,9 +400,8 @@ def _loss(logits_B: torch.Tensor, batch: Batch) -> torch.Tensor:
     return summed / batch.whole
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    of_rank = f"/{rank}" if rank else ""  # masks of dropout are each rank's own
-    digest = hashlib.blake2b(f"{seed}/{step}{of_rank}".encode(), digest_size=8).digest()
+def _step_seed(seed: int, step: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import signal
 import socket
@@ -19,8 +20,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from embstore import distributed, models, training
+from embstore import checkpoints, distributed, models, training
 from embstore.batch import Batch, FeatureTokens
+from embstore.checkpoints import Checkpoints
 from embstore.config import parse
 from embstore.continuous import Publisher
 from embstore.distributed import Group
@@ -35,6 +37,7 @@ from embstore.schema import Feature
 from embstore.settings import RunConfig
 from embstore.sharding.batch_norm import share_batch_norm
 from embstore.store import Change, Store, Version, delta, format
+from embstore.store.files import sha256_file
 from embstore.store.local import LocalPlace
 from embstore.store.log import Log
 from embstore.training import Trainer
@@ -168,18 +171,20 @@ def too_large(group: Group) -> None:
     UnifiedEmbedding([Feature(name="a")], 10**12, 64, group=group)
 
 
-def batch_norm(group: Group, sizes: list[int]) -> list[float]:
+def batch_norm(group: Group, sizes: list[int], kind: str, positions: list[int]) -> list[float]:
     """By how much outputs, gradients and statistics differ from those of one process on the whole batch."""
     torch.manual_seed(0)
-    alone, generator = models.layers.BatchNorm(3).double(), torch.Generator().manual_seed(1)
+    of = models.layers.BatchNorm if kind == "BatchNorm" else getattr(nn, kind)
+    alone, generator = of(3).double(), torch.Generator().manual_seed(1)
     nn.init.normal_(alone.weight)
-    shared = models.layers.BatchNorm(3).double()
+    shared = of(3).double()
     shared.load_state_dict(alone.state_dict())
     network = share_batch_norm(nn.Sequential(shared), group)
     differences = []
     for size in sizes:
-        x_BX = torch.randn(size, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-        grad_BX, share = torch.randn(size, 3, generator=generator, dtype=torch.float64), group.share(size)
+        shape, share = (size, 3, *positions), group.share(size)
+        x_BX = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        grad_BX = torch.randn(shape, generator=generator, dtype=torch.float64)
         part_BX = x_BX.detach()[share.start : share.stop].clone().requires_grad_()
         out_BX, out = alone(x_BX), network(part_BX)
         out_BX.backward(grad_BX)
@@ -210,6 +215,7 @@ def train(
     hosts: dict[str, str] | None = None,
     progress: Progress = no_progress,
     ahead: bool = True,
+    slow: int | None = None,
 ) -> dict[str, Any]:
     """Train a run, or until rank ``stops`` is asked to stop; its result, and digests of what it saved.
 
@@ -218,6 +224,7 @@ def train(
         fails: what of ``_PARTS`` fails on a rank in its publication of that number, from 1.
         late: the rank that never sees a new entry of a store's log in a listing, as of a shared file system.
         hosts: by name, the cache of each rank's host.
+        slow: the rank whose disk is.
     """
     _small_buckets(bucket_bytes)
     if late == group.rank:
@@ -229,6 +236,8 @@ def train(
     if not ahead:
         _undo.append(lambda: setattr(training, "look_ahead", look_ahead))
         training.look_ahead = lambda batches, table: batches
+    if slow == group.rank:
+        _slow_disk()
     if fails and group.rank == rank:
         _fail(fails, publication)
     run = Run(parse(RunConfig, config), models.build, group=group, progress=progress)
@@ -237,7 +246,7 @@ def train(
     try:
         result = run.train()
     except Interrupted as stopped:
-        return {"stopped": str(stopped)}
+        return {"stopped": str(stopped), "files": _saved(run.folder)}
     finally:
         after()
     return {"result": result, "digest": digest(group, config)}
@@ -445,6 +454,25 @@ def _on_host(name: str, cache: str) -> None:
     os.environ["EMBSTORE_CACHE"] = cache
     _undo.append(lambda: setattr(socket, "gethostname", known))
     _undo.append(lambda: os.environ.pop("EMBSTORE_CACHE") and None)
+
+
+def _saved(folder: Path) -> dict[str, bool]:
+    """Files of the last checkpoint as it lies there now, and whether each is whole."""
+    last = Checkpoints(folder / "checkpoints").names()[-1]
+    where = folder / "checkpoints" / last
+    promised = json.loads((where / "state.json").read_text())["files"]
+    return {name: sha256_file(where / name).sha256 == of["sha256"] for name, of in promised.items()}
+
+
+def _slow_disk() -> None:
+    known = checkpoints.write_tensors
+
+    def write(*arguments: Any) -> Any:
+        time.sleep(1)
+        return known(*arguments)
+
+    checkpoints.write_tensors = write  # type: ignore[attr-defined]
+    _undo.append(lambda: setattr(checkpoints, "write_tensors", known))
 
 
 def _full_disk() -> None:

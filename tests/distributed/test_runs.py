@@ -73,6 +73,20 @@ def test_it_learns_what_one_process_learns(
     assert ours["digest"] != alone["digest"]  # sums in another order: no more is promised
 
 
+def test_dropout_has_the_masks_of_one_process(ranks: Ranks, logs: Path, tmp_path: Path) -> None:
+    """Last batches are uneven; a rank's masks of its own would move the loss by some 1e-3."""
+    curves = []
+    for world in (1, 2, 3):
+        settings = config(logs, tmp_path / str(world))
+        settings["model"] = {**settings["model"], "hidden": [16, 8], "dropout": 0.3, "activation": "gelu"}
+        settings["training"] = {**settings["training"], "evaluate_every": 3}
+        ranks.run(world, "train", config=settings)
+        curves.append([line["train_loss"] for line in _metrics(settings)])
+    assert len(curves[0]) > 10
+    for other in curves[1:]:
+        assert other == pytest.approx(curves[0], rel=1e-5)
+
+
 def test_the_same_ranks_have_the_same_bits(
     ranks: Ranks, logs: Path, tmp_path: Path, by_ranks: dict[int, dict[str, Any]]
 ) -> None:
@@ -122,6 +136,16 @@ def test_looking_ahead_changes_nothing(ranks: Ranks, logs: Path, tmp_path: Path,
     assert saved[0] == saved[1]
     assert (saved[0]["step"], saved[0]["cursor"]["epoch"], saved[0]["cursor"]["row"]) == (70, 1, 28)
     assert ended[0] == ended[1]
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_who_says_that_the_checkpoint_is_saved_has_those_of_all(
+    ranks: Ranks, logs: Path, tmp_path: Path, slow: int
+) -> None:
+    for answer in ranks.run(2, "train", config=config(logs, tmp_path), stop_after=257, slow=slow):
+        assert "the checkpoint is saved" in answer["stopped"]
+        assert {f"table-{rank:05d}.safetensors" for rank in range(2)} < set(answer["files"])
+        assert all(answer["files"].values())
 
 
 @pytest.mark.parametrize("table", [None, ADAM], ids=["penalty", "adam"])
