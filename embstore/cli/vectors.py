@@ -92,9 +92,9 @@ def _values(version: Version, values: Path | None, log: str | None, features: tu
     from dataclasses import replace
 
     from embstore.cli.console import progress
+    from embstore.counting import vocabulary_of
     from embstore.logs import ParquetLog
     from embstore.store.export import chosen_values
-    from embstore.store.values import vocabulary_of
 
     if values is not None:
         return chosen_values(version, values, features or None)
@@ -217,7 +217,8 @@ def _of_feature(vectors: str, feature: str) -> str:
 
 def _check_values(version: Version, feature: str, source: str, column: str) -> None:
     """Refuse values of another type than the feature was trained on: they would hash to other rows."""
-    from embstore.store.values import check_values, open_dataset, stored_type
+    from embstore.column_types import stored_type
+    from embstore.store.values import check_values, open_dataset
 
     spec = version.schema.feature(feature, of=f"version {version.id}")
     types = open_dataset(source, "vectors").schema

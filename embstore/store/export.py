@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from embstore.counting import COUNT, VALUE
 from embstore.errors import SchemaError, StoreError, nearest
 from embstore.store.files import fsync_file, fsync_folder, make_folder
 from embstore.store.tensors import SafetensorsWriter
-from embstore.store.values import COUNT, FEATURE, VALUE, TextLines, ValueColumn, check_values, in_memory, open_values
+from embstore.store.values import FEATURE, TextLines, ValueColumn, check_values, in_memory, open_values
 from embstore.store.version import Version
 
 _PIECE_BYTES = 16 << 20
