@@ -83,8 +83,11 @@ def train(
         raise GroupError("workers", expected="1 or more", found=str(workers))
     ray = _load_ray()
     asked = Interruption()
-    scratch = tempfile.TemporaryDirectory(prefix="embstore-ray-")
-    with _cluster(ray, address, workers), scratch as storage, asked.watched():
+    with (
+        _cluster(ray, address, workers),
+        tempfile.TemporaryDirectory(prefix="embstore-ray-") as storage,
+        asked.watched(),
+    ):
         _check_room(ray, workers, gpus)
         progress.say(f"starting {_counted(workers, 'worker')}")
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=_here(ray))(Mailbox).remote()
