@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from enum import IntEnum
 
 import numpy as np
 import torch
@@ -12,6 +13,15 @@ from torch import Tensor
 
 from embstore.distributed import ALONE, Group
 from embstore.logs import ParquetLog
+
+
+class ValueStatus(IntEnum):
+    """What is known of a value."""
+
+    KNOWN = 0
+    MISSING = 1
+    PRUNED = 2
+    UNSEEN = 3
 
 
 def exact_tokens(

@@ -39,6 +39,8 @@ class Buckets:
         layout: of its table.
         files: its manifest's.
 
+    ``complete``: whether all were checked.
+
     Raises:
         CorruptVersionError: a file is not what its header and the layout say.
     """
@@ -55,6 +57,7 @@ class Buckets:
         self.bytes = self._region.bytes()
         self.rows = self.bytes.view(dtype).view(layout.rows, width)
         self._checked = [False] * layout.buckets
+        self.complete = False
         self._lock = threading.Lock()
 
     def check(self, numbers: Sequence[int], *, progress: Callable[[int], object] | None = None) -> None:
@@ -63,7 +66,7 @@ class Buckets:
         Raises:
             CorruptVersionError: one differs.
         """
-        if all(self._checked[number] for number in numbers):
+        if self.complete or all(self._checked[number] for number in numbers):
             return
         with self._lock:
             left = [number for number in numbers if not self._checked[number]]
@@ -73,6 +76,7 @@ class Buckets:
                     self._checked[number] = True
                     if progress:
                         progress(number)
+        self.complete = all(self._checked)
 
     def _check(self, number: int) -> int:
         if number not in self._headers:
@@ -228,9 +232,10 @@ class VersionTable:
 
     def _stored(self, rows: Tensor) -> Tensor:
         """Rows as they lie below all deltas, a copy."""
-        asked = torch.zeros(self.layout.buckets, dtype=torch.bool)
-        asked[rows // self.layout.bucket_rows] = True
-        self.buckets.check(asked.nonzero().flatten().tolist())
+        if not self.buckets.complete:
+            asked = torch.zeros(self.layout.buckets, dtype=torch.bool)
+            asked[rows // self.layout.bucket_rows] = True
+            self.buckets.check(asked.nonzero().flatten().tolist())
         return decode(self.buckets.rows.index_select(0, rows), self.encoding, self.dim)
 
     def describe(self) -> dict[str, Any]:

@@ -9,10 +9,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from embstore.errors import ConfigError, CorruptVersionError, StoreError
+from embstore.hashing import MISSING_TOKEN
 from embstore.schema import Schema
 from embstore.store import format
 from embstore.store.bundle import Bundle, OptimizerState, Progress
@@ -46,6 +49,7 @@ from embstore.store.overlays import Overlay, Overlays
 from embstore.store.place import Files, Stamp, read_manifest
 from embstore.store.table import Buckets, VersionTable
 from embstore.store.tensors import open_tensors
+from embstore.vocabulary import ValueStatus
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -199,6 +203,15 @@ class Version:
         from embstore.store.lookup import lookup  # only those who look up pay for Arrow and the kernels
 
         return lookup(self, feature, values)
+
+    def status(self, feature: str, token_N: NDArray[np.uint64]) -> NDArray[np.uint8]:
+        """A ``ValueStatus`` for each token."""
+        status_N = np.where(token_N == MISSING_TOKEN, np.uint8(ValueStatus.MISSING), np.uint8(ValueStatus.KNOWN))
+        known = self.plan.exact_tokens.get(feature)
+        if known is not None:
+            is_known = np.isin(token_N.view(np.int64), known.numpy())
+            status_N[~is_known & (token_N != MISSING_TOKEN)] = ValueStatus.UNSEEN
+        return status_N
 
     @cached_property
     def plan(self) -> LookupPlan:

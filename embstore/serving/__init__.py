@@ -1,0 +1,8 @@
+"""Vectors and scores of published versions for ranking services: in process, and by the Open Inference Protocol.
+
+reader.py     one version: raw values -> vectors, statuses, scores
+values.py     raw values as they come, in Arrow or in the protocol's tensors -> tokens
+protocol.py   requests and responses, the same for gRPC and HTTP
+versions.py   which version each name means now, opened; a swap loses no request
+service.py    a request -> its response
+"""

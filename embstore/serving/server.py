@@ -1,0 +1,148 @@
+"""What both protocols ask: one server of one store.
+
+http.py ──┐
+          ├──> Server ──> Versions ──> Reader ──> service.infer
+grpc.py ──┘      access, limits, metrics, logs
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any
+
+from embstore.errors import RequestError, UnavailableError, nearest
+from embstore.serving.access import Access
+from embstore.serving.metrics import Metrics
+from embstore.serving.outcomes import OK, Outcome, outcome_of
+from embstore.serving.protocol import InferRequest, InferResponse, Limits
+from embstore.serving.reader import Reader
+from embstore.serving.service import infer
+from embstore.serving.versions import Versions
+from embstore.store import VersionInfo
+from embstore.store.state import PRODUCTION
+
+log = logging.getLogger("embstore.serving")
+
+SMALL_VALUES = 4096  # requests of no more are answered at once; others by a thread, beside them
+
+
+@dataclass(kw_only=True)
+class Server:
+    """Answers requests; of one asyncio loop.
+
+    Args:
+        name: of the model, as requests name it.
+        versions: what is answered from.
+        access: who may.
+        limits: how much.
+        metrics: what is counted.
+    """
+
+    name: str
+    versions: Versions
+    access: Access = field(default_factory=Access)
+    limits: Limits = field(default_factory=Limits)
+    metrics: Metrics = field(default_factory=Metrics)
+    ending: bool = False
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(4, thread_name_prefix="serving")
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """Answer a request.
+
+        Raises:
+            RequestError, LimitError, DeadlineError, UnavailableError, VersionNotFoundError: and what ``service.infer``
+                raises.
+        """
+        self.check_model(request.model)
+        if self.ending:
+            raise UnavailableError("server", expected="to go on", found="it is ending", do="ask another")
+        reader = self.versions.ready(request.version)
+        if reader is None:
+            reader = await self.run(lambda: self.versions.get(request.version))
+        if sum(tensor.count() for tensor in request.inputs) <= SMALL_VALUES:
+            return infer(request, reader, self.limits)
+        return await self.run(lambda: infer(request, reader, self.limits))
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """Do what takes long in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+    def check_model(self, name: str) -> None:
+        """Raise ``RequestError`` unless it is the server's model."""
+        if name != self.name:
+            raise RequestError(f"model {name!r}", do=nearest(name, [self.name]))
+
+    def is_ready(self, ref: str = "") -> bool:
+        """Whether requests can be answered."""
+        return not self.ending and self.versions.ready(ref) is not None
+
+    def metadata(self, reader: Reader) -> dict[str, Any]:
+        """The model's inputs and outputs, as the protocol describes them."""
+        return {
+            "name": self.name,
+            "versions": sorted(set(self.versions.loaded().values())),
+            "platform": "embstore",
+            **describe(reader),
+        }
+
+    def promote(self, ref: str, alias: str = PRODUCTION) -> VersionInfo:
+        """``Store.promote``, seen by this process at once; other processes see it when they look."""
+        info = self.versions.store.promote(ref, alias)
+        self.versions.look()
+        return info
+
+    def rollback(self, alias: str = PRODUCTION) -> VersionInfo:
+        """``Store.rollback``, likewise."""
+        info = self.versions.store.rollback(alias)
+        self.versions.look()
+        return info
+
+    def ended(self, protocol: str, started: float, error: BaseException | None, **about: Any) -> Outcome:
+        """Count and log how a request ended that began at ``perf_counter()`` ``started``."""
+        outcome = OK if error is None else outcome_of(error)
+        seconds = perf_counter() - started
+        self.metrics.request(protocol, outcome.name, seconds, about.get("values", 0))
+        if outcome.name == "internal":
+            log.error("%s", json.dumps({"protocol": protocol, "outcome": outcome.name, **about}), exc_info=error)
+        elif log.isEnabledFor(logging.DEBUG):
+            shown = {"protocol": protocol, "outcome": outcome.name, "seconds": round(seconds, 6), **about}
+            log.debug("%s", json.dumps(shown | ({"error": str(error)} if error is not None else {})))
+        return outcome
+
+    def close(self) -> None:
+        """End the threads."""
+        self.versions.close()
+        self._pool.shutdown()
+
+
+def describe(reader: Reader) -> dict[str, Any]:
+    """Inputs and outputs, each ``{"name", "datatype", "shape"}``."""
+    schema, plan = reader.version.schema, reader.version.plan
+    inputs, outputs = [], []
+    for feature in schema.features:
+        inputs.append({"name": feature.name, "datatype": datatype_of(reader, feature.name), "shape": [-1]})
+        of = plan.slices[feature.name]
+        outputs.append({"name": f"{feature.name}.embedding", "datatype": "FP32", "shape": [-1, of.stop - of.start]})
+        outputs.append({"name": f"{feature.name}.status", "datatype": "UINT8", "shape": [-1]})
+    inputs += [{"name": column.name, "datatype": "FP32", "shape": [-1]} for column in schema.dense]
+    outputs.append({"name": "embedding", "datatype": "FP32", "shape": [-1, plan.width]})
+    if reader.scores:
+        outputs.append({"name": "score", "datatype": "FP32", "shape": [-1]})
+    return {"inputs": inputs, "outputs": outputs}
+
+
+def datatype_of(reader: Reader, feature: str) -> str:
+    """What a feature's values travel as: as it was trained on."""
+    from embstore.store.values import element_type
+
+    kind = element_type(reader.trained_on(feature) or "string")
+    integers = reader.feature(feature).transform is not None or kind.startswith(("int", "uint", "bool"))
+    return "INT64" if integers else "BYTES"
