@@ -152,7 +152,7 @@ def test_bad_requests(reader: Reader) -> None:
         with pytest.raises(RequestError, match=said):
             ask(reader, inputs, *outputs)
     with pytest.raises(LimitError, match="a response of at most 100 bytes"):
-        ask(reader, [user, *wire()[1:2]], limits=Limits(output_bytes=100))
+        ask(reader, [texts("user", ["a"] * 100)], limits=Limits(output_bytes=100))
     late = InferRequest(model="shop", inputs=[user], deadline=monotonic())
     with pytest.raises(DeadlineError):
         infer(late, reader, Limits())
