@@ -1,0 +1,1 @@
+"""Versions put to use: nearest neighbours among a feature's values (``search``)."""
