@@ -71,6 +71,8 @@ class PublishSettings:
             moves every row a little at every step: without, such deltas hold them all, and are published whole.
         encoding: of deltas' rows: a dtype, ``int8`` or ``int4``; the table's own dtype when not given.
         alias: what to promote each version to, e.g. ``"canary"``.
+        vocabulary: publish the values of the training log, counted once, as the vocabulary: of all features, or of
+            those named. To that of a version the run goes on from they are added; it is published in any case.
     """
 
     store: str
@@ -80,6 +82,7 @@ class PublishSettings:
     significance: float = 0.0
     encoding: str | None = None
     alias: str | None = None
+    vocabulary: bool | tuple[str, ...] = False
 
     def __post_init__(self) -> None:
         for name, least in (("every_minutes", 0.0), ("every_rows", 0), ("whole_every", 0)):

@@ -178,7 +178,11 @@ class Reader:
 
     def tokens(self, feature: Feature, values: Any) -> Tokens:
         """Raw values as tokens."""
-        return tokens_of(values, feature, self.trained_on(feature.name))
+        return self.filtered(feature, tokens_of(values, feature, self.trained_on(feature.name)))
+
+    def filtered(self, feature: Feature, tokens: Tokens) -> Tokens:
+        """Tokens as they are looked up: of values that the vocabulary has dropped, the pruned one."""
+        return Tokens(self.version.filtered(feature.name, tokens.values), tokens.offsets)
 
     def embed(self, records: Records, features: Sequence[str] = ()) -> NDArray[np.float32]:
         """The vectors of records, concatenated as the model reads them.

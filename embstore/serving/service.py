@@ -89,7 +89,8 @@ class _Answer:
     def _of(self, feature: Feature) -> Tokens:
         if feature.name not in self._tokens:
             trained_on = self.reader.trained_on(feature.name)
-            self._tokens[feature.name] = tensor_tokens(self.tensors, feature, trained_on)
+            tokens = tensor_tokens(self.tensors, feature, trained_on)
+            self._tokens[feature.name] = self.reader.filtered(feature, tokens)
         return self._tokens[feature.name]
 
     def _vectors(self, features: list[Feature]) -> NDArray[np.float32]:

@@ -119,6 +119,8 @@ def _says_nothing_new(manifest: dict[str, Any], base: Version) -> bool:
     """Whether a version differs from its base in nothing but its name."""
     if manifest["delta"] is None or manifest["delta"]["rows"] or manifest["parent"] != base.id:
         return False
+    if manifest.get("vocabulary") is not None:  # another than the base's
+        return False
     before, files = base.manifest["files"], manifest["files"].items()
     kept = ("space", "columns", "model", "lineage", "metrics", "optimizer")
     return all(manifest[key] == base.manifest.get(key) for key in kept) and all(

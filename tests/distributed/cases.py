@@ -25,15 +25,17 @@ from embstore.distributed import Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CorruptVersionError, DataError, Interrupted, StoreError
 from embstore.kernels import TableOptimizer
+from embstore.logs import ParquetLog
 from embstore.run import Run
 from embstore.run_folder import RunFolder
-from embstore.schema import Feature
+from embstore.schema import Feature, Schema
 from embstore.settings import RunConfig
 from embstore.sharding.batch_norm import share_batch_norm
 from embstore.store import Change, Store, Version, delta, format
 from embstore.store.local import LocalPlace
 from embstore.store.log import Log
 from embstore.training import Trainer
+from embstore.vocabulary import Vocabulary
 
 _undo: list[Callable[[], None]] = []
 
@@ -233,6 +235,13 @@ def publish_moved(group: Group, config: dict[str, Any], store: str, moved: list[
     if version is base:
         return "base"
     return "whole" if version.delta is None else version.delta.rows
+
+
+def collect(group: Group, log: str, features: list[str]) -> dict[str, Any]:
+    """The vocabulary of a log, as each rank has it."""
+    schema = Schema(features=tuple(Feature(name=name) for name in features))
+    found = Vocabulary.collect(ParquetLog(log, schema), group=group)
+    return {name: {"kind": of.kind, **of.table().to_pydict()} for name, of in found.items()}
 
 
 def die(group: Group) -> None:
