@@ -132,6 +132,12 @@ def describe(reader: Reader) -> dict[str, Any]:
         of = plan.slices[feature.name]
         outputs.append({"name": f"{feature.name}.embedding", "datatype": "FP32", "shape": [-1, of.stop - of.start]})
         outputs.append({"name": f"{feature.name}.status", "datatype": "UINT8", "shape": [-1]})
+        if feature.name in reader.indexes:
+            found = {"name": f"{feature.name}.neighbors", "datatype": datatype_of(reader, feature.name)}
+            outputs += [
+                {**found, "shape": [-1, -1]},
+                {"name": f"{feature.name}.scores", "datatype": "FP32", "shape": [-1, -1]},
+            ]
     inputs += [{"name": column.name, "datatype": "FP32", "shape": [-1]} for column in schema.dense]
     outputs.append({"name": "embedding", "datatype": "FP32", "shape": [-1, plan.width]})
     if reader.scores:
