@@ -80,7 +80,9 @@ class Run:
         self.start = None if config.start is None else self._open_start(config.start)
         if self.start is not None:
             config = config.with_start(self.start)
-        self.schema = config.read_schema()
+        self._inferred = config.schema is None
+        self._warnings: list[str] = []  # of inference
+        self.schema = config.read_schema(self._warnings.append)
         self.config, self.build_network = config.with_schema(self.schema), build_network
         self.progress = progress if group.first else no_progress
         known = [feature.name for feature in self.schema.features]
@@ -122,6 +124,8 @@ class Run:
             if source is not None
         }
         check_alike(logs)
+        if self.config.publish is not None:
+            self._check_store(self.config.publish.store)
         self._begin(logs)
         model = self.build(self._collected_tokens(logs["train"]))
         self._collect_vocabulary(logs["train"])
@@ -267,8 +271,7 @@ class Run:
         if there is not None and there.start is not None and not ref[:1].isdigit():
             same = place_of(there.start.store) == place_of(start.store)
             ref = there.start.version if same else ref
-        store = Store(start.store)
-        return store.open(self.group.lead(lambda: store.resolve(ref)))
+        return Store(start.store).open(ref, group=self.group)
 
     def _begin(self, logs: Mapping[str, ParquetLog]) -> None:
         """Make the folder this run's."""
@@ -279,15 +282,24 @@ class Run:
         self.group.lead(lambda: self.files.claim(self.config, self.schema, learnt_from, columns))
 
     def _start(self, trainer: Trainer) -> None:
+        if self._inferred:
+            for text in self._warnings:
+                self.progress.say(f"warning: {text}")
+            self.progress.say("schema, inferred (embstore schema prints it; edit it and give it with --schema):")
+            self.progress.say(self.schema.to_yaml())
         if self.start is not None and not load_version(trainer.model, trainer.optimizer, self.start):
             self.progress.say(_stateless(self.start))
 
-    def _publisher(self, settings: PublishSettings, trainer: Trainer) -> Publisher:
-        place = place_of(settings.store)  # tried now, not when hours of training are over
+    def _check_store(self, store: str) -> None:
+        """Try now what would fail when hours of training are over."""
+        place = place_of(store)
         if isinstance(place, Path):
-            make_output(place)
-        else:
-            Store(place).aliases()
+            self.group.lead(lambda: make_output(place))
+        Store(place).check_group(self.group)
+        if not isinstance(place, Path):
+            self.group.together(Store(place).aliases)
+
+    def _publisher(self, settings: PublishSettings, trainer: Trainer) -> Publisher:
         start = self.start if self.parent(settings.store) is not None else None
         return Publisher(
             settings,
@@ -358,7 +370,8 @@ class Run:
             if self.start is not None:
                 tokens = self.start.table.exact_tokens()
             else:
-                with self.progress("exact", log.rows) as bar:
+                own = sum(piece.rows for piece in log.pieces[self.group.rank :: self.group.world])
+                with self.progress("exact", own) as bar:  # each rank reads a part
                     tokens = exact_tokens(log, progress=bar.advance, group=self.group)
             self.group.lead(lambda: self.files.write_exact_tokens(tokens))
         kept = self.files.exact_tokens()

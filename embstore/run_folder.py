@@ -112,6 +112,8 @@ class RunFolder:
         """Remove what a run left there (only files a run makes)."""
         if not self.path.is_dir():
             return
+        if (self.path / "checkpoints").is_dir():
+            Checkpoints(self.path / "checkpoints").prune(set())
         for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in _FILES:
