@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from itertools import chain
 from ssl import SSLContext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,6 +107,8 @@ class Client:
         self._is_tls, self._context, self._address = parts.scheme == "https", context, (parts.hostname, parts.port)
         self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         self._own = threading.local()
+        self._opened: WeakSet[_Connection] = WeakSet()  # of all threads
+        self._lock = threading.Lock()  # of that
         self._about: dict[str, Any] | None = None
         self._kinds: dict[str, str] = {}
 
@@ -146,10 +149,16 @@ class Client:
         return about
 
     def close(self) -> None:
-        """Close this thread's connection; it opens again when asked."""
-        connection: _Connection | None = getattr(self._own, "connection", None)
-        if connection is not None:
-            connection.close()
+        """Close the connections of all threads, none of which may be asking."""
+        with self._lock:
+            for connection in self._opened:
+                connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _columns(self, records: Records, dense: bool) -> dict[str, Iterable[Any]]:
         about = self._about or self.features()
@@ -209,9 +218,14 @@ class Client:
 
     def _connection(self) -> _Connection:
         host, port = self._address
-        if self._is_tls:
-            return _TlsConnection(host, port, timeout=self._timeout, context=self._context)
-        return _Connection(host, port, timeout=self._timeout)
+        connection = (
+            _TlsConnection(host, port, timeout=self._timeout, context=self._context)
+            if self._is_tls
+            else _Connection(host, port, timeout=self._timeout)
+        )
+        with self._lock:
+            self._opened.add(connection)
+        return connection
 
 
 class _Connection(HTTPConnection):
@@ -238,6 +252,9 @@ class _Connection(HTTPConnection):
         else:
             self._held.append(data)
 
+    def __del__(self) -> None:  # of a thread that ended
+        self.close()
+
 
 class _TlsConnection(_Connection, HTTPSConnection):
     """Likewise, encrypted."""
@@ -256,23 +273,34 @@ def _tensors(name: str, values: Iterable[Any], kind: str, parts: list[bytes]) ->
         add("", *_numbers(name, values, kind))
         return inputs
     values = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    if any(isinstance(value, list | tuple | np.ndarray) for value in values):
+    types = set(map(type, values))
+    if any(issubclass(of, list | tuple | np.ndarray) for of in types):
         lengths = [-1 if value is None else len(value) for value in values]
         add(".lengths", "INT64", len(lengths), np.array(lengths, dtype="<i8").tobytes())
         values = list(chain.from_iterable(value for value in values if value is not None))
-    if None in values and not kind.startswith("FP"):
+        types = set(map(type, values))
+    if type(None) in types and not kind.startswith("FP"):
         add(".missing", "BOOL", len(values), bytes(value is None for value in values))
         values = [("" if kind == "BYTES" else 0) if value is None else value for value in values]
-    if kind != "BYTES":
-        kind_of_none = np.array([float("nan") if value is None else value for value in values] or [0])[: len(values)]
-        add("", *_numbers(name, kind_of_none, kind))
-        return inputs
-    try:
-        texts = [value.encode() if type(value) is str else bytes(memoryview(value)) for value in values]
-    except TypeError as error:
-        raise RequestError(f"values of {name!r}", expected="text or bytes", found=str(error)) from error
-    add("", "BYTES", len(texts), b"".join([part for text in texts for part in (_length(len(text)), text)]))
+        types = set(map(type, values))
+    if kind == "BYTES":
+        add("", kind, len(values), _texts(name, values, types))
+    else:
+        numbers = [float("nan") if value is None else value for value in values]
+        add("", *_numbers(name, np.array(numbers) if numbers else np.empty(0, dtype=np.int64), kind))
     return inputs
+
+
+def _texts(name: str, values: list[Any], types: set[type]) -> bytes:
+    """Each value's length and bytes."""
+    if not all(issubclass(of, str | bytes) for of in types):
+        found = ", ".join(sorted(of.__name__ for of in types))
+        raise RequestError(f"values of {name!r}", expected="text or bytes", found=found)
+    texts = [value.encode() if isinstance(value, str) else value for value in values]
+    try:
+        return b"".join([_LENGTHS[len(text)] + text for text in texts])
+    except IndexError:  # a long one
+        return b"".join([len(text).to_bytes(4, "little") + text for text in texts])
 
 
 def _numbers(name: str, values: NDArray[Any], kind: str) -> tuple[str, int, bytes]:
@@ -282,10 +310,6 @@ def _numbers(name: str, values: NDArray[Any], kind: str) -> tuple[str, int, byte
         raise RequestError(f"values of {name!r}", expected=expected, found=str(values.dtype))
     as_kind = np.dtype("<i8") if kind == "INT64" else np.dtype("<f8")
     return kind, len(values), values.astype(as_kind).tobytes()
-
-
-def _length(length: int) -> bytes:
-    return _LENGTHS[length] if length < len(_LENGTHS) else length.to_bytes(4, "little")
 
 
 def _error(status: int, body: bytes) -> Exception:
