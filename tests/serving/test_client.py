@@ -88,6 +88,7 @@ def test_arrays(client: Client, shared: tuple[Reader, str]) -> None:
         ("user", [1], "text or bytes"),
         ("user", np.arange(2), "text or bytes"),
         ("user", [np.int64(2)], "text or bytes"),
+        ("user", ["\ud800"], "surrogates not allowed"),
         ("usr", ["ann"], "did you mean 'user'"),
         ("hour", [24], "0 to 23"),
     ],

@@ -225,6 +225,7 @@ def test_what_json_has_no_number_for_is_null(store: Store) -> None:
         ({"inputs": [of("user", "BYTES", [1], ["a"], parameters={"binary_data_size": 1})]}, "with 0 bytes left"),
         ({"inputs": [of("user", "BYTES", [1], ["a"])], "outputs": [{"name": "user.vector"}]}, "known: embedding"),
         ({"inputs": [of("user", "BYTES", [1], ["a"])], "outputs": [{"name": 7}]}, "output: name"),
+        ({"inputs": [of("user", "BYTES", [1], ["\ud800"])]}, "expected JSON"),
         ({"inputs": [of("user", "BYTES", [1], ["a"])], "id": 7}, "id; expected text"),
         ({"inputs": [of("user", "BYTES", [1], ["a"])], "parameters": {"timeout": -1}}, "microseconds"),
         ({"inputs": [of("user", "BYTES", [1], ["a"])], "parameters": []}, "parameters; expected an object"),
