@@ -19,7 +19,7 @@ from typing import Any
 from embstore.errors import RequestError, UnavailableError, nearest
 from embstore.serving.access import Access
 from embstore.serving.metrics import Metrics
-from embstore.serving.outcomes import OK, Outcome, outcome_of
+from embstore.serving.outcomes import OK, Outcome, message_of, outcome_of
 from embstore.serving.protocol import InferRequest, InferResponse, Limits
 from embstore.serving.reader import Reader
 from embstore.serving.service import infer
@@ -117,6 +117,13 @@ class Server:
             log.debug("%s", json.dumps(shown | ({"error": str(error)} if error is not None else {})))
         return outcome
 
+    def message(self, error: BaseException) -> str:
+        """What to tell who asked; where the store lies is not theirs to know."""
+        told = message_of(error)
+        for where in (str(self.versions.store.place), str(self.versions.store.root)):
+            told = told.replace(where, self.name)
+        return told
+
     def close(self) -> None:
         """End the threads."""
         self.versions.close()
@@ -143,6 +150,22 @@ def describe(reader: Reader) -> dict[str, Any]:
     if reader.scores:
         outputs.append({"name": "score", "datatype": "FP32", "shape": [-1]})
     return {"inputs": inputs, "outputs": outputs}
+
+
+def features(reader: Reader) -> list[dict[str, Any]]:
+    """What a caller must know of each feature to ask for it, and whether its values are kept, to search among."""
+    version = reader.version
+    kept = version.manifest.get("vocabulary") or {}
+    return [
+        {
+            "name": feature.name,
+            "datatype": datatype_of(reader, feature.name),
+            "width": version.plan.slices[feature.name].stop - version.plan.slices[feature.name].start,
+            "list": "list" in (reader.trained_on(feature.name) or ""),
+            "values": feature.name in kept,
+        }
+        for feature in version.schema.features
+    ]
 
 
 def datatype_of(reader: Reader, feature: str) -> str:
