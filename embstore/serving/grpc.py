@@ -119,21 +119,26 @@ class Servicer:
         return [of(SERVICE, handlers), of(HEALTH, {"Check": unary(self._health)})]
 
     async def _infer(self, data: bytes, context: Any) -> bytes:
-        started, values = perf_counter(), 0
-        self.server.metrics.running(1)
+        started = perf_counter()
         try:
-            self._check(context)
-            request = infer_request(data, self.server.limits, context.time_remaining())
-            values = sum(tensor.count() for tensor in request.inputs)
-            encoded = infer_response(await self.server.infer(request))
-            self.server.ended("grpc", started, None, values=values)
-            return encoded
+            encoded, values = await self._answer(data, context)
         except asyncio.CancelledError:
             late = DeadlineError("request", expected="somebody who waits for it", found="nobody any more")
             self.server.ended("grpc", started, late)
             raise
         except Exception as error:
             return await self._failed(started, error, context)
+        self.server.ended("grpc", started, None, values=values)
+        return encoded
+
+    async def _answer(self, data: bytes, context: Any) -> tuple[bytes, int]:
+        """A response, and how many values were asked for."""
+        self.server.metrics.running(1)
+        try:
+            self._check(context)
+            request = infer_request(data, self.server.limits, context.time_remaining())
+            response = await self.server.infer(request)
+            return infer_response(response), sum(tensor.count() for tensor in request.inputs)
         finally:
             self.server.metrics.running(-1)
 
@@ -190,9 +195,7 @@ class Servicer:
 
     async def _server_metadata(self, data: bytes) -> Any:
         extensions = ["model_repository"]
-        return message("ServerMetadataResponse")(
-            name="embstore", version=version_of("embstore"), extensions=extensions
-        )
+        return message("ServerMetadataResponse")(name="embstore", version=version_of("embstore"), extensions=extensions)
 
     async def _model_metadata(self, data: bytes) -> Any:
         request = parsed("ModelMetadataRequest", data)
@@ -218,7 +221,8 @@ class Servicer:
             found, do = ", ".join(request.parameters), "publish to the store"
             raise RequestError("load", expected="no parameters", found=found, do=do)
         versions = self.server.versions
-        await self.server.run(lambda: (versions.get(), versions.look()))
+        await self.server.run(versions.get)
+        await self.server.run(versions.look)
         why = versions.failures().get(versions.following.alias)
         if why is not None:
             raise StoreError(f"load of {self.server.name!r}", found=why)
