@@ -246,19 +246,30 @@ def test_metadata_and_health(
 
 def test_repository(store: Store) -> None:
     server = server_of(store, access=Access(admin=[ADMIN]))
-    second = store.publish(bundle(seed=1)).id
+    first, second = store.resolve("production"), store.publish(bundle(seed=1)).id
+    third = store.publish(bundle(seed=2)).id
     asked, admin = [tensor("user", ["ann"], "BYTES")], {"authorization": f"Bearer {ADMIN}"}
     with running(server) as address, triton.InferenceServerClient(address) as client:
-        (model,) = client.get_model_repository_index().models
-        assert (model.name, model.version, model.state) == ("shop", store.resolve("production"), "READY")
+
+        def states(**ready: bool) -> dict[str, str]:
+            index = pb.RepositoryIndexRequest(**ready)
+            return {of.version: of.state for of in client._client_stub.RepositoryIndex(index).models}
+
+        assert {of.name for of in client.get_model_repository_index().models} == {"shop"}
+        assert states() == {first: "READY", second: "UNAVAILABLE", third: "UNAVAILABLE"}
+        assert states(ready=True) == {first: "READY"}
         store.promote(second)
-        assert client.infer("shop", asked).get_response().model_version != second
+        assert client.infer("shop", asked).get_response().model_version == first
         refused(lambda: client.load_model("shop"), Code.UNAUTHENTICATED)
         client.load_model("shop", headers=admin)
         assert client.infer("shop", asked).get_response().model_version == second
-        refused(lambda: client.load_model("shop", admin, config="{}"), Code.INVALID_ARGUMENT, "no parameters")
+        refused(lambda: client.load_model("shop", admin, config="{}"), Code.INVALID_ARGUMENT, "at most version")
         refused(lambda: client.load_model("shp", admin), Code.INVALID_ARGUMENT, "did you mean")
-        refused(lambda: client.unload_model("shop", admin), Code.PERMISSION_DENIED, "always has its model")
+        refused(lambda: client.unload_model("shop", admin), Code.INVALID_ARGUMENT, "stay loaded")
+        named = pb.RepositoryModelLoadRequest(model_name="shop")
+        named.parameters["version"].string_param = third
+        client._client_stub.RepositoryModelLoad(named, metadata=tuple(admin.items()))
+        assert states(ready=True).keys() >= {second, third}
     server.close()
 
 
