@@ -33,7 +33,8 @@ from embstore.kernels.reference import pooled
 from embstore.normalization import StreamingNormalizer
 from embstore.schema import Feature
 from embstore.serving.indexes import Index, Indexes
-from embstore.serving.values import check_alike, tokens_of
+from embstore.serving.protocol import BYTES, Tensor
+from embstore.serving.values import byte_tokens, check_alike, tokens_of
 from embstore.store.quantization import encoding_of
 from embstore.store.version import Version
 from embstore.tokens import Tokens
@@ -93,7 +94,7 @@ class Prepared:
             RequestError: features of different numbers of rows.
         """
         rows = check_alike({name: count(of) for name, of in tokens.items()})
-        return self.reader.vectors(self.plan, tokens, rows).numpy()
+        return self.reader.vectors(self.plan, tokens, rows)
 
 
 class Reader:
@@ -103,9 +104,6 @@ class Reader:
         version: opened.
         build: builds its network (``embstore.models.build``), for scores.
         indexes: which features' values are searched for neighbours.
-
-    >>> import tempfile
-    >>> from embstore import Bundle, Feature, Schema, Store, UnifiedEmbedding
     """
 
     def __init__(self, version: Version, build: BuildNetwork | None = None, indexes: Indexes | None = None) -> None:
@@ -125,8 +123,9 @@ class Reader:
         """
         table = self.version.table
         table.buckets.check(range(table.layout.buckets), progress=progress)
-        for feature in self._features.values():
+        for feature in self._features.values():  # compiled, and resolved
             self.lookup(feature.name, pa.array([None], pa.null()))
+        byte_tokens(Tensor("warm", BYTES, (1,), b"\0\0\0\0"))
         if self.scores:
             self.model  # noqa: B018 - built once
         self.indexes  # noqa: B018 - opened once
@@ -260,8 +259,8 @@ class Reader:
             exact: compare with all vectors, even where there is a graph.
 
         Returns:
-            Values ``[B * k]``, row after row, missing ones where there are fewer; and scores, float32 ``[B, k]``, higher is
-            nearer, -inf there.
+            Values ``[B * k]``, row after row, missing ones where there are fewer; and scores, float32 ``[B, k]``:
+            higher is nearer, -inf there.
 
         Raises:
             ConfigError: the feature is not searched.
@@ -292,8 +291,13 @@ class Reader:
         """By feature, of those that are searched."""
         return {} if self._indexes is None else self._indexes.of(self.version)
 
-    def vectors(self, plan: LookupPlan, tokens: Mapping[str, Tokens], rows: int) -> torch.Tensor:
+    def vectors(self, plan: LookupPlan, tokens: Mapping[str, Tokens], rows: int) -> NDArray[np.float32]:
         """The output of a plan, float32 ``[rows, plan.width]``."""
+        table = self._table if self.version.table.buckets.complete else None
+        if table is not None and all(tokens[name].offsets is None for name in plan.names):
+            values = [tokens[name].values.view(np.int64) for name in plan.names]
+            values_N = values[0] if len(values) == 1 else np.concatenate(values)
+            return self._kernel.lookup(plan, values_N, rows, table)
         columns = {
             name: (
                 torch.from_numpy(of.values.view(np.int64)),
@@ -303,9 +307,9 @@ class Reader:
         }
         request = Request(FeatureTokens.concatenate(columns, rows), plan)
         with torch.no_grad():
-            if self._table is not None and self.version.table.buckets.complete:
-                return self._kernel.forward(request, self._table)
-            return pooled(request, self._gather)
+            if table is not None:
+                return self._kernel.forward(request, table).numpy()
+            return pooled(request, self._gather).numpy()
 
     def _gather(self, rows_T: torch.Tensor) -> torch.Tensor:
         rows_TD = self.version.table.gather(rows_T)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from embstore.errors import RequestError, UnavailableError, nearest
+from embstore.errors import UnavailableError, UnknownModelError, nearest
 from embstore.serving.access import Access
 from embstore.serving.metrics import Metrics
 from embstore.serving.outcomes import OK, Outcome, message_of, outcome_of
@@ -76,9 +76,9 @@ class Server:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def check_model(self, name: str) -> None:
-        """Raise ``RequestError`` unless it is the server's model."""
+        """Raise ``UnknownModelError`` unless it is the server's model."""
         if name != self.name:
-            raise RequestError(f"model {name!r}", do=nearest(name, [self.name]))
+            raise UnknownModelError(f"model {name!r}", do=nearest(name, [self.name]))
 
     def is_ready(self, ref: str = "") -> bool:
         """Whether requests can be answered."""
@@ -153,16 +153,16 @@ def describe(reader: Reader) -> dict[str, Any]:
 
 
 def features(reader: Reader) -> list[dict[str, Any]]:
-    """What a caller must know of each feature to ask for it, and whether its values are kept, to search among."""
+    """What a caller must know of each feature to ask for it; whether its values are known, and searched."""
     version = reader.version
-    kept = version.manifest.get("vocabulary") or {}
     return [
         {
             "name": feature.name,
             "datatype": datatype_of(reader, feature.name),
             "width": version.plan.slices[feature.name].stop - version.plan.slices[feature.name].start,
             "list": "list" in (reader.trained_on(feature.name) or ""),
-            "values": feature.name in kept,
+            "values": feature.name in version.vocabulary_info,
+            "searched": feature.name in reader.indexes,
         }
         for feature in version.schema.features
     ]

@@ -9,8 +9,8 @@ output           user.embedding [B, width] FP32
                  item.neighbors [B, k] BYTES     or INT64: the nearest values of the feature, and
                  item.scores    [B, k] FP32      how near: higher is nearer, -inf where there are fewer
 
-Neighbours are of values or, given as ``item.vector`` [B, width] FP32, of vectors; the request's parameter ``k`` (10) says
-how many, ``exact`` whether an index's graph is left aside.
+Neighbours are of values or, given as ``item.vector`` [B, width] FP32, of vectors; the request's parameter ``k`` (10)
+says how many, ``exact`` whether an index's graph is left aside.
 """
 
 from __future__ import annotations

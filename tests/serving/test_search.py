@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pickle
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -478,7 +478,7 @@ def test_a_lists_values_are_its_elements(version: Version, tmp_path: Path) -> No
     table = pa.table({"user": ["a", "b", "a"], "tags": [[3, 1], [], [1, None, 2]], "click": [0, 1, 1]})
     pq.write_table(table, tmp_path / "log.parquet")
     vocabulary = Vocabulary.collect(ParquetLog(tmp_path / "log.parquet", version.schema))
-    version = Store(tmp_path / "store").publish(replace(version.bundle(), vocabulary=vocabulary))
+    version = Store(tmp_path / "store").publish(dataclasses.replace(version.bundle(), vocabulary=vocabulary))
     values = values_of(version, "tags")
     assert values.to_pylist() == [1, 2, 3]
     assert values_of(version, "user").to_pylist() == ["a", "b"]
