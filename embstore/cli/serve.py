@@ -161,7 +161,11 @@ def _curl(settings: ServeSettings, listening: Listening, scheme: str, token_file
     address = listening.http[0].replace("0.0.0.0", "localhost").replace("[::]", "localhost")
     words = ["curl", "-s", f"{scheme}://{address}/v2/models/{in_url(settings.name, safe='')}/infer"]
     if settings.tls is not None:
-        words += ["--cacert", settings.tls.cert, *(["--cert", "CERT", "--key", "KEY"] if settings.tls.client_ca else [])]
+        words += [
+            "--cacert",
+            settings.tls.cert,
+            *(["--cert", "CERT", "--key", "KEY"] if settings.tls.client_ca else []),
+        ]
     asked = " ".join(quote(word) for word in words)
     if settings.read_tokens:
         token = "$EMBSTORE_TOKEN" if token_file is None else f"$(head -1 {quote(token_file)})"

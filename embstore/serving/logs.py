@@ -1,9 +1,9 @@
 """What a server's processes say, on stderr: a JSON object a line, or plain lines where a person watches.
 
-    log.info("ready", extra={"fields": {"version": "..."}})
+log.info("ready", extra={"fields": {"version": "..."}})
 
-    {"time": "2026-01-02T03:04:05.678Z", "level": "info", "worker": 0, "pid": 12, "message": "ready", "version": "..."}
-    03:04:05 worker 0 ready version=...
+{"time": "2026-01-02T03:04:05.678Z", "level": "info", "worker": 0, "pid": 12, "message": "ready", "version": "..."}
+03:04:05 worker 0 ready version=...
 """
 
 from __future__ import annotations

@@ -58,8 +58,7 @@ class Server:
         """Answer a request.
 
         Raises:
-            RequestError, LimitError, DeadlineError, VersionNotFoundError: and what ``service.infer``
-                raises.
+            RequestError, LimitError, DeadlineError, VersionNotFoundError: and what ``service.infer`` raises.
         """
         self.check_model(request.model)
         reader = self.versions.ready(request.version)
@@ -136,6 +135,22 @@ def describe(reader: Reader) -> dict[str, Any]:
     if reader.scores:
         outputs.append({"name": "score", "datatype": "FP32", "shape": [-1]})
     return {"inputs": inputs, "outputs": outputs}
+
+
+def features(reader: Reader) -> list[dict[str, Any]]:
+    """What a caller must know of each feature to ask for it, and whether its values are kept, to search among."""
+    version = reader.version
+    kept = version.manifest.get("vocabulary") or {}
+    return [
+        {
+            "name": feature.name,
+            "datatype": datatype_of(reader, feature.name),
+            "width": version.plan.slices[feature.name].stop - version.plan.slices[feature.name].start,
+            "list": "list" in (reader.trained_on(feature.name) or ""),
+            "values": feature.name in kept,
+        }
+        for feature in version.schema.features
+    ]
 
 
 def datatype_of(reader: Reader, feature: str) -> str:

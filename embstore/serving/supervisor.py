@@ -1,11 +1,11 @@
 """The process in front of those that answer: takes the ports, starts workers, and starts again those that die.
 
-    supervisor ──stdin: settings──> worker 0   ┐ one HTTP socket, inherited
-               <──report: ready───  worker 1   ┘ one table, mapped by all
+supervisor ──stdin: settings──> worker 0   ┐ one HTTP socket, inherited
+           <──report: ready───  worker 1   ┘ one table, mapped by all
 
-    SIGTERM, SIGINT   workers answer what they have begun, within a bound; a second one ends all at once
-    a worker dies     its number is started again, after a pause that grows with each death in a row
-    it dies itself    the workers' stdin ends, and so do they
+SIGTERM, SIGINT   workers answer what they have begun, within a bound; a second one ends all at once
+a worker dies     its number is started again, after a pause that grows with each death in a row
+it dies itself    the workers' stdin ends, and so do they
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ import uvloop
 from embstore.errors import EmbstoreError
 from embstore.serving import logs, sockets
 from embstore.serving.access import Access
+from embstore.serving.connections import SETTINGS
 from embstore.serving.grpc import serve as serve_grpc
 from embstore.serving.http import App
 from embstore.serving.metrics import Metrics
@@ -46,7 +47,6 @@ log = logging.getLogger("embstore.serving")
 
 NOTICE_SECONDS = 0.5  # from "not ready" until nothing new is accepted
 GRACE_SECONDS = 10  # from then until what goes on is cut off
-_KEEP_ALIVE_SECONDS = 75  # longer than balancers keep an idle connection (60 s is common), so that they close first
 
 
 class WarmReader(Reader):
@@ -129,19 +129,7 @@ class Worker:
         log.info("ended")
 
     def _http(self) -> _Http:
-        config = uvicorn.Config(
-            App(self.server),
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
+        config = uvicorn.Config(App(self.server), **SETTINGS, timeout_graceful_shutdown=GRACE_SECONDS)
         config.load()
         if self.settings.tls is not None:
             config.ssl = server_context(self.settings.tls)
@@ -198,9 +186,7 @@ def main() -> NoReturn:
         logs.configure(settings.log_level, {"worker": orders["number"]})
         threading.Thread(target=_end_with_supervisor, args=(sys.stdin.buffer,), daemon=True).start()
         torch.set_num_threads(1)
-        worker = Worker(
-            settings, descriptors=orders["http"], grpc_addresses=orders["grpc"], report=report
-        )
+        worker = Worker(settings, descriptors=orders["http"], grpc_addresses=orders["grpc"], report=report)
         uvloop.new_event_loop().run_until_complete(worker.run())
         code = 0
     except EmbstoreError as error:

@@ -22,7 +22,9 @@ def test_the_loopback_takes_nothing(host: str) -> None:
     ServeSettings(store="shop", host=host)
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org", "127.0.0.1.nip.io"])
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org", "127.0.0.1.nip.io"]
+)
 def test_any_other_address_takes_tls_and_a_token(host: str) -> None:
     assert not is_loopback(host)
     with pytest.raises(ConfigError, match="no TLS, no token to read"):
