@@ -164,6 +164,7 @@ class Supervisor:
         read, write = os.pipe()
         descriptors = [of.fileno() for of in self._http]
         environment = {key: value for key, value in os.environ.items() if key not in (TOKEN, ADMIN_TOKEN)}
+        environment.setdefault("GRPC_VERBOSITY", "NONE")  # it would write lines of its own among the log's
         environment |= {"PROMETHEUS_MULTIPROC_DIR": self._folder, "OMP_NUM_THREADS": "1"}
         path = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]  # find embstore where this process did
         try:

@@ -15,6 +15,8 @@ import contextlib
 import json
 import logging
 import os
+import resource
+import shutil
 import signal
 import sys
 import threading
@@ -33,7 +35,7 @@ from embstore.serving.access import Access
 from embstore.serving.connections import SETTINGS
 from embstore.serving.grpc import serve as serve_grpc
 from embstore.serving.http import App
-from embstore.serving.metrics import Metrics
+from embstore.serving.metrics import FOLDER, Metrics
 from embstore.serving.outcomes import message_of
 from embstore.serving.protocol import InferRequest, Limits, RequestedOutput, Tensor
 from embstore.serving.reader import Reader
@@ -168,9 +170,17 @@ def _end_with_supervisor(stdin: BinaryIO) -> None:
     """End when stdin does, even if the loop hangs."""
     stdin.read()
     log.error("the supervisor is gone")
+    shutil.rmtree(os.environ[FOLDER], ignore_errors=True)  # it would have
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(NOTICE_SECONDS + GRACE_SECONDS + 1)
     os._exit(1)
+
+
+def _allow_connections() -> None:
+    """As many as the machine lets a process have; what is usual, 1,024 files, is few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main() -> NoReturn:
@@ -184,6 +194,7 @@ def main() -> NoReturn:
         logs.configure(settings.log_level, {"worker": orders["number"]})
         threading.Thread(target=_end_with_supervisor, args=(sys.stdin.buffer,), daemon=True).start()
         torch.set_num_threads(1)
+        _allow_connections()
         worker = Worker(settings, descriptors=orders["http"], grpc_addresses=orders["grpc"], report=report)
         uvloop.new_event_loop().run_until_complete(worker.run())
         code = 0
