@@ -48,8 +48,7 @@ from embstore.store import Store
 
 log = logging.getLogger("embstore.serving")
 
-NOTICE_SECONDS = 0.5  # from "not ready" until nothing new is accepted
-GRACE_SECONDS = 10  # from then until what goes on is cut off
+GRACE_SECONDS = 10  # from when nothing new is accepted until what goes on is cut off
 
 
 class WarmReader(Reader):
@@ -123,7 +122,7 @@ class Worker:
         await asyncio.wait((ending, answering), return_when=asyncio.FIRST_COMPLETED)
         self.server.ending = True
         log.info("ending")
-        await asyncio.sleep(NOTICE_SECONDS)
+        await asyncio.sleep(self.settings.notice_seconds)
         http.should_exit = True
         await asyncio.gather(answering, *(of.stop(GRACE_SECONDS) for of in rpc))
         log.info("ended")
@@ -166,13 +165,13 @@ def tell(report: BinaryIO, what: Mapping[str, Any]) -> None:
         report.write(json.dumps(what).encode() + b"\n")
 
 
-def _end_with_supervisor(stdin: BinaryIO) -> None:
+def _end_with_supervisor(stdin: BinaryIO, notice_seconds: float) -> None:
     """End when stdin does, even if the loop hangs."""
     stdin.read()
     log.error("the supervisor is gone")
     shutil.rmtree(os.environ[FOLDER], ignore_errors=True)  # it would have
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(NOTICE_SECONDS + GRACE_SECONDS + 1)
+    time.sleep(notice_seconds + GRACE_SECONDS + 1)
     os._exit(1)
 
 
@@ -192,7 +191,8 @@ def main() -> NoReturn:
     try:
         settings = ServeSettings.from_dict(orders["settings"])
         logs.configure(settings.log_level, {"worker": orders["number"]})
-        threading.Thread(target=_end_with_supervisor, args=(sys.stdin.buffer,), daemon=True).start()
+        watched = (sys.stdin.buffer, settings.notice_seconds)
+        threading.Thread(target=_end_with_supervisor, args=watched, daemon=True).start()
         torch.set_num_threads(1)
         _allow_connections()
         worker = Worker(settings, descriptors=orders["http"], grpc_addresses=orders["grpc"], report=report)

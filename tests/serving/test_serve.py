@@ -22,7 +22,7 @@ import pytest
 import tritonclient.grpc as triton
 from certificates import DAY, NOW, Authority
 from commands import invoke
-from running import Running, alive, ask, question, until
+from processes import Running, alive, ask, question, until
 from shop import bundle
 
 from embstore.errors import ConfigError, VersionNotFoundError
