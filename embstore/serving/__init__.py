@@ -7,4 +7,5 @@ a server       versions.py (which version each name means now; a swap loses no r
                metrics.py, outcomes.py
 HTTP           http.py, an ASGI application, of asgi.py, bodies.py and connections.py; client.py asks it, without torch
 gRPC           grpc.py, messages.py
+processes      settings.py (what a server is started with), tls.py, sockets.py, logs.py, supervisor.py, worker.py
 """

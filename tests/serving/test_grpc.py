@@ -241,7 +241,7 @@ def test_metadata_and_health(
         assert check(b"") == b"\x08\x02"
     assert client.is_server_live()
     assert not client.is_server_ready()
-    refused(lambda: client.infer("shop", records()[:1]), Code.UNAVAILABLE, "it is ending")
+    assert client.infer("shop", records()[:1]).as_numpy("user.status").size  # what still comes is answered
 
 
 def test_repository(store: Store) -> None:
