@@ -63,6 +63,12 @@ SIGTERM and Ctrl-C end it when what has begun is answered; a second one at once.
     show_default=True,
     help="Seconds, at its end, from not ready until nothing new is accepted: longer than a balancer takes to notice.",
 )
+@click.option(
+    "--search", multiple=True, metavar="FEATURE", help="Answer nearest neighbours among its values; or all. Repeatable."
+)
+@click.option(
+    "--metric", type=click.Choice(("cosine", "dot", "l2")), default="cosine", show_default=True, help="Of neighbours."
+)
 @click.option("--no-score", is_flag=True, help="Vectors only: the network is not built.")
 @click.option(
     "--log-level", type=click.Choice(("debug", "info", "warning", "error")), default="info", show_default=True

@@ -20,6 +20,7 @@ from embstore.serving.access import Access
 from embstore.serving.protocol import Limits
 
 LEVELS = ("debug", "info", "warning", "error")
+METRICS = ("cosine", "dot", "l2")  # embstore.serving.scores.Metric's, without numba
 TOKEN, ADMIN_TOKEN = "EMBSTORE_TOKEN", "EMBSTORE_ADMIN_TOKEN"
 MAX_NOTICE = 300.0
 _MAX_WORKERS = 256
@@ -59,6 +60,8 @@ class ServeSettings:
         poll_seconds: between two looks at the alias.
         notice_seconds: at the end, from "not ready" until nothing new is accepted: what balancers need to notice.
         scores: whether the network is built, to score with.
+        search: features whose values are searched for neighbours; ``all``: those in the version's vocabulary.
+        metric: what makes a neighbour near, one of ``METRICS``.
         log_level: one of ``LEVELS``.
     """
 
@@ -76,6 +79,8 @@ class ServeSettings:
     poll_seconds: float = 1.0
     notice_seconds: float = 0.5
     scores: bool = True
+    search: tuple[str, ...] = ()
+    metric: str = "cosine"
     log_level: str = "info"
 
     def __post_init__(self) -> None:
@@ -86,6 +91,8 @@ class ServeSettings:
         self._check_numbers()
         if self.log_level not in LEVELS:
             raise ConfigError(f"log level {self.log_level!r}", do=nearest(self.log_level, LEVELS))
+        if self.metric not in METRICS:
+            raise ConfigError(f"metric {self.metric!r}", do=nearest(self.metric, METRICS))
         Access(self.read_tokens, self.admin_tokens)
         if not is_loopback(self.host):
             self._check_open()

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, cast
 
 import torch
 import uvicorn
@@ -35,10 +35,12 @@ from embstore.serving.access import Access
 from embstore.serving.connections import SETTINGS
 from embstore.serving.grpc import serve as serve_grpc
 from embstore.serving.http import App
+from embstore.serving.indexes import Indexes
 from embstore.serving.metrics import FOLDER, Metrics
 from embstore.serving.outcomes import message_of
 from embstore.serving.protocol import InferRequest, Limits, RequestedOutput, Tensor
 from embstore.serving.reader import Reader
+from embstore.serving.scores import Metric
 from embstore.serving.server import Server, describe
 from embstore.serving.service import infer
 from embstore.serving.settings import ServeSettings
@@ -67,10 +69,12 @@ class WarmReader(Reader):
 def server_of(settings: ServeSettings) -> Server:
     """The server of settings; nothing is loaded yet."""
     metrics = Metrics()
+    features = "all" if "all" in settings.search else settings.search
+    indexes = Indexes(features=features, metric=cast(Metric, settings.metric)) if settings.search else None
     versions = Versions(
         Store(settings.store),
         Following(alias=settings.alias, seconds=settings.poll_seconds),
-        open_reader=lambda version: WarmReader(version, build if settings.scores else None),
+        open_reader=lambda version: WarmReader(version, build if settings.scores else None, indexes),
         swapped=lambda name, reader: metrics.swapped(name, reader.version.id),
         failed=metrics.failing,
     )
