@@ -106,6 +106,8 @@ class Reader:
     >>> from embstore import Bundle, Feature, Schema, Store, UnifiedEmbedding
     """
 
+    waits = False  # for other processes, when asked
+
     def __init__(self, version: Version, build: BuildNetwork | None = None) -> None:
         self.version, self._build = version, build
         self._features = {feature.name: feature for feature in version.schema.features}
@@ -121,12 +123,24 @@ class Reader:
             CorruptVersionError: bytes are not what was published.
             CheckpointError: ``build`` makes another network than the one published.
         """
-        table = self.version.table
-        table.buckets.check(range(table.layout.buckets), progress=progress)
+        self.load_rows(progress=progress)
         for feature in self._features.values():
             self.lookup(feature.name, pa.array([None], pa.null()))
         if self.scores:
             self.model  # noqa: B018 - built once
+
+    def load_rows(self, *, progress: Any = None) -> None:
+        """Have the table's rows at hand, checked."""
+        table = self.version.table
+        table.buckets.check(range(table.layout.buckets), progress=progress)
+
+    def ahead(self, tokens: Mapping[str, Tokens], deadline: float | None = None) -> Reader:
+        """A reader that has the rows of these tokens, by feature, at hand: this one, unless it ``waits``.
+
+        Args:
+            deadline: ``time.monotonic()`` when nobody waits for them any more.
+        """
+        return self
 
     @property
     def scores(self) -> bool:

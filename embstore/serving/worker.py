@@ -19,13 +19,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn
 
 import torch
 import uvicorn
 import uvloop
 
+from embstore.ctr import BuildNetwork
 from embstore.errors import EmbstoreError
 from embstore.serving import logs, sockets
 from embstore.serving.access import Access
@@ -41,7 +42,7 @@ from embstore.serving.service import infer
 from embstore.serving.settings import ServeSettings
 from embstore.serving.tls import server_context, server_credentials
 from embstore.serving.versions import Following, Versions
-from embstore.store import Store
+from embstore.store import Store, Version
 
 log = logging.getLogger("embstore.serving")
 
@@ -62,8 +63,16 @@ class WarmReader(Reader):
         infer(InferRequest(model="", inputs=inputs, outputs=outputs), self, Limits())
 
 
-def server_of(settings: ServeSettings) -> Server:
-    """The server of settings; nothing is loaded yet."""
+OpenReader = Callable[[Version, BuildNetwork | None], Reader]
+
+
+def server_of(settings: ServeSettings, open_reader: OpenReader = WarmReader, *, threads: int = 4) -> Server:
+    """The server of settings; nothing is loaded yet.
+
+    Args:
+        open_reader: of a version, and what builds its network, if that is wanted.
+        threads: ``Server``'s.
+    """
     build = None
     if settings.scores:
         from embstore.models import build
@@ -71,12 +80,14 @@ def server_of(settings: ServeSettings) -> Server:
     versions = Versions(
         Store(settings.store),
         Following(alias=settings.alias, seconds=settings.poll_seconds),
-        open_reader=lambda version: WarmReader(version, build),
+        open_reader=lambda version: open_reader(version, build),
         swapped=lambda name, reader: metrics.swapped(name, reader.version.id),
         failed=metrics.failing,
     )
     access = Access(settings.read_tokens, settings.admin_tokens)
-    return Server(name=settings.name, versions=versions, access=access, limits=settings.limits, metrics=metrics)
+    return Server(
+        name=settings.name, versions=versions, access=access, limits=settings.limits, metrics=metrics, threads=threads
+    )
 
 
 class Worker:

@@ -1,0 +1,67 @@
+"""The processes that answer requests on Ray Serve: the single host's server behind Ray's proxies.
+
+    client ──> proxy of a node ──> replica: http.App, grpc.Servicer ──> Server ──> Versions ──> Reader
+
+Where a table is held by shards a replica has everything of a version but its rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import torch
+
+from embstore.serving.grpc import Servicer
+from embstore.serving.http import App
+from embstore.serving.settings import ServeSettings
+from embstore.serving.worker import WarmReader, server_of
+
+from .rpc import Methods
+from .shards import DistantReader, Shards
+
+_WAITING = 32  # requests that wait for shards at a time; others wait for those
+
+Message = MutableMapping[str, Any]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Front(Methods):
+    """A replica.
+
+    Args:
+        settings: of the server.
+        shards: handles of the deployments that hold the table; none: it is mapped here.
+    """
+
+    async def __init__(self, settings: ServeSettings, *shards: Any) -> None:
+        torch.set_num_threads(1)
+        asked = Shards(shards)
+        if shards:
+            self.server = server_of(settings, lambda *of: DistantReader(*of, asked), threads=_WAITING)
+        else:
+            self.server = server_of(settings, WarmReader)
+        await asyncio.to_thread(self.server.versions.follow)
+        self.http, self.handlers = App(self.server), Servicer(self.server).handlers()
+        self.body_bytes = settings.limits.body_bytes
+
+
+def asgi() -> Callable[..., Awaitable[None]]:
+    """The application that a process's replica answers HTTP with."""
+    return _answer
+
+
+async def _answer(scope: Message, receive: Any, send: Send) -> None:
+    if scope["type"] != "http":
+        return
+    from ray import serve
+
+    async def send_bytes(message: Message) -> None:
+        """Messages go to the proxy pickled, which views of memory can't be."""
+        if isinstance(message.get("body"), memoryview):
+            message = {**message, "body": bytes(message["body"])}
+        await send(message)
+
+    front: Any = serve.get_replica_context().servable_object
+    await front.http(scope, receive, send_bytes)
