@@ -16,7 +16,7 @@ import torch
 from embstore.serving.grpc import Servicer
 from embstore.serving.http import App
 from embstore.serving.settings import ServeSettings
-from embstore.serving.worker import WarmReader, server_of
+from embstore.serving.worker import server_of
 
 from .rpc import Methods
 from .shards import DistantReader, Shards
@@ -35,13 +35,15 @@ class Front(Methods):
         shards: handles of the deployments that hold the table; none: it is mapped here.
     """
 
-    async def __init__(self, settings: ServeSettings, *shards: Any) -> None:
+    async def __init__(self, settings: ServeSettings, *shards: Any) -> None:  # type: ignore[misc]  # Ray awaits it
         torch.set_num_threads(1)
-        asked = Shards(shards)
         if shards:
-            self.server = server_of(settings, lambda *of: DistantReader(*of, asked), threads=_WAITING)
+            asked = Shards(shards)
+            self.server = server_of(
+                settings, lambda version, build: DistantReader(version, build, asked), threads=_WAITING
+            )
         else:
-            self.server = server_of(settings, WarmReader)
+            self.server = server_of(settings)
         await asyncio.to_thread(self.server.versions.follow)
         self.http, self.handlers = App(self.server), Servicer(self.server).handlers()
         self.body_bytes = settings.limits.body_bytes

@@ -31,7 +31,9 @@ _REACH_SECONDS = 10.0
 _AT_ONCE = 256  # requests of a replica; others wait in the proxies,
 _WAITING = 4096  # no more than so many in each, then they are told to come again
 _KEEP_ALIVE_SECONDS = 75
-_HEALTH_SECONDS = 2.0
+_HEALTH_SECONDS, _GRACE_SECONDS = 2.0, 10.0
+_MOST_SECONDS = 60.0  # of a request, of which most may have been spent waiting for a replica
+_LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 _CONTROLLER, _NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
 _METHODS = "embstore.pipelines.rpc.add_to_server"
 
@@ -128,7 +130,8 @@ def _application(serve: Any, settings: ServeSettings, spread: RaySettings) -> An
         "max_ongoing_requests": _AT_ONCE,
         "max_queued_requests": _WAITING,
         "health_check_period_s": _HEALTH_SECONDS,
-        "graceful_shutdown_timeout_s": 10.0,
+        "graceful_shutdown_timeout_s": _GRACE_SECONDS,
+        "logging_config": _LOGGING,
     }
     shards = [
         serve.deployment(Shard, name=f"shard-{shard}", num_replicas=spread.shard_replicas, **of).bind(
@@ -145,7 +148,12 @@ def _application(serve: Any, settings: ServeSettings, spread: RaySettings) -> An
 
 
 def _http(settings: ServeSettings) -> dict[str, Any]:
-    options = {"host": settings.host, "port": settings.http_port, "keep_alive_timeout_s": _KEEP_ALIVE_SECONDS}
+    options: dict[str, Any] = {
+        "host": settings.host,
+        "port": settings.http_port,
+        "request_timeout_s": _MOST_SECONDS,
+        "keep_alive_timeout_s": _KEEP_ALIVE_SECONDS,
+    }
     if settings.tls is not None:
         options |= {"ssl_certfile": settings.tls.cert, "ssl_keyfile": settings.tls.key}
         if settings.tls.client_ca is not None:
@@ -156,7 +164,12 @@ def _http(settings: ServeSettings) -> dict[str, Any]:
 def _grpc(settings: ServeSettings, spread: RaySettings) -> dict[str, Any] | None:
     if not spread.grpc:
         return None
-    return {"port": settings.grpc_port, "grpc_servicer_functions": [_METHODS], "enable_reflection": False}
+    return {
+        "port": settings.grpc_port,
+        "grpc_servicer_functions": [_METHODS],
+        "request_timeout_s": _MOST_SECONDS,
+        "enable_reflection": False,
+    }
 
 
 def _check_ports(settings: ServeSettings, spread: RaySettings) -> None:
@@ -191,6 +204,7 @@ def _load_ray() -> tuple[Any, Any]:
     except ImportError as error:
         found, do = str(error).split("\n")[0], "pip install 'embstore[ray,serve]'"
         raise ConfigError("Ray can't be loaded", expected="ray with its serve extra", found=found, do=do) from error
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     return ray, serve
 
 

@@ -73,9 +73,11 @@ def server_of(settings: ServeSettings, open_reader: OpenReader = WarmReader, *, 
         open_reader: of a version, and what builds its network, if that is wanted.
         threads: ``Server``'s.
     """
-    build = None
+    build: BuildNetwork | None = None
     if settings.scores:
-        from embstore.models import build
+        from embstore import models
+
+        build = models.build
     metrics = Metrics()
     versions = Versions(
         Store(settings.store),
