@@ -1,9 +1,8 @@
-"""A table shared out to shards answers as one that is mapped whole, bit for bit; the shards are in the test's process."""
+"""A table shared out to shards answers as one that is mapped whole, bit for bit; the shards are in this process."""
 
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shop import FEATURES, RECORDS, bundle
 
 from embstore.errors import CorruptVersionError, DeadlineError, LimitError, RequestError, UnavailableError
 from embstore.models import build
@@ -22,11 +22,8 @@ from embstore.serving.settings import ServeSettings
 from embstore.store import Change, Store, Version, format
 
 pytest.importorskip("ray.serve", exc_type=ImportError)
-sys.path.append(str(Path(__file__).parents[1] / "serving"))
 
-from shop import FEATURES, RECORDS, bundle  # noqa: E402
-
-from embstore.pipelines.shards import DistantReader, PartReader, Shard, Shards, bounds_of, buckets_of  # noqa: E402
+from embstore.pipelines.shards import DistantReader, PartReader, Shard, Shards, bounds_of, buckets_of
 
 
 class Response:
@@ -147,7 +144,9 @@ def test_every_encoding_is_as_unsharded(store: Store, encoding: str, shards: int
 def test_deltas_are_as_unsharded(store: Store, encoding: str, shards: int) -> None:
     base = store.publish(bundle(seed=1), encoding=encoding)
     first = store.publish(bundle(seed=2), change=Change(base=base, touched=torch.arange(0, 1000, 7)), encoding=encoding)
-    delta = store.publish(bundle(seed=3), change=Change(base=first, touched=torch.arange(0, 1000, 5)), encoding=encoding)
+    delta = store.publish(
+        bundle(seed=3), change=Change(base=first, touched=torch.arange(0, 1000, 5)), encoding=encoding
+    )
     values = list(range(2000))
     whole, distant = _whole(delta), _distant(delta, _handles(store, shards))
     assert distant.lookup("item", values).vectors_BW.tobytes() == whole.lookup("item", values).vectors_BW.tobytes()
