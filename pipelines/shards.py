@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from embstore.ctr import BuildNetwork
 from embstore.errors import DeadlineError, EmbstoreError, RequestError, UnavailableError
+from embstore.kernels.plan import LookupPlan
 from embstore.serving.reader import Reader
 from embstore.serving.settings import ServeSettings
 from embstore.serving.versions import Following, Versions
@@ -128,6 +129,13 @@ class Rows:
     row_R: torch.Tensor
     rows_RD: torch.Tensor
 
+    def has(self, rows_T: torch.Tensor) -> bool:
+        """Whether all of these are among them."""
+        place_T = torch.searchsorted(self.row_R, rows_T)
+        if not len(rows_T):
+            return True
+        return int(place_T.max()) < len(self.row_R) and torch.equal(self.row_R[place_T], rows_T)
+
     def gather(self, rows_T: torch.Tensor) -> torch.Tensor:
         """As ``VersionTable.gather``, of rows that are among them."""
         return self.rows_RD.index_select(0, torch.searchsorted(self.row_R, rows_T))
@@ -217,9 +225,8 @@ class DistantReader(WarmReader):
 
     def __init__(self, version: Version, build: BuildNetwork | None, shards: Shards) -> None:
         super().__init__(version, build)
-        self._table = None
-        self._shards, self._rows = shards, Rows(torch.empty(0, dtype=torch.int64), torch.empty(0))
-        self._is_ahead = False
+        self._table, self._shards = None, shards
+        self._rows: Rows | None = None  # that were read ahead
 
     def load_rows(self, *, progress: Any = None) -> None:
         """Have the shards load them."""
@@ -235,18 +242,21 @@ class DistantReader(WarmReader):
         tokens_of = {name: torch.from_numpy(of.values.view(np.int64)) for name, of in tokens.items()}
         rows = [plan.rows_of(lookup, tokens_of[lookup.feature]) for lookup in plan.lookups]
         near = copy(self)
-        near._prepared, near._is_ahead = {}, True
+        near._prepared = {}
         near._rows = self._shards.gather(self.version, torch.cat(rows), deadline)
         return near
 
-    def vectors(self, plan: Any, tokens: Mapping[str, Tokens], rows: int) -> torch.Tensor:
+    def vectors(self, plan: LookupPlan, tokens: Mapping[str, Tokens], rows: int) -> NDArray[np.float32]:
         """As ``Reader.vectors``."""
-        if not self._is_ahead:
+        if self._rows is None:
             return self.ahead({name: tokens[name] for name in plan.names}).vectors(plan, tokens, rows)
         return super().vectors(plan, tokens, rows)
 
     def _gather(self, rows_T: torch.Tensor) -> torch.Tensor:
-        rows_TD = self._rows.gather(rows_T)
+        rows = self._rows
+        if rows is None or not rows.has(rows_T):
+            rows = self._shards.gather(self.version, rows_T)
+        rows_TD = rows.gather(rows_T)
         return rows_TD.float() if rows_TD.dtype == torch.float64 else rows_TD
 
 

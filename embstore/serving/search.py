@@ -10,7 +10,7 @@ N values, U distinct vectors, D numbers each, Q queries, K neighbours.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,14 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from embstore.counting import VALUE
 from embstore.errors import ConfigError, DataError
-from embstore.logs import ParquetLog
 from embstore.serving.graph import Graph
 from embstore.serving.matrices import as_kept, distinct, floats, normalized
 from embstore.serving.scores import Metric, best, best_of, spread
 from embstore.store.export import Values, chosen_values
 from embstore.store.files import FileDigest
-from embstore.store.values import VALUE, vocabulary_of
 from embstore.store.version import Version
 
 _MOST_RESULTS = 1 << 27
@@ -275,20 +274,25 @@ class Neighbors:
         return excluded_Q.astype(np.int64)
 
 
-def values_of(version: Version, feature: str, source: Values | ParquetLog) -> pa.Array:
-    """The values of one feature, each once, in the order of the source.
+def values_of(version: Version, feature: str, source: Values | None = None) -> pa.Array:
+    """The values of one feature, each once.
 
     Args:
-        source: a log, all of whose values are read and come sorted; or what ``export_parquet`` takes: an Arrow array by
-            feature, or a file or folder of values. For a list feature, what its lists hold.
+        source: a file or folder of them, or an Arrow array by feature, as ``export_parquet`` takes it; those that the
+            version's vocabulary has kept when not given. For a list feature, what its lists hold.
 
     Raises:
-        SchemaError, LogError, DataError: as ``vocabulary_of`` and ``export_parquet``.
+        ConfigError: no source, and the version has no vocabulary of the feature.
+        SchemaError, LogError, DataError: as ``export_parquet``.
     """
     spec = version.schema.feature(feature, of=f"version {version.id}")
-    if isinstance(source, ParquetLog):
-        source = vocabulary_of(source, replace(version.schema, features=(spec,)))
-    column = chosen_values(version, source, [feature])[feature]
+    if source is None:
+        if version.vocabulary is None or feature not in version.vocabulary:
+            do = "publish it with one (publish.vocabulary), or give a file of values"
+            raise ConfigError(f"neighbours of {feature!r}", expected="its values", found="no vocabulary", do=do)
+        known = version.vocabulary[feature]
+        return known.values if known.kept.all() else known.values.filter(pa.array(known.kept))
+    column = chosen_values(version, source, [spec.name])[feature]
     pieces = [piece.column(VALUE) for piece in column.pieces(1 << 16)]
     chunks = [chunk for piece in pieces for chunk in piece.chunks]
     return _whole(pc.unique(_wide(pa.chunked_array(chunks, type=column.type))), column.type)

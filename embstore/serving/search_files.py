@@ -26,6 +26,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from embstore.counting import VALUE
 from embstore.errors import CorruptVersionError, DataError, LaterVersionError, StoreError
 from embstore.serving.graph import Graph
 from embstore.serving.matrices import floats
@@ -45,7 +46,6 @@ from embstore.store.files import (
 )
 from embstore.store.manifest import SHA256
 from embstore.store.tensors import open_tensors, write_tensors
-from embstore.store.values import VALUE
 
 FORMAT = 1
 ABOUT, VALUES, VECTORS, GRAPH = "neighbors.json", "values.arrow", "vectors.safetensors", "graph.usearch"

@@ -165,6 +165,15 @@ def test_a_request_asks_each_shard_once_for_distinct_rows(store: Store) -> None:
     assert rows == sorted(set(rows))
 
 
+def test_rows_that_were_not_read_ahead_are_asked_for(store: Store) -> None:
+    reader = _distant(store.open("production"), _handles(store, 3))
+    item, user = (reader.feature(name) for name in ("item", "user"))
+    near = reader.ahead({"item": reader.tokens(item, [1, 2])})
+    for feature, values in ((item, [2, 1, 1]), (item, [3, 4]), (user, ["ann"]), (item, [])):
+        expected = reader.lookup(feature.name, values).vectors_BW
+        assert near.lookup(feature.name, values).vectors_BW.tobytes() == expected.tobytes()
+
+
 def test_a_shard_reads_its_own_buckets_only(store: Store) -> None:
     version = store.open("production")
     last = version.folder / "table" / f"bucket-{version.table.layout.buckets - 1:05}.safetensors"

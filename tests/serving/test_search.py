@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import pickle
@@ -23,6 +24,7 @@ from embstore.logs import ParquetLog
 from embstore.schema import Feature, Schema
 from embstore.serving.search import Neighbors, values_of, vectors_of
 from embstore.store import Bundle, Store, Version
+from embstore.vocabulary import Vocabulary
 
 METRICS = ("cosine", "dot", "l2")
 
@@ -475,10 +477,11 @@ def test_a_versions_values_are_their_own_nearest(version: Version, tmp_path: Pat
 def test_a_lists_values_are_its_elements(version: Version, tmp_path: Path) -> None:
     table = pa.table({"user": ["a", "b", "a"], "tags": [[3, 1], [], [1, None, 2]], "click": [0, 1, 1]})
     pq.write_table(table, tmp_path / "log.parquet")
-    log = ParquetLog(tmp_path / "log.parquet", version.schema)
-    values = values_of(version, "tags", log)
+    vocabulary = Vocabulary.collect(ParquetLog(tmp_path / "log.parquet", version.schema))
+    version = Store(tmp_path / "store").publish(dataclasses.replace(version.bundle(), vocabulary=vocabulary))
+    values = values_of(version, "tags")
     assert values.to_pylist() == [1, 2, 3]
-    assert values_of(version, "user", log).to_pylist() == ["a", "b"]
+    assert values_of(version, "user").to_pylist() == ["a", "b"]
     expected = version.lookup("tags", pa.array([[1], [2], [3]])).numpy()
     assert vectors_of(version, "tags", values).tobytes() == expected.tobytes()
 
@@ -486,5 +489,7 @@ def test_a_lists_values_are_its_elements(version: Version, tmp_path: Path) -> No
 def test_no_such_feature(version: Version) -> None:
     with pytest.raises(SchemaError, match="usr"):
         values_of(version, "usr", {"usr": pa.array(["a"])})
+    with pytest.raises(ConfigError, match="no vocabulary"):
+        values_of(version, "user")
     with pytest.raises(SchemaError, match="no values of feature"):
         values_of(version, "tags", {"user": pa.array(["a"])})
