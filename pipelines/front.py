@@ -1,4 +1,4 @@
-"""The processes that answer requests on Ray Serve: the single host's server behind Ray's proxies.
+"""The processes of a server on Ray Serve: the single host's server behind Ray's proxies.
 
     client ──> proxy of a node ──> replica: http.App, grpc.Servicer ──> Server ──> Versions ──> Reader
 
@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from embstore.serving import logs
 from embstore.serving.grpc import Servicer
 from embstore.serving.http import App
 from embstore.serving.settings import ServeSettings
 from embstore.serving.worker import server_of
 
 from .rpc import Methods
-from .shards import DistantReader, Shards
+from .shards import DistantReader, Shard, Shards
 
 _WAITING = 32  # requests that wait for shards at a time; others wait for those
 
@@ -36,7 +37,7 @@ class Front(Methods):
     """
 
     async def __init__(self, settings: ServeSettings, *shards: Any) -> None:  # type: ignore[misc]  # Ray awaits it
-        torch.set_num_threads(1)
+        _begin(settings, {})
         if shards:
             asked = Shards(shards)
             self.server = server_of(
@@ -47,6 +48,24 @@ class Front(Methods):
         await asyncio.to_thread(self.server.versions.follow)
         self.http, self.handlers = App(self.server), Servicer(self.server).handlers()
         self.body_bytes = settings.limits.body_bytes
+
+
+class Part(Shard):
+    """A shard's process.
+
+    Args:
+        settings, shard, shards: as ``Shard``'s.
+    """
+
+    def __init__(self, settings: ServeSettings, shard: int, shards: int) -> None:
+        _begin(settings, {"shard": shard})
+        super().__init__(settings, shard, shards)
+
+
+def _begin(settings: ServeSettings, about: dict[str, Any]) -> None:
+    """Logs as of the single host, in Ray's files; one thread a request, as others are answered beside it."""
+    logs.configure(settings.log_level, about)
+    torch.set_num_threads(1)
 
 
 def asgi() -> Callable[..., Awaitable[None]]:

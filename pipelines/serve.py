@@ -121,8 +121,7 @@ def serve_store(settings: ServeSettings, ray_settings: RaySettings | None = None
 
 
 def _application(serve: Any, settings: ServeSettings, spread: RaySettings) -> Any:
-    from .front import Front, asgi
-    from .shards import Shard
+    from .front import Front, Part, asgi
 
     least, most = spread.least_most
     of: dict[str, Any] = {
@@ -134,7 +133,7 @@ def _application(serve: Any, settings: ServeSettings, spread: RaySettings) -> An
         "logging_config": _LOGGING,
     }
     shards = [
-        serve.deployment(Shard, name=f"shard-{shard}", num_replicas=spread.shard_replicas, **of).bind(
+        serve.deployment(Part, name=f"shard-{shard}", num_replicas=spread.shard_replicas, **of).bind(
             settings, shard, spread.shards
         )
         for shard in range(spread.shards)

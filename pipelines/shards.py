@@ -82,7 +82,7 @@ class PartReader(Reader):
 
 
 class Shard:
-    """One of the processes that hold the table; of Ray Serve.
+    """What one of the processes that hold the table does.
 
     Args:
         settings: of the server.
@@ -90,7 +90,6 @@ class Shard:
     """
 
     def __init__(self, settings: ServeSettings, shard: int, shards: int) -> None:
-        torch.set_num_threads(1)
         self._versions = Versions(
             Store(settings.store),
             Following(alias=settings.alias, seconds=settings.poll_seconds, kept=_KEPT),

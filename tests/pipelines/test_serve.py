@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as over_grpc
 import tritonclient.http as over_http
+from certificates import Authority
 from click.testing import CliRunner
 from shop import DIM, bundle
 
 from embstore.cli.serve import serve as command
 from embstore.errors import ConfigError, VersionNotFoundError
 from embstore.models import build
+from embstore.serving.grpc import Servicer
+from embstore.serving.messages import SERVICE
 from embstore.serving.protocol import Limits
 from embstore.serving.reader import Reader
+from embstore.serving.server import Server
 from embstore.serving.settings import ServeSettings
 from embstore.store import Store, format
 
 pytest.importorskip("ray.serve", exc_type=ImportError)
 
+from embstore.pipelines.rpc import SERVICES, Methods
 from embstore.pipelines.serve import RaySettings, serve_store
 
 READ, ADMIN = "read-" * 4, "admin-" * 4
@@ -207,11 +216,13 @@ def test_who_may_ask_what_and_how_much_over_grpc(served: Served) -> None:
         assert raised.value.status() == f"StatusCode.{status}", raised.value
     with pytest.raises(over_grpc.InferenceServerException, match="admin token"):
         client.load_model(name, headers=_headers(READ))
+    with grpc.insecure_channel(f"127.0.0.1:{served.settings.grpc_port}") as channel:
+        assert channel.unary_unary("/grpc.health.v1.Health/Check")(b"") == b"\x08\x01"  # SERVING
     served.check(client, over_grpc, headers={**_headers(READ), "application": name})
 
 
 class _Asking:
-    """Requests over both protocols, each compared with the version it is of, until ``stop``; errors are kept, not raised."""
+    """Requests over both protocols, each compared with the version it is of; what is refused is kept, not raised."""
 
     def __init__(self, served: Served) -> None:
         self.served, self._stop = served, threading.Event()
@@ -317,11 +328,28 @@ def test_settings_that_ray_cannot_do(store: Store) -> None:
     refused("found off", http_port=None)
     refused("gRPC on Ray; expected a token to read", RaySettings(grpc=True))
     refused("grpc port on Ray", RaySettings(grpc=True), grpc_port=None, read_tokens=(READ,))
-    refused("shards; expected at most 1, as the table", RaySettings(shards=2))
-    refused("replicas and shards on this machine; expected at most", RaySettings(replicas=10_000))
+    refused(r"shards; expected at most \d+, as the table", RaySettings(shards=1000))
     refused("no Ray cluster at 127.0.0.1:1", RaySettings(address="127.0.0.1:1"))
-    with pytest.raises(VersionNotFoundError):
-        refused("", alias="never")
+    nothing = ServeSettings(store=str(store.root), alias="never")
+    with pytest.raises(VersionNotFoundError), serve_store(nothing):
+        pass
+
+
+def test_the_proxies_know_the_methods_that_replicas_answer() -> None:
+    handlers = Servicer(cast(Server, None)).handlers()
+    for service, names in SERVICES.items():
+        for name in names:
+            details = Details(f"/{service}/{name}")
+            assert any(of.service(details) is not None for of in handlers), name
+            assert callable(getattr(Methods, name))
+    assert set(SERVICES[SERVICE]) < set(dir(over_grpc.service_pb2_grpc.GRPCInferenceServiceServicer))
+
+
+class Details(NamedTuple):
+    """What gRPC tells of a call."""
+
+    method: str
+    invocation_metadata: Any = ()
 
 
 @pytest.mark.parametrize("wrong", [{"replicas": 0}, {"replicas": (3, 2)}, {"shards": 0}, {"cpus": 0.0}])
@@ -337,7 +365,7 @@ def test_without_ray(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-def test_options_of_ray_without_it(store: Store) -> None:
+def test_options_that_do_not_go_together(store: Store) -> None:
     for options, match in (
         (["--replicas", "2"], "replicas of a Ray cluster; add --ray"),
         (["--ray", "--workers", "2"], "replicas in place of workers"),
@@ -349,20 +377,53 @@ def test_options_of_ray_without_it(store: Store) -> None:
     assert "neither a number nor MIN:MAX" in result.output
 
 
-@pytest.mark.slow
-def test_the_command(tmp_path: Path, store: Store) -> None:
+def _environment() -> dict[str, str]:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     environment["PYTHONPATH"] = os.pathsep.join(map(str, [Path(__file__).parents[2], *filter(None, sys.path)]))
-    port = _port()
-    line = [sys.executable, "-m", "embstore", "serve", str(store.root), "--ray", "--http-port", str(port)]
+    return environment
+
+
+def test_more_than_this_machine_can_hold(store: Store) -> None:
+    line = [sys.executable, "-m", "embstore", "serve", str(store.root), "--ray", "--replicas", "1:10000"]
+    done = subprocess.run(line, env=_environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode != 0
+    assert "replicas and shards on this machine; expected at most" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_one_host_needs_no_ray() -> None:
+    program = (
+        "import sys, embstore.cli.serve, embstore.serving.worker, embstore.serving.supervisor; print(*sys.modules)"
+    )
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(line, env=_environment(), capture_output=True, text=True, timeout=300, check=True)
+    assert {"ray", "torchrec", "embstore.pipelines"}.isdisjoint(done.stdout.split())
+    assert "embstore.serving.http" in done.stdout.split()
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path, store: Store) -> None:
+    """With TLS, and as many replicas as load asks for."""
+    authority, port = Authority(tmp_path), _port()
+    cert, key = authority.issue("server")
+    (tmp_path / "token").write_text(READ)
+    options = ["--ray", "--replicas", "1:2", "--replica-cpus", "0.5", "--http-port", str(port), "--tls-cert", cert]
+    options += ["--tls-key", key, "--token-file", str(tmp_path / "token")]
+    line = [sys.executable, "-m", "embstore", "serve", str(store.root), *options]
     with (tmp_path / "errors").open("wb") as errors:
-        process = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=errors, start_new_session=True)
+        process = subprocess.Popen(
+            line, env=_environment(), stdout=subprocess.PIPE, stderr=errors, start_new_session=True
+        )
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == b"shop: ready on Ray\n", (tmp_path / "errors").read_text()
-        assert process.stdout.readline() == b"HTTP  http://127.0.0.1:%d on each node\n" % port
-        client = over_http.InferenceServerClient(f"127.0.0.1:{port}")
-        assert client.is_model_ready("shop")
+        assert process.stdout.readline() == b"HTTP  https://127.0.0.1:%d on each node\n" % port
+        context = ssl.create_default_context(cafile=authority.cert)
+        with urllib.request.urlopen(f"https://127.0.0.1:{port}/v2/health/ready", context=context) as answer:
+            assert answer.status == 200
+        asked = urllib.request.Request(f"https://127.0.0.1:{port}/v2/models/shop", headers=_headers(READ))
+        with urllib.request.urlopen(asked, context=context) as answer:
+            assert json.load(answer)["versions"] == [store.resolve("production")]
         process.send_signal(signal.SIGINT)
         assert process.wait(120) == 0
     finally:
