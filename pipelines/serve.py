@@ -45,7 +45,7 @@ class RaySettings:
     Args:
         replicas: that answer; least and most of them, where load decides.
         shards: that the table is shared out to by row range; 1: each replica maps all of it.
-        shard_replicas: of each shard.
+        shard_replicas: of each shard; of one alone that dies, requests fail until it is back.
         cpus: of a replica or shard; of a core, what others leave.
         grpc: whether gRPC is answered, too. Ray's proxies listen for it at every address of their nodes, without TLS:
             it takes a token to read, and a network that is trusted.

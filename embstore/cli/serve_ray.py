@@ -32,6 +32,7 @@ _OPTIONS = (
     click.option("--ray", is_flag=True, help="On a Ray cluster, by replicas in place of workers."),
     click.option("--replicas", type=Replicas(), metavar="N|MIN:MAX", help="With --ray.  [default: 1]"),
     click.option("--shards", type=int, help="With --ray: processes that the table is shared out to.  [default: none]"),
+    click.option("--shard-replicas", type=int, help="With --shards: of each, so that one may die.  [default: 1]"),
     click.option("--replica-cpus", type=float, help="With --ray: of a replica or shard.  [default: 1]"),
     click.option(
         "--ray-grpc",
@@ -61,6 +62,7 @@ def take(given: dict[str, Any]) -> RaySettings | None:
     settings = {
         "replicas": given.pop("replicas"),
         "shards": given.pop("shards"),
+        "shard_replicas": given.pop("shard_replicas"),
         "cpus": given.pop("replica_cpus"),
         "grpc": given.pop("ray_grpc") or None,
         "address": given.pop("ray_address"),
