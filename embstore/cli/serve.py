@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from embstore.cli import serve_ray
+
 if TYPE_CHECKING:
     from embstore.serving.settings import ServeSettings, TlsFiles
     from embstore.serving.supervisor import Listening
@@ -73,6 +75,7 @@ SIGTERM and Ctrl-C end it when what has begun is answered; a second one at once.
 @click.option(
     "--log-level", type=click.Choice(("debug", "info", "warning", "error")), default="info", show_default=True
 )
+@serve_ray.options
 def serve(max_values: int, max_body: int, **options: Any) -> None:
     """Answer lookups and scores of STORE (a folder, or a URI) by the Open Inference Protocol, HTTP and gRPC.
 
@@ -85,7 +88,11 @@ def serve(max_values: int, max_body: int, **options: Any) -> None:
     from embstore.serving.supervisor import Supervisor
 
     limits = Limits(values=max_values, body_bytes=max_body)
+    spread = serve_ray.take(options)
     settings = _settings(limits, **options)
+    if spread is not None:
+        serve_ray.run(settings, spread)
+        return
     logs.configure(settings.log_level)
     Supervisor(settings, lambda listening: _show(settings, listening, options["token_file"])).run()
 

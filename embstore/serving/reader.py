@@ -106,6 +106,8 @@ class Reader:
         indexes: which features' values are searched for neighbours.
     """
 
+    waits = False  # for other processes, when asked
+
     def __init__(self, version: Version, build: BuildNetwork | None = None, indexes: Indexes | None = None) -> None:
         self.version, self._build, self._indexes = version, build, indexes
         self._features = {feature.name: feature for feature in version.schema.features}
@@ -121,14 +123,26 @@ class Reader:
             CorruptVersionError: bytes are not what was published.
             CheckpointError: ``build`` makes another network than the one published.
         """
-        table = self.version.table
-        table.buckets.check(range(table.layout.buckets), progress=progress)
+        self.load_rows(progress=progress)
         for feature in self._features.values():  # compiled, and resolved
             self.lookup(feature.name, pa.array([None], pa.null()))
         byte_tokens(Tensor("warm", BYTES, (1,), b"\0\0\0\0"))
         if self.scores:
             self.model  # noqa: B018 - built once
         self.indexes  # noqa: B018 - opened once
+
+    def load_rows(self, *, progress: Any = None) -> None:
+        """Have the table's rows at hand, checked."""
+        table = self.version.table
+        table.buckets.check(range(table.layout.buckets), progress=progress)
+
+    def ahead(self, tokens: Mapping[str, Tokens], deadline: float | None = None) -> Reader:
+        """A reader that has the rows of these tokens, by feature, at hand: this one, unless it ``waits``.
+
+        Args:
+            deadline: ``time.monotonic()`` when nobody waits for them any more.
+        """
+        return self
 
     @property
     def scores(self) -> bool:

@@ -41,6 +41,7 @@ class Server:
         access: who may.
         limits: how much.
         metrics: what is counted.
+        threads: for what takes long.
         ending: no longer ready, so that balancers look elsewhere; what still comes is answered.
     """
 
@@ -49,10 +50,11 @@ class Server:
     access: Access = field(default_factory=Access)
     limits: Limits = field(default_factory=Limits)
     metrics: Metrics = field(default_factory=Metrics)
+    threads: int = 4
     ending: bool = False
 
     def __post_init__(self) -> None:
-        self._pool = ThreadPoolExecutor(4, thread_name_prefix="serving")
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="serving")
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """Answer a request.
@@ -64,7 +66,7 @@ class Server:
         reader = self.versions.ready(request.version)
         if reader is None:
             reader = await self.run(lambda: self.versions.get(request.version))
-        if sum(tensor.count() for tensor in request.inputs) <= SMALL_VALUES:
+        if not reader.waits and sum(tensor.count() for tensor in request.inputs) <= SMALL_VALUES:
             return infer(request, reader, self.limits)
         return await self.run(lambda: infer(request, reader, self.limits))
 

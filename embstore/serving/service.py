@@ -77,9 +77,24 @@ class _Answer:
         wanted = [output.name for output in self.request.outputs] or [
             f"{feature.name}.{what}" for feature in self.features for what in (EMBEDDING, STATUS)
         ]
+        if self.reader.waits:
+            self._read_ahead(wanted)
         request, version = self.request, self.reader.version
         outputs = [self._output(name) for name in wanted]
         return InferResponse(model=request.model, version=version.id, id=request.id, outputs=outputs)
+
+    def _read_ahead(self, wanted: list[str]) -> None:
+        """Have the rows of all outputs at hand at once, not of one after the other."""
+        if EMBEDDING in wanted or SCORE in wanted:
+            features = self.features
+        else:
+            of_rows = (EMBEDDING, NEIGHBORS, SCORES)
+            features = [of for of in self.features if any(f"{of.name}.{what}" in wanted for what in of_rows)]
+        tokens = {feature.name: self._of(feature) for feature in features}
+        slices = self.reader.version.plan.slices
+        self._check(sum(count(of) * 4 * (slices[name].stop - slices[name].start) for name, of in tokens.items()))
+        if tokens:
+            self.reader = self.reader.ahead(tokens, self.request.deadline)
 
     def _output(self, name: str) -> OutputTensor:
         if name == EMBEDDING:
@@ -151,9 +166,12 @@ class _Answer:
     def _take(self, size: int) -> None:
         """Count bytes of the response before they are allocated."""
         self._bytes += size
-        if self._bytes > self.limits.output_bytes:
+        self._check(self._bytes)
+
+    def _check(self, size: int) -> None:
+        if size > self.limits.output_bytes:
             expected, do = f"a response of at most {self.limits.output_bytes:,} bytes", "ask in several requests"
-            raise LimitError("request", expected=expected, found=f"{self._bytes:,}", do=do)
+            raise LimitError("request", expected=expected, found=f"{size:,}", do=do)
 
 
 def _by_name(inputs: Any) -> dict[str, Tensor]:

@@ -21,13 +21,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NoReturn, cast
 
 import torch
 import uvicorn
 import uvloop
 
+from embstore.ctr import BuildNetwork
 from embstore.errors import EmbstoreError
 from embstore.models import build
 from embstore.serving import logs, sockets
@@ -46,7 +47,7 @@ from embstore.serving.service import infer
 from embstore.serving.settings import ServeSettings
 from embstore.serving.tls import server_context, server_credentials
 from embstore.serving.versions import Following, Versions
-from embstore.store import Store
+from embstore.store import Store, Version
 
 log = logging.getLogger("embstore.serving")
 
@@ -66,20 +67,31 @@ class WarmReader(Reader):
         infer(InferRequest(model="", inputs=inputs, outputs=outputs), self, Limits())
 
 
-def server_of(settings: ServeSettings) -> Server:
-    """The server of settings; nothing is loaded yet."""
+OpenReader = Callable[[Version, BuildNetwork | None], Reader]
+
+
+def server_of(settings: ServeSettings, open_reader: OpenReader | None = None, *, threads: int = 4) -> Server:
+    """The server of settings; nothing is loaded yet.
+
+    Args:
+        open_reader: of a version, and what builds its network, if that is wanted; ``WarmReader`` when not given.
+        threads: ``Server``'s.
+    """
     metrics = Metrics()
     features = "all" if "all" in settings.search else settings.search
     indexes = Indexes(features=features, metric=cast(Metric, settings.metric)) if settings.search else None
+    opened = open_reader or (lambda version, build: WarmReader(version, build, indexes))
     versions = Versions(
         Store(settings.store),
         Following(alias=settings.alias, seconds=settings.poll_seconds),
-        open_reader=lambda version: WarmReader(version, build if settings.scores else None, indexes),
+        open_reader=lambda version: opened(version, build if settings.scores else None),
         swapped=lambda name, reader: metrics.swapped(name, reader.version.id),
         failed=metrics.failing,
     )
     access = Access(settings.read_tokens, settings.admin_tokens)
-    return Server(name=settings.name, versions=versions, access=access, limits=settings.limits, metrics=metrics)
+    return Server(
+        name=settings.name, versions=versions, access=access, limits=settings.limits, metrics=metrics, threads=threads
+    )
 
 
 class Worker:
