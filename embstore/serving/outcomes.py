@@ -13,6 +13,7 @@ from embstore.errors import (
     LimitError,
     RequestError,
     SchemaError,
+    ServingError,
     StoreError,
     UnavailableError,
     UnknownCallerError,
@@ -54,6 +55,11 @@ _OF: tuple[tuple[type[EmbstoreError], Outcome], ...] = (  # the first that fits
 def outcome_of(error: BaseException) -> Outcome:
     """What an error means; one that nobody raised on purpose is the server's own."""
     return next((outcome for kind, outcome in _OF if isinstance(error, kind)), _INTERNAL)
+
+
+def error_of(status: int, message: str) -> EmbstoreError:
+    """The error that a response with an HTTP status tells of; of errors with the same status the most usual."""
+    return next((kind for kind, outcome in _OF if outcome.http == status), ServingError)(message)
 
 
 def message_of(error: BaseException) -> str:

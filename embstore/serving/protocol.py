@@ -69,7 +69,7 @@ class Tensor:
         Raises:
             RequestError: a shape that no tensor has.
         """
-        if len(self.shape) > _MAX_DIMS or any(not isinstance(n, int) or n < 0 for n in self.shape):
+        if len(self.shape) > _MAX_DIMS or any(type(n) is not int or n < 0 for n in self.shape):
             expected = f"at most {_MAX_DIMS} numbers, 0 or more"
             raise self.wrong("a shape", expected, _shown(self.shape))
         return math.prod(self.shape)
@@ -89,6 +89,8 @@ class Tensor:
                 raise self.wrong(
                     "data", f"{count * kind.itemsize:,} bytes for {_shown(self.shape)}", f"{len(self.data):,}"
                 )
+            if kind == np.bool_:  # whatever else a byte holds
+                return np.frombuffer(self.data, dtype=np.uint8) != 0
             return np.frombuffer(self.data, dtype=kind)
         if len(self.data) != count:
             raise self.wrong("data", f"{count:,} values for {_shown(self.shape)}", f"{len(self.data):,}")

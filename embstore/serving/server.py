@@ -139,6 +139,22 @@ def describe(reader: Reader) -> dict[str, Any]:
     return {"inputs": inputs, "outputs": outputs}
 
 
+def features(reader: Reader) -> list[dict[str, Any]]:
+    """What a caller must know of each feature to ask for it, and whether its values are kept, to search among."""
+    version = reader.version
+    kept = version.manifest.get("vocabulary") or {}
+    return [
+        {
+            "name": feature.name,
+            "datatype": datatype_of(reader, feature.name),
+            "width": version.plan.slices[feature.name].stop - version.plan.slices[feature.name].start,
+            "list": "list" in (reader.trained_on(feature.name) or ""),
+            "values": feature.name in kept,
+        }
+        for feature in version.schema.features
+    ]
+
+
 def datatype_of(reader: Reader, feature: str) -> str:
     """What a feature's values travel as: as it was trained on."""
     from embstore.store.values import element_type

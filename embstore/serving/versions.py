@@ -141,20 +141,23 @@ class Versions:
         """Open, read and name a version; the same one, asked for by several at once, is loaded once."""
         with self._lock:
             lock = self._loading.setdefault(ref, threading.Lock())
-        with lock:
-            reader = self.ready(ref)
-            if reader is not None and reader is not instead_of:
-                return reader
-            version = self.store.resolve(ref)
-            reader = self._loaded_already(version) or self._opened(version)
-            is_alias = self.store.aliases().get(ref) is not None
-            with self._lock:
-                if is_alias:
-                    self._named[ref] = reader
-                else:
-                    self._kept[ref] = reader
-                    while len(self._kept) > self.following.kept:
-                        self._kept.popitem(last=False)
+        try:
+            with lock:
+                reader = self.ready(ref)
+                if reader is not None and reader is not instead_of:
+                    return reader
+                version = self.store.resolve(ref)
+                reader = self._loaded_already(version) or self._opened(version)
+                is_alias = self.store.aliases().get(ref) is not None
+                with self._lock:
+                    if is_alias:
+                        self._named[ref] = reader
+                    else:
+                        self._kept[ref] = reader
+                        while len(self._kept) > self.following.kept:
+                            self._kept.popitem(last=False)
+        finally:
+            with self._lock:  # also of names that mean nothing: there is no end of them
                 self._loading.pop(ref, None)
         if is_alias:
             log.info("%s is %s", ref, version)
