@@ -11,7 +11,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.load.callers import VERSIONED, caller
 from benchmarks.load.latency import Histogram, closed_loop, open_loop, poisson
+from benchmarks.load.numbered import Numbered
 
 _AHEAD = 0.05  # seconds from asking the clients to their common start
 _WARM = 5  # requests before a cell, not counted
@@ -67,11 +68,13 @@ class Clients:
         count: of them.
         addresses: of the servers, as ``callers.caller`` takes them.
         ids: file of int64 ``[requests, values]``, the numbers of the values asked for.
-        versions: file of soak.py's versions.
+        numbered: for ``callers.VERSIONED``, the files of ``numbered.Numbered``: of versions, and of vectors (npy).
     """
 
-    def __init__(self, count: int, addresses: dict[str, str], ids: Path, versions: Path | None = None) -> None:
-        orders = {"addresses": addresses, "ids": str(ids), "versions": None if versions is None else str(versions)}
+    def __init__(
+        self, count: int, addresses: dict[str, str], ids: Path, numbered: tuple[Path, Path] | None = None
+    ) -> None:
+        orders = {"addresses": addresses, "ids": str(ids), "numbered": [str(path) for path in numbered or ()]}
         self._processes = []
         for number in range(count):
             process = subprocess.Popen(
@@ -85,26 +88,24 @@ class Clients:
         for process in self._processes:
             self._hear(process)
 
-    def open(self, name: str, *, rate: float, seconds: float, seed: int, clients: int | None = None) -> Cell:
-        """So many requests a second of all clients together, each due at a time of its own."""
-        count = clients or len(self._processes)
-        return self._cell(count, open=name, rate=rate / count, seconds=seconds, seed=seed)
+    def open(
+        self, name: str, *, rate: float, seconds: float, seed: int, meanwhile: Callable[[], object] = lambda: None
+    ) -> Cell:
+        """So many requests a second of all clients together, each due at a time of its own.
+
+        Args:
+            meanwhile: done here while they ask.
+        """
+        order = {"open": name, "rate": rate / len(self._processes), "seconds": seconds, "seed": seed}
+        return self._cell(order, self._processes, meanwhile)
 
     def closed(self, name: str, *, seconds: float, clients: int, count: int | None = None) -> Cell:
-        """One request after another, each client's as fast as it is answered."""
-        return self._cell(clients, closed=name, seconds=seconds, count=count)
+        """One request after another, each client's as fast as it is answered.
 
-    def begin(self, **cell: Any) -> float:
-        """Start an open cell that ``end`` waits for; when it starts."""
-        start = time.perf_counter() + _AHEAD
-        cell["rate"] /= len(self._processes)
-        for process in self._processes:
-            self._tell(process, {**cell, "start": start})
-        return start
-
-    def end(self, start: float) -> Cell:
-        """What a cell found that was begun."""
-        return _together([self._hear(process) for process in self._processes], start)
+        Args:
+            count: of each client, if they have the time.
+        """
+        return self._cell({"closed": name, "seconds": seconds, "count": count}, self._processes[:clients])
 
     def close(self) -> None:
         """End the processes."""
@@ -114,15 +115,21 @@ class Clients:
         for process in self._processes:
             process.wait(timeout=30)
 
-    def _cell(self, clients: int, **cell: Any) -> Cell:
-        for process in self._processes[:clients]:  # all are warm before any starts
-            self._tell(process, {"warm": cell.get("open") or cell.get("closed")})
-        for process in self._processes[:clients]:
+    def _cell(
+        self,
+        order: dict[str, Any],
+        processes: Sequence[subprocess.Popen[str]],
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> Cell:
+        for process in processes:
+            self._tell(process, {"warm": order.get("open") or order.get("closed")})
+        for process in processes:  # all are warm before any starts
             self._hear(process)
         start = time.perf_counter() + _AHEAD
-        for process in self._processes[:clients]:
-            self._tell(process, {**cell, "start": start})
-        return _together([self._hear(process) for process in self._processes[:clients]], start)
+        for process in processes:
+            self._tell(process, {**order, "start": start})
+        meanwhile()
+        return _together([self._hear(process) for process in processes], start)
 
     def _tell(self, process: subprocess.Popen[str], order: dict[str, Any]) -> None:
         assert process.stdin is not None
@@ -153,10 +160,9 @@ class _Client:
 
     def __init__(self, orders: dict[str, Any]) -> None:
         self.addresses, self.number = orders["addresses"], orders["number"]
-        self.ids_QN = np.load(orders["ids"])
-        self.requests: list[Any] = [[f"user_{number}" for number in ids] for ids in self.ids_QN.tolist()]
+        self.requests = [[f"user_{number}" for number in ids] for ids in np.load(orders["ids"]).tolist()]
         self.callers: dict[str, Any] = {}
-        self.versions = orders["versions"]
+        self.numbered = orders["numbered"]
         self.errors = self.wrong = 0
 
     def do(self, order: dict[str, Any]) -> dict[str, Any]:
@@ -198,9 +204,8 @@ class _Client:
 
     def _checked(self, ask: Any) -> Any:
         """Each answer compared, bit by bit, with what the version that it names must give."""
-        from benchmarks.load.numbered import Numbered
-
-        numbered = Numbered(Path(self.versions), self.ids_QN)
+        versions, vectors = self.numbered
+        numbered = Numbered(Path(versions), np.load(vectors, mmap_mode="r"))
 
         def answered(turn: int) -> None:
             number = turn % len(self.requests)
