@@ -190,9 +190,7 @@ class Servicer:
 
     async def _server_metadata(self, data: bytes) -> Any:
         extensions = ["model_repository"]
-        return message("ServerMetadataResponse")(
-            name="embstore", version=version_of("embstore"), extensions=extensions
-        )
+        return message("ServerMetadataResponse")(name="embstore", version=version_of("embstore"), extensions=extensions)
 
     async def _model_metadata(self, data: bytes) -> Any:
         request = parsed("ModelMetadataRequest", data)

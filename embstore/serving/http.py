@@ -114,7 +114,7 @@ class App:
             answer = self._failed(call, error)
         finally:
             self._arriving.held -= call.held
-        await respond(answer, send, is_last=call.unread)
+        await respond(answer, send, is_last=call.unread or self.server.ending)
 
     async def _answered(self, call: Call, method: str) -> Answer:
         if call.path in self.files:

@@ -8,7 +8,6 @@ grpc.py ──┘      access, limits, metrics, logs
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from embstore.errors import RequestError, UnavailableError, nearest
+from embstore.errors import RequestError, nearest
 from embstore.serving.access import Access
 from embstore.serving.metrics import Metrics
 from embstore.serving.outcomes import OK, Outcome, outcome_of
@@ -42,6 +41,7 @@ class Server:
         access: who may.
         limits: how much.
         metrics: what is counted.
+        ending: no longer ready, so that balancers look elsewhere; what still comes is answered.
     """
 
     name: str
@@ -58,12 +58,9 @@ class Server:
         """Answer a request.
 
         Raises:
-            RequestError, LimitError, DeadlineError, UnavailableError, VersionNotFoundError: and what ``service.infer``
-                raises.
+            RequestError, LimitError, DeadlineError, VersionNotFoundError: and what ``service.infer`` raises.
         """
         self.check_model(request.model)
-        if self.ending:
-            raise UnavailableError("server", expected="to go on", found="it is ending", do="ask another")
         reader = self.versions.ready(request.version)
         if reader is None:
             reader = await self.run(lambda: self.versions.get(request.version))
@@ -111,10 +108,11 @@ class Server:
         seconds = perf_counter() - started
         self.metrics.request(protocol, outcome.name, seconds, about.get("values", 0))
         if outcome.name == "internal":
-            log.error("%s", json.dumps({"protocol": protocol, "outcome": outcome.name, **about}), exc_info=error)
+            log.error("request failed", extra={"fields": {"protocol": protocol, **about}}, exc_info=error)
         elif log.isEnabledFor(logging.DEBUG):
             shown = {"protocol": protocol, "outcome": outcome.name, "seconds": round(seconds, 6), **about}
-            log.debug("%s", json.dumps(shown | ({"error": str(error)} if error is not None else {})))
+            shown |= {"error": str(error)} if error is not None else {}
+            log.debug("request", extra={"fields": shown})
         return outcome
 
     def close(self) -> None:

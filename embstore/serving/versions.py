@@ -28,7 +28,7 @@ class Following:
     """How names are followed.
 
     Args:
-        alias: what a request means that names no version.
+        alias: what a request means that names no version; a tag or version id, too, which then stays what it is.
         seconds: between two looks at the store.
         kept: versions asked for by id or tag that stay loaded, those asked for last.
     """
@@ -46,6 +46,7 @@ class Versions:
         following: how.
         open_reader: opens one; ``Reader`` with ``embstore.models.build``, say.
         swapped: called with a name and the version it means, after each swap.
+        failed: called with a name that could not be swapped, each time it is tried.
     """
 
     def __init__(
@@ -55,9 +56,10 @@ class Versions:
         *,
         open_reader: Callable[[Version], Reader] = Reader,
         swapped: Callable[[str, Reader], object] = lambda name, reader: None,
+        failed: Callable[[str], object] = lambda name: None,
     ) -> None:
         self.store, self.following = store, following or Following()
-        self._open, self._swapped = open_reader, swapped
+        self._open, self._swapped, self._failing = open_reader, swapped, failed
         self._named: dict[str, Reader] = {}  # by alias
         self._kept: OrderedDict[str, Reader] = OrderedDict()  # by id, tag or prefix
         self._lock = threading.Lock()  # of the two
@@ -117,8 +119,10 @@ class Versions:
                 self._failed.pop(name, None)
             except EmbstoreError as error:
                 if self._failed.get(name) != str(error):  # once, not every second
-                    log.error("%s stays at %s: %s", name, reader.version.id, error)
+                    about = {"alias": name, "version": reader.version.id, "error": str(error)}
+                    log.error("not swapped: the version before answers on", extra={"fields": about})
                 self._failed[name] = str(error)
+                self._failing(name)
 
     def failures(self) -> dict[str, str]:
         """Why an alias could not be swapped, by its name."""
@@ -148,7 +152,7 @@ class Versions:
                     return reader
                 version = self.store.resolve(ref)
                 reader = self._loaded_already(version) or self._opened(version)
-                is_alias = self.store.aliases().get(ref) is not None
+                is_alias = ref == self.following.alias or self.store.aliases().get(ref) is not None
                 with self._lock:
                     if is_alias:
                         self._named[ref] = reader
@@ -160,7 +164,7 @@ class Versions:
             with self._lock:  # also of names that mean nothing: there is no end of them
                 self._loading.pop(ref, None)
         if is_alias:
-            log.info("%s is %s", ref, version)
+            log.info("loaded", extra={"fields": {"alias": ref, "version": version}})
             self._swapped(ref, reader)
         return reader
 
