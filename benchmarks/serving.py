@@ -1,8 +1,8 @@
 """Serving 500 vectors of 32 float32 over the loopback: embstore against Redis's MGET and Feast's feature server.
 
-The values are text, drawn by Zipf's law from a vocabulary of which Redis has the same vectors that embstore gives. Every
-client is a Python process with one open connection, and ends with one numpy array (``benchmarks.load.callers``); clients
-and servers share the machine's cores. Contenders take turns, cell by cell and round by round.
+The values are text, drawn by Zipf's law from a vocabulary of which Redis has the same vectors that embstore gives.
+Every client is a Python process with one open connection, and ends with one numpy array (``benchmarks.load.callers``);
+clients and servers share the machine's cores. Contenders take turns, cell by cell and round by round.
 
     p50_vs_redis, p99_vs_redis                 open loop, as many requests a second of both: ``FRACTIONS[0]`` of what
                                                saturates Redis; latency from when a request is due (``load.latency``)
@@ -10,13 +10,13 @@ and servers share the machine's cores. Contenders take turns, cell by cell and r
     throughput_vs_redis                        vectors a second when clients ask as fast as they are answered, with as
                                                many clients as are best for each
     grpc_..., tritonclient_..._vs_redis        the same over gRPC, and with the stock tritonclient
-    score_500_milliseconds                     closed loop: probabilities of 500 rows of two features and a dense column
+    score_500_milliseconds                     closed loop: probabilities of 500 rows of two features, a dense column
     in_process_p99_milliseconds                ``Reader.lookup`` of 1,000 values, 64 floats each, no server
     throughput_vs_feast                        vectors a second at saturation
 
 ``samples`` has each cell's histogram as ``bucket:count``: a bucket begins at ``2 ** (bucket / 64)`` microseconds. The
-processor time of a request, the servers' and the clients', is there too: it says more than latency does when the machine
-is shared with others. What isn't installed is left out, and ``settings["left_out"]`` says so.
+processor time of a request, the servers' and the clients', is there too: it says more than latency does when the
+machine is shared with others. What isn't installed is left out, and ``settings["left_out"]`` says so.
 """
 
 from __future__ import annotations
@@ -31,8 +31,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from numpy.typing import NDArray
 
 from benchmarks.load import servers, shop
 from benchmarks.load.callers import (
@@ -53,7 +51,6 @@ from benchmarks.peers import feast_server, redis_server
 from benchmarks.report import Result, claim, main
 from benchmarks.workloads import EXPONENT
 from embstore.serving.reader import Reader
-from embstore.store import Store
 
 WORKERS = 2  # processes of embstore serve
 CLIENTS = (2, 4, 8)  # tried for saturation; the load of the open loop comes from OPEN of them
@@ -61,11 +58,12 @@ OPEN = 4
 FRACTIONS = (0.3, 0.6, 0.9)  # of what saturates Redis, for all; of what saturates embstore over HTTP, for it alone
 IN_PROCESS = (1_000, 64)
 CONTENDERS = (HTTP, REDIS, GRPC, TRITON_HTTP, TRITON_GRPC)
+PACKAGES = ("pyarrow", "uvicorn", "httptools", "orjson", "grpcio", "protobuf", "tritonclient", "redis", "hiredis")
 _SHORT = {HTTP: "", GRPC: "grpc_", TRITON_HTTP: "tritonclient_http_", TRITON_GRPC: "tritonclient_grpc_"}
 
 
 class Sizes:
-    """How much is measured: at least ``requests`` a cell in the full run, what half a minute allows in the quick one."""
+    """How much is measured: ``requests`` a cell or more in the full run, what half a minute allows in the quick one."""
 
     def __init__(self, quick: bool) -> None:
         self.quick = quick
@@ -99,7 +97,7 @@ class _Run:
         self.ids_QN = shop.questions(self.ids, sizes.vocabulary)
         self.store = shop.published(folder, sizes.rows)
         values = shop.texts(np.arange(sizes.vocabulary))
-        self.vectors_VD = Reader(self.store.open()).lookup(FEATURE, pa.array(values)).vectors
+        self.vectors_VD = Reader(self.store.open()).lookup(FEATURE, pa.array(values)).vectors_BW
         ours = stack.enter_context(servers.embstore(self.store.root, folder / "serve.log", workers=WORKERS))
         self.servers: dict[str, servers.Process] = dict.fromkeys((HTTP, GRPC, TRITON_HTTP, TRITON_GRPC, SCORE), ours)
         absent = redis_server.missing()
@@ -120,9 +118,7 @@ class _Run:
         self._open(saturated)
         self._feast(saturated[HTTP])
         self.loads.append(servers.load_average())
-        return Result(
-            claims=self.claims, samples=self.samples, settings=self._settings(), packages=_PACKAGES
-        )
+        return Result(claims=self.claims, samples=self.samples, settings=self._settings(), packages=PACKAGES)
 
     def _settings(self) -> dict[str, Any]:
         sizes = self.sizes
@@ -154,9 +150,9 @@ class _Run:
         cells = {(name, count): Cell() for count in self.sizes.clients for name in names}
         for _ in range(1 if self.sizes.quick else 3):
             for (name, count), cell in cells.items():
-                found = self.clients.closed(name, seconds=self.sizes.saturation_seconds, clients=count)
-                self._keep(name, cell, found)
-        self.samples["saturation"] = {f"{name}, {count} clients": _shown(cell) for (name, count), cell in cells.items()}
+                seconds = self.sizes.saturation_seconds
+                self._take(cell, self.clients.closed, name, seconds=seconds, clients=count)
+        self.samples["saturation"] = {f"{name}, {count} clients": cell.shown() for (name, count), cell in cells.items()}
         best = {
             name: max((cells[name, count] for count in self.sizes.clients), key=lambda cell: cell.rate)
             for name in names
@@ -171,12 +167,12 @@ class _Run:
     def _closed(self, names: Sequence[str]) -> None:
         """One connection; each round a share of the requests."""
         cells = {name: Cell() for name in names}
-        for _ in range(self.sizes.rounds):
-            for name in _turned(names, _):
+        for turn in range(self.sizes.rounds):
+            for name in _turned(names, turn):
                 count = self.sizes.requests // self.sizes.rounds
-                found = self.clients.closed(name, seconds=self.sizes.most_seconds, clients=1, count=count)
-                self._keep(name, cells[name], found)
-        self.samples["closed_loop"] = {name: _shown(cell) for name, cell in cells.items()}
+                seconds = self.sizes.most_seconds
+                self._take(cells[name], self.clients.closed, name, seconds=seconds, clients=1, count=count)
+        self.samples["closed_loop"] = {name: cell.shown() for name, cell in cells.items()}
         self._latency_claims(cells, "_closed_loop")
         score = cells[SCORE]
         self.claims["score_500_milliseconds"] = claim(score.milliseconds(0.5), "ms")
@@ -189,13 +185,13 @@ class _Run:
         for fraction in self.sizes.fractions:
             names = self.names if fraction == FRACTIONS[0] else [of for of in (HTTP, REDIS, GRPC) if of in saturated]
             cells = self._at_rate(names, fraction * saturated[reference].rate)
-            sweep[f"{fraction} of {reference}'s saturation"] = {name: _shown(cell) for name, cell in cells.items()}
+            sweep[f"{fraction} of {reference}'s saturation"] = {name: cell.shown() for name, cell in cells.items()}
             suffix = "" if fraction == FRACTIONS[0] else f"_at_{fraction}"
             self._latency_claims(cells, suffix)
         if reference == REDIS and not self.sizes.quick:
             for fraction in FRACTIONS:
                 cells = self._at_rate([HTTP], fraction * saturated[HTTP].rate)
-                sweep[f"{fraction} of {HTTP}'s saturation"] = {name: _shown(cell) for name, cell in cells.items()}
+                sweep[f"{fraction} of {HTTP}'s saturation"] = {name: cell.shown() for name, cell in cells.items()}
         self.samples["open_loop"] = sweep
 
     def _at_rate(self, names: Sequence[str], rate: float) -> dict[str, Cell]:
@@ -205,8 +201,7 @@ class _Run:
         rounds = sizes.rounds if sizes.quick else int(np.ceil(sizes.requests / rate / seconds * 1.01))
         for turn in range(rounds):
             for name in _turned(names, turn):
-                found = self.clients.open(name, rate=rate, seconds=seconds, seed=turn)
-                self._keep(name, cells[name], found, due=rate)
+                self._take(cells[name], self.clients.open, name, rate=rate, seconds=seconds, seed=turn)
         return cells
 
     def _latency_claims(self, cells: Mapping[str, Cell], suffix: str) -> None:
@@ -233,10 +228,10 @@ class _Run:
                 for clients_count in self.sizes.clients:
                     cell = cells[clients_count] = Cell()
                     seconds = 3 * self.sizes.saturation_seconds
-                    self._keep(FEAST, cell, clients.closed(FEAST, seconds=seconds, clients=clients_count))
+                    self._take(cell, clients.closed, FEAST, seconds=seconds, clients=clients_count)
             finally:
                 clients.close()
-        self.samples["saturation"] |= {f"{FEAST}, {of} clients": _shown(cell) for of, cell in cells.items()}
+        self.samples["saturation"] |= {f"{FEAST}, {of} clients": cell.shown() for of, cell in cells.items()}
         best = max(cells.values(), key=lambda cell: cell.rate)
         self._claim("throughput_vs_feast", ours.rate * shop.VALUES, best.rate * shop.VALUES, "vectors/s", peer=FEAST)
 
@@ -244,3 +239,51 @@ class _Run:
         self, name: str, ours: float, theirs: float, unit: str, *, peer: str = REDIS, higher_is_better: bool = True
     ) -> None:
         self.claims[name] = claim(ours, unit, peer, theirs, higher_is_better=higher_is_better)
+
+    def _take(self, cell: Cell, ask: Callable[..., Cell], name: str, **how: Any) -> None:
+        """Add a round to a cell."""
+        before = self.servers[name].cpu_seconds()
+        found = ask(name, **how)
+        if found.errors:
+            raise RuntimeError(f"{name}: {found.errors:,} requests failed; the lines above say why")
+        found.server_cpu_seconds = self.servers[name].cpu_seconds() - before
+        cell.merge(found)
+
+
+def in_process(folder: Path, sizes: Sizes, claims: dict[str, Any], samples: dict[str, Any]) -> None:
+    """Lookups without a server, of values in an Arrow array and in a list."""
+    count, dim = IN_PROCESS
+    reader = Reader(shop.published(folder / "wide", sizes.rows, dim).open())
+    reader.load()
+    ids_QN = shop.questions(folder / "wide.npy", sizes.vocabulary, count)
+    lists = [shop.texts(ids) for ids in ids_QN[:64]]
+    asked: dict[str, list[Any]] = {"Arrow array": [pa.array(values) for values in lists], "list of str": lists}
+    found = {name: Histogram() for name in asked}
+    for turn in range(sizes.rounds):
+        for name in _turned(list(asked), turn):
+            found[name].add(_lookups(reader, asked[name], max(sizes.requests // sizes.rounds, 1000)))
+    samples["in_process"] = {
+        name: {"p50_ms": of.quantile(0.5) * 1e3, "p99_ms": of.quantile(0.99) * 1e3, "histogram": of.text()}
+        for name, of in found.items()
+    }
+    p99 = found["Arrow array"].quantile(0.99) * 1e3
+    claims["in_process_p99_milliseconds"] = claim(p99, "ms", "the bar", 0.5, higher_is_better=False)
+
+
+def _lookups(reader: Reader, requests: Sequence[Any], count: int) -> list[float]:
+    taken = []
+    for number in range(count):
+        start = perf_counter()
+        reader.lookup(FEATURE, requests[number % len(requests)])
+        taken.append(perf_counter() - start)
+    return taken
+
+
+def _turned(names: Sequence[str], turn: int) -> list[str]:
+    """Starting with another one each round."""
+    first = turn % len(names)
+    return [*names[first:], *names[:first]]
+
+
+if __name__ == "__main__":
+    main("serving", measure)

@@ -50,9 +50,7 @@ def _versioned(addresses: dict[str, Any]) -> Callable[[Sequence[str]], tuple[NDA
 
 def _score(addresses: dict[str, Any]) -> Ask:
     client = _client(addresses)
-    return lambda values: client.score(
-        {FEATURE: values, "item": values[::-1], "price": _PRICES[: len(values)]}
-    ).scores
+    return lambda values: client.score({FEATURE: values, "item": values[::-1], "price": _PRICES[: len(values)]}).scores
 
 
 def _client(addresses: dict[str, Any]) -> Any:

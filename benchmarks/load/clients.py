@@ -1,7 +1,7 @@
 """Clients in processes of their own, each with one connection to each contender; all do a benchmark's cell at a time.
 
-    {"open": "Redis MGET", "start": 812.5, "rate": 250.0, "seconds": 4.0, "seed": 7}        one line asks
-    {"histogram": "634:12 635:8", "ended": 816.6, "cpu_seconds": 0.7}                        one line answers
+{"open": "Redis MGET", "start": 812.5, "rate": 250.0, "seconds": 4.0, "seed": 7}        one line asks
+{"histogram": "634:12 635:8", "ended": 816.6, "cpu_seconds": 0.7}                        one line answers
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Cell:
         seconds: that the clients took, from the common start to the last answer.
         wrong: answers that were not those of the version that they named (soak.py).
         cpu_seconds: of the clients' processes.
+        server_cpu_seconds: of the servers', where whoever asked has measured it.
     """
 
     latency: Histogram = field(default_factory=Histogram)
@@ -42,6 +43,7 @@ class Cell:
     errors: int = 0
     wrong: int = 0
     cpu_seconds: float = 0.0
+    server_cpu_seconds: float = 0.0
 
     def merge(self, other: Cell) -> None:
         """Add another round."""
@@ -50,6 +52,7 @@ class Cell:
         self.errors += other.errors
         self.wrong += other.wrong
         self.cpu_seconds += other.cpu_seconds
+        self.server_cpu_seconds += other.server_cpu_seconds
 
     @property
     def rate(self) -> float:
@@ -59,6 +62,18 @@ class Cell:
     def milliseconds(self, share: float) -> float:
         """A quantile of the latency."""
         return self.latency.quantile(share) * 1e3
+
+    def shown(self) -> dict[str, Any]:
+        """For a report."""
+        count = self.latency.count
+        return {
+            "requests": count,
+            "per_second": round(self.rate, 1),
+            **{f"p{share * 100:g}_ms": round(self.milliseconds(share), 4) for share in (0.5, 0.9, 0.99, 0.999)},
+            "client_cpu_us": round(self.cpu_seconds / count * 1e6, 1),
+            "server_cpu_us": round(self.server_cpu_seconds / count * 1e6, 1),
+            "histogram": self.latency.text(),
+        }
 
 
 class Clients:

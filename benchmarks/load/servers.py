@@ -46,7 +46,17 @@ class Process:
 def embstore(store: Path, log: Path, *, workers: int, options: Sequence[str] = ()) -> Iterator[Process]:
     """``embstore serve`` of a store, on free ports."""
     ports = {"http": free_port(), "grpc": free_port()}
-    command = [sys.executable, "-m", "embstore", "serve", str(store), "--workers", str(workers), "--log-level", "warning"]
+    command = [
+        sys.executable,
+        "-m",
+        "embstore",
+        "serve",
+        str(store),
+        "--workers",
+        str(workers),
+        "--log-level",
+        "warning",
+    ]
     command += ["--http-port", str(ports["http"]), "--grpc-port", str(ports["grpc"]), *options]
     with running(command, ports, log) as process:
         yield process

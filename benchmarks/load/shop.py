@@ -54,7 +54,7 @@ def bundle(table: UnifiedEmbedding) -> Bundle:
 def questions(path: Path, vocabulary: int, count: int = VALUES) -> NDArray[np.int64]:
     """Numbers of the values of each request, by Zipf's law, also written to a file: ``[requests, count]``."""
     generator = np.random.default_rng(1)
-    # The frequent values are not the first ones: where a value lies in memory says nothing of how often it is asked for.
+    # Where a value lies in memory says nothing of how often it is asked for.
     shuffled = generator.permutation(vocabulary)
     ids_QN = shuffled[zipf(_QUESTIONS * count, generator, vocabulary)].reshape(_QUESTIONS, count)
     np.save(path, ids_QN)
