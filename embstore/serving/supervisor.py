@@ -191,7 +191,7 @@ class Supervisor:
         said = json.loads(line) if line else {}
         if error := said.get("error"):
             kind = getattr(errors, error["kind"], ServingError)
-            return kind(error["message"])  # type: ignore[no-any-return]
+            return kind(error["message"])
         if ready := said.get("ready"):
             self._ready[number] = ready
             self._compiled.set()

@@ -9,7 +9,7 @@ import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -91,10 +91,10 @@ def _certificates(path: str) -> Sequence[x509.Certificate]:
         raise ConfigError(f"certificate {path}", expected="PEM certificates", found="something else") from error
 
 
-def _key(path: str) -> serialization.PublicFormat:
+def _key(path: str) -> Any:
     expected, text = "a private key in PEM, without a password", _read(path, "key")
     try:
-        return serialization.load_pem_private_key(text, password=None)  # type: ignore[return-value]
+        return serialization.load_pem_private_key(text, password=None)
     except TypeError as error:
         do = f"openssl pkey -in {path} takes it off"
         raise ConfigError(f"key {path}", expected=expected, found="one with a password", do=do) from error
@@ -102,10 +102,8 @@ def _key(path: str) -> serialization.PublicFormat:
         raise ConfigError(f"key {path}", expected=expected, found="something else") from error
 
 
-def _public(key: object) -> bytes:
-    return key.public_bytes(  # type: ignore[attr-defined, no-any-return]
-        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+def _public(key: Any) -> Any:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
 def _check_dates(certificate: x509.Certificate, what: str, now: datetime) -> None:

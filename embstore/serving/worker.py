@@ -1,11 +1,11 @@
-"""A process that answers: HTTP on inherited sockets, gRPC on the same loop, one version's memory shared with the others.
+"""A process that answers: HTTP on inherited sockets, gRPC on the same loop, the table's memory shared with others.
 
     stdin    {"number": 0, "settings": {...}, ...} in the first line; its end is the supervisor's end
     report   {"ready": {...}} or {"error": {...}}, once
     stderr   logs
 
-It begins to listen when its version is loaded and warm. Asked to end (SIGTERM), it says that it isn't ready, goes on for
-a moment so that clients and balancers notice, stops listening, and answers what it has begun.
+It begins to listen when its version is loaded and warm. Asked to end (SIGTERM), it says that it isn't ready, goes on
+for a moment so that clients and balancers notice, stops listening, and answers what it has begun.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import uvicorn
 import uvloop
 
 from embstore.errors import EmbstoreError
+from embstore.models import build
 from embstore.serving import logs, sockets
 from embstore.serving.access import Access
 from embstore.serving.connections import SETTINGS
@@ -64,14 +65,11 @@ class WarmReader(Reader):
 
 def server_of(settings: ServeSettings) -> Server:
     """The server of settings; nothing is loaded yet."""
-    build = None
-    if settings.scores:
-        from embstore.models import build
     metrics = Metrics()
     versions = Versions(
         Store(settings.store),
         Following(alias=settings.alias, seconds=settings.poll_seconds),
-        open_reader=lambda version: WarmReader(version, build),
+        open_reader=lambda version: WarmReader(version, build if settings.scores else None),
         swapped=lambda name, reader: metrics.swapped(name, reader.version.id),
         failed=metrics.failing,
     )

@@ -47,7 +47,7 @@ def test_workers_bind_a_shared_port() -> None:
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(ConfigError, match="address of this machine"):
         sockets.take("192.0.2.1", 0)
-    with pytest.raises(ConfigError, match="no-such-host.invalid"):
+    with pytest.raises(ConfigError, match=r"no-such-host\.invalid"):
         sockets.take("no-such-host.invalid", 0)
 
 

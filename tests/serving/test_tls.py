@@ -121,7 +121,8 @@ async def _greeted_by_grpc(files: TlsFiles, authority: str, own: tuple[str, str]
         async with grpc.aio.secure_channel(f"localhost:{port}", credentials) as channel:
             return bool(await channel.unary_unary("/Test/Greet")(b"", timeout=60) == b"hello")
     except grpc.aio.AioRpcError as error:
-        assert error.code() == grpc.StatusCode.UNAVAILABLE
+        if error.code() != grpc.StatusCode.UNAVAILABLE:
+            raise
         return False
     finally:
         await server.stop(None)
