@@ -19,13 +19,13 @@ from embstore.store import Bundle, Store
 
 VALUES = 500  # of a request
 _QUESTIONS = 512  # different ones
-_FEATURES = (Feature(name=FEATURE), Feature(name="item"))
+FEATURES = (Feature(name=FEATURE), Feature(name="item"))
 _HIDDEN = (64, 32)
 
 
 def published(folder: Path, rows: int, dim: int = DIM) -> Store:
     """A store with one version in production: a table of random rows, and a network to score with."""
-    table = UnifiedEmbedding(_FEATURES, rows, dim)
+    table = UnifiedEmbedding(FEATURES, rows, dim)
     table.weight.copy_(torch.randn(table.weight.shape, generator=torch.Generator().manual_seed(1)))
     store = Store(folder / MODEL)
     store.promote(store.publish(bundle(table)).id)
@@ -34,7 +34,7 @@ def published(folder: Path, rows: int, dim: int = DIM) -> Store:
 
 def bundle(table: UnifiedEmbedding) -> Bundle:
     """With a network, as a ranker's model is published."""
-    schema = Schema(features=_FEATURES, dense=(Dense(name="price"),), label="click")
+    schema = Schema(features=FEATURES, dense=(Dense(name="price"),), label="click")
     description = {"name": "dnn", "settings": {"hidden": list(_HIDDEN)}, "dense_width": 1, "widths": list(table.widths)}
     torch.manual_seed(1)
     network = build("dnn", dense_width=1, widths=list(table.widths), hidden=_HIDDEN)
