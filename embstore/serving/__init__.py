@@ -5,4 +5,6 @@ values.py     raw values as they come, in Arrow or in the protocol's tensors -> 
 protocol.py   requests and responses, the same for gRPC and HTTP
 versions.py   which version each name means now, opened; a swap loses no request
 service.py    a request -> its response
+http.py       an ASGI application; asgi.py, bodies.py and connections.py are its parts
+client.py     asks a server over HTTP, without torch
 """

@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from itertools import chain
 from ssl import SSLContext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote, urlsplit
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ try:
     import orjson
 
     _dumps: Callable[[Any], bytes] = orjson.dumps
-    _loads: Callable[[bytes], Any] = orjson.loads
+    _loads: Callable[[bytes | bytearray], Any] = orjson.loads
 except ImportError:
 
     def _dumps(value: Any) -> bytes:
@@ -39,6 +40,7 @@ except ImportError:
 Records = Mapping[str, Iterable[Any]] | Sequence[Mapping[str, Any]]
 
 _NUMPY: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
+_RECEIVED_BYTES = 131_072
 _LENGTHS = [length.to_bytes(4, "little") for length in range(1024)]
 
 
@@ -90,7 +92,7 @@ class Client:
         context: of TLS, for certificates that the machine doesn't know.
 
     Raises:
-        ConfigError: a URL of another kind.
+        ConfigError: a URL or a token of another kind.
 
     All methods raise ``UnavailableError`` where no server answers, and what the server's answer tells of:
     ``RequestError``, ``LimitError``, ``VersionNotFoundError``, ``AccessError``, ``DeadlineError``, ...
@@ -100,12 +102,17 @@ class Client:
         self, url: str, *, token: str | None = None, timeout: float = 30.0, context: SSLContext | None = None
     ) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/"):
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or not url.isascii():
             raise ConfigError("url", expected="http://HOST:PORT or https://HOST:PORT", found=repr(url))
+        if token is not None and not (token.isascii() and token.isprintable()):
+            raise ConfigError("token", expected="printable ASCII characters", found="others")
         self.url, self._timeout = url, timeout
         self._is_tls, self._context, self._address = parts.scheme == "https", context, (parts.hostname, parts.port)
-        self._headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        host = parts.netloc.rpartition("@")[2]
+        self._head = f"Host: {host}\r\n" + ("" if token is None else f"Authorization: Bearer {token}\r\n")
         self._own = threading.local()
+        self._opened: WeakSet[_Connection] = WeakSet()  # of all threads
+        self._lock = threading.Lock()  # of that
         self._about: dict[str, Any] | None = None
         self._kinds: dict[str, str] = {}
 
@@ -140,16 +147,22 @@ class Client:
 
     def features(self) -> dict[str, Any]:
         """What the server's model takes: ``{"name", "version", "features", "dense", "scores"}``."""
-        about: dict[str, Any] = _loads(self._ask("GET", "/api/features", b"", {})[1])
+        about: dict[str, Any] = _loads(self._ask("GET", "/api/features")[1])
         kinds = {feature["name"]: feature["datatype"] for feature in about["features"]}
         self._about, self._kinds = about, {**kinds, **dict.fromkeys(about["dense"], "FP64")}
         return about
 
     def close(self) -> None:
-        """Close this thread's connection; it opens again when asked."""
-        connection: _Connection | None = getattr(self._own, "connection", None)
-        if connection is not None:
-            connection.close()
+        """Close the connections of all threads, none of which may be asking."""
+        with self._lock:
+            for connection in self._opened:
+                connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def _columns(self, records: Records, dense: bool) -> dict[str, Iterable[Any]]:
         about = self._about or self.features()
@@ -175,9 +188,9 @@ class Client:
         assert self._about is not None
         path = f"/v2/models/{quote(self._about['name'], safe='')}"
         path += f"/versions/{quote(version, safe='')}/infer" if version else "/infer"
-        headers = {"Inference-Header-Content-Length": str(len(header))}
-        response, body = self._ask("POST", path, b"".join((header, *parts)), headers)
-        length = int(response.headers["Inference-Header-Content-Length"])
+        more = f"Inference-Header-Content-Length: {len(header)}\r\n"
+        headers, body = self._ask("POST", path, more, b"".join((header, *parts)))
+        length = int(headers[b"inference-header-content-length"])
         answer, at, found = _loads(body[:length]), length, []
         for entry in answer["outputs"]:
             size = entry["parameters"]["binary_data_size"]
@@ -186,57 +199,88 @@ class Client:
             at += size
         return found, answer["model_version"]
 
-    def _ask(self, method: str, path: str, body: bytes, headers: dict[str, str]) -> tuple[HTTPResponse, bytes]:
-        """The response to a request that changes nothing, and its body."""
+    def _ask(self, method: str, path: str, more: str = "", body: bytes = b"") -> tuple[dict[bytes, bytes], bytearray]:
+        """The headers and the body of the response to a request that changes nothing."""
         connection: _Connection | None = getattr(self._own, "connection", None)
         if connection is None:
             connection = self._own.connection = self._connection()
+        head = f"{method} {path} HTTP/1.1\r\n{self._head}Content-Length: {len(body)}\r\n{more}\r\n"
+        whole, was_open = head.encode() + body, connection.sock is not None
         try:
             try:
-                response, data = connection.ask(method, path, body, headers | self._headers)
-            except ConnectionError:  # RemoteDisconnected is one
-                if not connection.is_reused:
+                status, headers, data = connection.ask(whole)
+            except ConnectionError:
+                if not was_open:
                     raise
-                connection.close()
-                response, data = connection.ask(method, path, body, headers | self._headers)
-        except (OSError, HTTPException) as error:
-            connection.close()
+                status, headers, data = connection.ask(whole)
+        except (OSError, HTTPException, ValueError, KeyError) as error:
             found = str(error) or type(error).__name__
             raise UnavailableError(f"server {self.url}", expected="an answer", found=found) from error
-        if response.status != 200:
-            raise _error(response.status, data)
-        return response, data
+        if status != 200:
+            raise _error(status, data)
+        return headers, data
 
     def _connection(self) -> _Connection:
         host, port = self._address
-        if self._is_tls:
-            return _TlsConnection(host, port, timeout=self._timeout, context=self._context)
-        return _Connection(host, port, timeout=self._timeout)
+        connection = (
+            _TlsConnection(host, port, timeout=self._timeout, context=self._context)
+            if self._is_tls
+            else _Connection(host, port, timeout=self._timeout)
+        )
+        with self._lock:
+            self._opened.add(connection)
+        return connection
 
 
 class _Connection(HTTPConnection):
-    """Sends a request's head and body together: a server is woken once."""
+    """Opened by ``http.client``, whose own requests and responses take longer than the server needs to answer."""
 
-    is_reused = False  # the last request's connection was open before it
-    _held: list[bytes] | None = None
+    def ask(self, request: bytes) -> tuple[int, dict[bytes, bytes], bytearray]:
+        """Status, headers and body of a response; an error closes the connection.
 
-    def ask(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[HTTPResponse, bytes]:
-        """The response to a request, and its body."""
-        self.is_reused = self.sock is not None
-        self._held = []
+        Raises:
+            OSError: ``ConnectionError`` where it was closed.
+            ValueError, KeyError: not such a response as the server gives.
+        """
         try:
-            self.request(method, path, body, headers)
-        finally:
-            held, self._held = self._held, None
-        self.send(b"".join(held))
-        response = self.getresponse()
-        return response, response.read()
+            if self.sock is None:
+                self.connect()
+            self.sock.sendall(request)
+            return self._response()
+        except BaseException:  # what is left of a response would be the next one's
+            self.close()
+            raise
 
-    def send(self, data: Any) -> None:
-        if self._held is None:
-            super().send(data)
-        else:
-            self._held.append(data)
+    def _response(self) -> tuple[int, dict[bytes, bytes], bytearray]:
+        received = self._received(_RECEIVED_BYTES)
+        while (end := received.find(b"\r\n\r\n")) < 0:
+            if len(received) > _RECEIVED_BYTES:
+                raise ValueError("an endless head")
+            received += self._received(_RECEIVED_BYTES)
+        first, *lines = received[:end].split(b"\r\n")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)}
+        if not first.startswith(b"HTTP/1."):
+            raise ValueError("not HTTP/1.1")
+        body = bytearray(int(headers[b"content-length"]))
+        view, at = memoryview(body), len(received) - end - 4
+        view[:at] = received[end + 4 :]
+        while at < len(body):
+            count = self.sock.recv_into(view[at:])
+            if not count:
+                raise ConnectionResetError("the connection was closed in the middle of an answer")
+            at += count
+        if headers.get(b"connection", b"").lower() == b"close":
+            self.close()
+        return int(first.split(b" ", 2)[1]), headers, body
+
+    def _received(self, most: int) -> bytes:
+        received: bytes = self.sock.recv(most)
+        if not received:
+            raise ConnectionResetError("the connection was closed")
+        return received
+
+    def __del__(self) -> None:  # of a thread that ended
+        self.close()
 
 
 class _TlsConnection(_Connection, HTTPSConnection):
@@ -256,23 +300,41 @@ def _tensors(name: str, values: Iterable[Any], kind: str, parts: list[bytes]) ->
         add("", *_numbers(name, values, kind))
         return inputs
     values = values.tolist() if isinstance(values, np.ndarray) else list(values)
-    if any(isinstance(value, list | tuple | np.ndarray) for value in values):
+    types = set(map(type, values))
+    if any(issubclass(of, list | tuple | np.ndarray) for of in types):
         lengths = [-1 if value is None else len(value) for value in values]
         add(".lengths", "INT64", len(lengths), np.array(lengths, dtype="<i8").tobytes())
         values = list(chain.from_iterable(value for value in values if value is not None))
-    if None in values and not kind.startswith("FP"):
+        types = set(map(type, values))
+    if type(None) in types and not kind.startswith("FP"):
         add(".missing", "BOOL", len(values), bytes(value is None for value in values))
         values = [("" if kind == "BYTES" else 0) if value is None else value for value in values]
-    if kind != "BYTES":
-        kind_of_none = np.array([float("nan") if value is None else value for value in values] or [0])[: len(values)]
-        add("", *_numbers(name, kind_of_none, kind))
-        return inputs
-    try:
-        texts = [value.encode() if type(value) is str else bytes(memoryview(value)) for value in values]
-    except TypeError as error:
-        raise RequestError(f"values of {name!r}", expected="text or bytes", found=str(error)) from error
-    add("", "BYTES", len(texts), b"".join([part for text in texts for part in (_length(len(text)), text)]))
+        types = set(map(type, values))
+    if kind == "BYTES":
+        add("", kind, len(values), _texts(name, values, types))
+    else:
+        numbers = [float("nan") if value is None else value for value in values]
+        add("", *_numbers(name, np.array(numbers) if numbers else np.empty(0, dtype=np.int64), kind))
     return inputs
+
+
+def _texts(name: str, values: list[Any], types: set[type]) -> bytes:
+    """Each value's length and bytes."""
+    if not all(issubclass(of, str | bytes) for of in types):
+        found = ", ".join(sorted(of.__name__ for of in types))
+        raise RequestError(f"values of {name!r}", expected="text or bytes", found=found)
+    try:
+        if types == {str}:
+            texts = list(map(str.encode, values))
+        else:
+            texts = [value.encode() if isinstance(value, str) else value for value in values]
+    except UnicodeEncodeError as error:
+        raise RequestError(f"values of {name!r}", expected="text", found=str(error)) from error
+    try:
+        lengths = list(map(_LENGTHS.__getitem__, map(len, texts)))
+    except IndexError:  # a long one
+        lengths = [len(text).to_bytes(4, "little") for text in texts]
+    return b"".join(chain.from_iterable(zip(lengths, texts, strict=True)))
 
 
 def _numbers(name: str, values: NDArray[Any], kind: str) -> tuple[str, int, bytes]:
@@ -284,11 +346,7 @@ def _numbers(name: str, values: NDArray[Any], kind: str) -> tuple[str, int, byte
     return kind, len(values), values.astype(as_kind).tobytes()
 
 
-def _length(length: int) -> bytes:
-    return _LENGTHS[length] if length < len(_LENGTHS) else length.to_bytes(4, "little")
-
-
-def _error(status: int, body: bytes) -> Exception:
+def _error(status: int, body: bytearray) -> Exception:
     try:
         message = str(_loads(body)["error"])
     except (ValueError, TypeError, KeyError):

@@ -46,7 +46,6 @@ from embstore.serving.asgi import (
     text,
 )
 from embstore.serving.bodies import decode, encode, parse
-from embstore.serving.outcomes import message_of
 from embstore.serving.protocol import InferRequest, InferResponse
 from embstore.serving.reader import Reader
 from embstore.serving.server import Server, features
@@ -169,7 +168,7 @@ class App:
             status, headers = error.status, error.headers
         elif isinstance(error, UnknownCallerError):
             headers = ((b"www-authenticate", b"Bearer"),)
-        return Answer([orjson.dumps({"error": message_of(error)})], status=status, headers=headers)
+        return Answer([orjson.dumps({"error": self.server.message(error)})], status=status, headers=headers)
 
     # The protocol
 

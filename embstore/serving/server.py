@@ -18,7 +18,7 @@ from typing import Any
 from embstore.errors import RequestError, nearest
 from embstore.serving.access import Access
 from embstore.serving.metrics import Metrics
-from embstore.serving.outcomes import OK, Outcome, outcome_of
+from embstore.serving.outcomes import OK, Outcome, message_of, outcome_of
 from embstore.serving.protocol import InferRequest, InferResponse, Limits
 from embstore.serving.reader import Reader
 from embstore.serving.service import infer
@@ -114,6 +114,13 @@ class Server:
             shown |= {"error": str(error)} if error is not None else {}
             log.debug("request", extra={"fields": shown})
         return outcome
+
+    def message(self, error: BaseException) -> str:
+        """What to tell who asked; where the store lies is not theirs to know."""
+        told = message_of(error)
+        for where in (str(self.versions.store.place), str(self.versions.store.root)):
+            told = told.replace(where, self.name)
+        return told
 
     def close(self) -> None:
         """End the threads."""

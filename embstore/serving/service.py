@@ -151,7 +151,8 @@ def _dense_numbers(tensor: Tensor) -> NDArray[np.float32]:
     if isinstance(tensor.data, list) and None in tensor.data:
         filled = [float("nan") if value is None else value for value in tensor.data]
         tensor = Tensor(tensor.name, "FP64", tensor.shape, filled)
-    return tensor.numbers().astype(np.float64).astype(np.float32)
+    with np.errstate(over="ignore"):  # too large for float32: infinite
+        return tensor.numbers().astype(np.float64).astype(np.float32)
 
 
 def _tensor(name: str, values: NDArray[Any]) -> OutputTensor:
