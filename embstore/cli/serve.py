@@ -57,6 +57,12 @@ SIGTERM and Ctrl-C end it when what has begun is answered; a second one at once.
 @click.option("--max-values", default=_VALUES, show_default=True, help="Of one request.")
 @click.option("--max-body", default=_BODY_BYTES, show_default=True, help="Bytes of one request.")
 @click.option("--poll", default=1.0, show_default=True, help="Seconds between two looks at the alias.")
+@click.option(
+    "--notice",
+    default=0.5,
+    show_default=True,
+    help="Seconds, at its end, from not ready until nothing new is accepted: longer than a balancer takes to notice.",
+)
 @click.option("--no-score", is_flag=True, help="Vectors only: the network is not built.")
 @click.option(
     "--log-level", type=click.Choice(("debug", "info", "warning", "error")), default="info", show_default=True
@@ -88,6 +94,7 @@ def _settings(
     token_file: str | None,
     admin_token_file: str | None,
     poll: float,
+    notice: float,
     no_score: bool,
     **same: Any,
 ) -> ServeSettings:
@@ -101,6 +108,7 @@ def _settings(
         admin_tokens=tokens_of(admin_token_file, ADMIN_TOKEN),
         limits=limits,
         poll_seconds=poll,
+        notice_seconds=notice,
         scores=not no_score,
         **same,
     )

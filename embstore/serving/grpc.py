@@ -18,7 +18,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from embstore.errors import AccessError, ConfigError, DeadlineError, LimitError, RequestError, StoreError
+from embstore.errors import ConfigError, DeadlineError, LimitError, RequestError, StoreError
 from embstore.serving.messages import SERVICE, message
 from embstore.serving.outcomes import message_of
 from embstore.serving.protocol import InferRequest, InferResponse, Limits, Raw, RequestedOutput, Tensor
@@ -119,21 +119,26 @@ class Servicer:
         return [of(SERVICE, handlers), of(HEALTH, {"Check": unary(self._health)})]
 
     async def _infer(self, data: bytes, context: Any) -> bytes:
-        started, values = perf_counter(), 0
-        self.server.metrics.running(1)
+        started = perf_counter()
         try:
-            self._check(context)
-            request = infer_request(data, self.server.limits, context.time_remaining())
-            values = sum(tensor.count() for tensor in request.inputs)
-            encoded = infer_response(await self.server.infer(request))
-            self.server.ended("grpc", started, None, values=values)
-            return encoded
+            encoded, values = await self._answer(data, context)
         except asyncio.CancelledError:
             late = DeadlineError("request", expected="somebody who waits for it", found="nobody any more")
             self.server.ended("grpc", started, late)
             raise
         except Exception as error:
             return await self._failed(started, error, context)
+        self.server.ended("grpc", started, None, values=values)
+        return encoded
+
+    async def _answer(self, data: bytes, context: Any) -> tuple[bytes, int]:
+        """A response, and how many values were asked for."""
+        self.server.metrics.running(1)
+        try:
+            self._check(context)
+            request = infer_request(data, self.server.limits, context.time_remaining())
+            response = await self.server.infer(request)
+            return infer_response(response), sum(tensor.count() for tensor in request.inputs)
         finally:
             self.server.metrics.running(-1)
 
@@ -202,28 +207,35 @@ class Servicer:
         return versions.ready(ref) or await self.server.run(lambda: versions.get(ref))
 
     async def _index(self, data: bytes) -> Any:
-        parsed("RepositoryIndexRequest", data)  # only loaded versions are listed, so all are ready
-        response = message("RepositoryIndexResponse")()
-        for version in sorted(set(self.server.versions.loaded().values())):
-            response.models.add(name=self.server.name, version=version, state="READY")
+        request, server = parsed("RepositoryIndexRequest", data), self.server
+        infos = await server.run(server.versions.store.versions)
+        loaded, response = set(server.versions.loaded().values()), message("RepositoryIndexResponse")()
+        for info in infos:
+            if info.id in loaded:
+                response.models.add(name=server.name, version=info.id, state="READY")
+            elif not request.ready:
+                response.models.add(name=server.name, version=info.id, state="UNAVAILABLE", reason="not loaded")
         return response
 
     async def _load(self, data: bytes) -> Any:
-        """See at once what the store's aliases mean now."""
+        """See at once what the store's aliases mean now, and load a version where one is named."""
         request = parsed("RepositoryModelLoadRequest", data)
         self.server.check_model(request.model_name)
-        if request.parameters:
-            found, do = ", ".join(request.parameters), "publish to the store"
-            raise RequestError("load", expected="no parameters", found=found, do=do)
+        if request.parameters.keys() - {"version"}:
+            expected, found = "at most version, an alias, tag or id", ", ".join(sorted(request.parameters))
+            raise RequestError("load: parameters", expected=expected, found=found)
+        ref = request.parameters["version"].string_param if request.parameters else ""
         versions = self.server.versions
-        await self.server.run(lambda: (versions.get(), versions.look()))
-        why = versions.failures().get(versions.following.alias)
+        await self.server.run(lambda: versions.get(ref))
+        await self.server.run(versions.look)
+        why = versions.failures().get(ref or versions.following.alias)
         if why is not None:
             raise StoreError(f"load of {self.server.name!r}", found=why)
         return message("RepositoryModelLoadResponse")()
 
     async def _unload(self, data: bytes) -> Any:
-        raise AccessError("unload", expected="a server that always has its model", do="stop the server")
+        do = "promote another version, or load one: what was asked for last stays"
+        raise RequestError("unload: versions that aliases mean stay loaded", do=do)
 
     async def _stream(self, requests: Any, context: Any) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ModelStreamInfer; one answer a request: use ModelInfer")

@@ -92,7 +92,7 @@ class Prepared:
             RequestError: features of different numbers of rows.
         """
         rows = check_alike({name: count(of) for name, of in tokens.items()})
-        return self.reader.vectors(self.plan, tokens, rows).numpy()
+        return self.reader.vectors(self.plan, tokens, rows)
 
 
 class Reader:
@@ -243,8 +243,13 @@ class Reader:
         load_into(model, version.dense, origin=f"version {version.id}")
         return model.eval().requires_grad_(False)
 
-    def vectors(self, plan: LookupPlan, tokens: Mapping[str, Tokens], rows: int) -> torch.Tensor:
+    def vectors(self, plan: LookupPlan, tokens: Mapping[str, Tokens], rows: int) -> NDArray[np.float32]:
         """The output of a plan, float32 ``[rows, plan.width]``."""
+        table = self._table if self.version.table.buckets.complete else None
+        if table is not None and all(tokens[name].offsets is None for name in plan.names):
+            values = [tokens[name].values.view(np.int64) for name in plan.names]
+            values_N = values[0] if len(values) == 1 else np.concatenate(values)
+            return self._kernel.lookup(plan, values_N, rows, table)
         columns = {
             name: (
                 torch.from_numpy(of.values.view(np.int64)),
@@ -254,9 +259,9 @@ class Reader:
         }
         request = Request(FeatureTokens.concatenate(columns, rows), plan)
         with torch.no_grad():
-            if self._table is not None and self.version.table.buckets.complete:
-                return self._kernel.forward(request, self._table)
-            return pooled(request, self._gather)
+            if table is not None:
+                return self._kernel.forward(request, table).numpy()
+            return pooled(request, self._gather).numpy()
 
     def _gather(self, rows_T: torch.Tensor) -> torch.Tensor:
         rows_TD = self.version.table.gather(rows_T)

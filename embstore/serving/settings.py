@@ -21,6 +21,7 @@ from embstore.serving.protocol import Limits
 
 LEVELS = ("debug", "info", "warning", "error")
 TOKEN, ADMIN_TOKEN = "EMBSTORE_TOKEN", "EMBSTORE_ADMIN_TOKEN"
+MAX_NOTICE = 300.0
 _MAX_WORKERS = 256
 
 
@@ -56,6 +57,7 @@ class ServeSettings:
         admin_tokens: who may promote, roll back and load; nobody when empty.
         limits: of one request.
         poll_seconds: between two looks at the alias.
+        notice_seconds: at the end, from "not ready" until nothing new is accepted: what balancers need to notice.
         scores: whether the network is built, to score with.
         log_level: one of ``LEVELS``.
     """
@@ -72,6 +74,7 @@ class ServeSettings:
     admin_tokens: tuple[str, ...] = field(default=(), repr=False)
     limits: Limits = field(default_factory=Limits)
     poll_seconds: float = 1.0
+    notice_seconds: float = 0.5
     scores: bool = True
     log_level: str = "info"
 
@@ -99,6 +102,8 @@ class ServeSettings:
             raise ConfigError("workers", expected=f"1 to {_MAX_WORKERS}", found=f"{self.workers:,}")
         if not 0 < self.poll_seconds < float("inf"):
             raise ConfigError("poll", expected="seconds, more than 0", found=str(self.poll_seconds))
+        if not 0 <= self.notice_seconds <= MAX_NOTICE:
+            raise ConfigError("notice", expected=f"0 to {MAX_NOTICE:g} seconds", found=str(self.notice_seconds))
         for of in fields(self.limits):
             if (value := getattr(self.limits, of.name)) < 1:
                 raise ConfigError(f"limit of {of.name}", expected="1 or more", found=f"{value:,}")

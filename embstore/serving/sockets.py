@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 from embstore.errors import ConfigError
 
+_ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
 
 def take(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
     """Bind a port on every address that a host name means.
@@ -27,15 +29,21 @@ def take(host: str, port: int, *, shared: bool = False) -> list[socket.socket]:
     """
     taken: list[socket.socket] = []
     try:
-        for family, address in _addresses(host):
-            taken.append(_bound(family, (address, taken[0].getsockname()[1] if taken else port), shared))
+        found = _addresses(host)
+        for number, (family, address) in enumerate(found, 1):
+            try:
+                taken.append(_bound(family, (address, taken[0].getsockname()[1] if taken else port), shared))
+            except OSError as error:  # localhost is ::1, too, even where there is no IPv6
+                is_last = number == len(found)
+                if error.errno not in _ABSENT or (is_last and not taken):
+                    raise
     except OSError as error:
         for of in taken:
             of.close()
         what, do = f"{host} port {port}", ""
         if error.errno == errno.EADDRINUSE:
             do = "end what listens there, or choose another port (0: any that is free)"
-        elif error.errno == errno.EADDRNOTAVAIL:
+        elif error.errno in _ABSENT:
             do = "name an address of this machine; 0.0.0.0 and :: mean all of them"
         raise ConfigError(what, expected="one to listen on", found=str(error.strerror), do=do) from error
     return taken

@@ -34,7 +34,7 @@ from embstore.serving.settings import ADMIN_TOKEN, TOKEN, ServeSettings
 
 log = logging.getLogger("embstore.serving")
 
-_END_SECONDS = 15.0  # more than a worker takes that is asked to end
+_END_SECONDS = 15.0  # after the notice; more than a worker takes that is asked to end
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0
 _LONG_LIFE = 60.0  # seconds after which a death is not one in a row
 
@@ -124,9 +124,10 @@ class Supervisor:
         self._compiled.set()
         for worker in list(self._workers.values()):
             _send(worker, signal.SIGTERM)
+        seconds = self.settings.notice_seconds + _END_SECONDS
         again = asyncio.create_task(self._asked_again.wait())
         ended = asyncio.create_task(asyncio.wait(keepers))
-        await asyncio.wait((again, ended), timeout=_END_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((again, ended), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         again.cancel()
         for number, worker in list(self._workers.items()):
             if worker.returncode is None:
@@ -164,6 +165,7 @@ class Supervisor:
         read, write = os.pipe()
         descriptors = [of.fileno() for of in self._http]
         environment = {key: value for key, value in os.environ.items() if key not in (TOKEN, ADMIN_TOKEN)}
+        environment.setdefault("GRPC_VERBOSITY", "NONE")  # it would write lines of its own among the log's
         environment |= {"PROMETHEUS_MULTIPROC_DIR": self._folder, "OMP_NUM_THREADS": "1"}
         path = [] if sys.path[0] in ("", os.getcwd()) else ["-P"]  # find embstore where this process did
         try:

@@ -15,6 +15,8 @@ import contextlib
 import json
 import logging
 import os
+import resource
+import shutil
 import signal
 import sys
 import threading
@@ -33,7 +35,7 @@ from embstore.serving.access import Access
 from embstore.serving.connections import SETTINGS
 from embstore.serving.grpc import serve as serve_grpc
 from embstore.serving.http import App
-from embstore.serving.metrics import Metrics
+from embstore.serving.metrics import FOLDER, Metrics
 from embstore.serving.outcomes import message_of
 from embstore.serving.protocol import InferRequest, Limits, RequestedOutput, Tensor
 from embstore.serving.reader import Reader
@@ -46,8 +48,7 @@ from embstore.store import Store
 
 log = logging.getLogger("embstore.serving")
 
-NOTICE_SECONDS = 0.5  # from "not ready" until nothing new is accepted
-GRACE_SECONDS = 10  # from then until what goes on is cut off
+GRACE_SECONDS = 10  # from when nothing new is accepted until what goes on is cut off
 
 
 class WarmReader(Reader):
@@ -121,7 +122,7 @@ class Worker:
         await asyncio.wait((ending, answering), return_when=asyncio.FIRST_COMPLETED)
         self.server.ending = True
         log.info("ending")
-        await asyncio.sleep(NOTICE_SECONDS)
+        await asyncio.sleep(self.settings.notice_seconds)
         http.should_exit = True
         await asyncio.gather(answering, *(of.stop(GRACE_SECONDS) for of in rpc))
         log.info("ended")
@@ -164,13 +165,21 @@ def tell(report: BinaryIO, what: Mapping[str, Any]) -> None:
         report.write(json.dumps(what).encode() + b"\n")
 
 
-def _end_with_supervisor(stdin: BinaryIO) -> None:
+def _end_with_supervisor(stdin: BinaryIO, notice_seconds: float) -> None:
     """End when stdin does, even if the loop hangs."""
     stdin.read()
     log.error("the supervisor is gone")
+    shutil.rmtree(os.environ[FOLDER], ignore_errors=True)  # it would have
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(NOTICE_SECONDS + GRACE_SECONDS + 1)
+    time.sleep(notice_seconds + GRACE_SECONDS + 1)
     os._exit(1)
+
+
+def _allow_connections() -> None:
+    """As many as the machine lets a process have; what is usual, 1,024 files, is few."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main() -> NoReturn:
@@ -182,8 +191,10 @@ def main() -> NoReturn:
     try:
         settings = ServeSettings.from_dict(orders["settings"])
         logs.configure(settings.log_level, {"worker": orders["number"]})
-        threading.Thread(target=_end_with_supervisor, args=(sys.stdin.buffer,), daemon=True).start()
+        watched = (sys.stdin.buffer, settings.notice_seconds)
+        threading.Thread(target=_end_with_supervisor, args=watched, daemon=True).start()
         torch.set_num_threads(1)
+        _allow_connections()
         worker = Worker(settings, descriptors=orders["http"], grpc_addresses=orders["grpc"], report=report)
         uvloop.new_event_loop().run_until_complete(worker.run())
         code = 0

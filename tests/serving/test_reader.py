@@ -13,7 +13,7 @@ from shop import DIM, FEATURES, RECORDS, SCHEMA, bundle
 from embstore.batch import FeatureTokens
 from embstore.ctr import CtrModel
 from embstore.encoding import encode
-from embstore.errors import ConfigError, RequestError, SchemaError
+from embstore.errors import ConfigError, KernelError, RequestError, SchemaError
 from embstore.models import build
 from embstore.serving.reader import Reader
 from embstore.store import Change, Store, Version
@@ -26,6 +26,27 @@ def test_vectors_are_the_versions(reader: Reader, version: Version) -> None:
         looked = reader.lookup(feature.name, values)
         expected = version.lookup(feature.name, values).numpy()
         assert looked.vectors_BW.tobytes() == expected.tobytes()
+
+
+def test_vectors_of_several_features_are_the_versions(reader: Reader, version: Version) -> None:
+    rows = 20_000  # an output that is large enough for memory that is used again
+    columns = {"item": list(range(rows)), "country": ["de", None, "fr", "x"] * (rows // 4)}
+    for _ in range(2):
+        embedded = reader.embed(columns, ["item", "country"])
+        expected = [version.lookup(name, values).numpy() for name, values in columns.items()]
+        assert embedded.tobytes() == np.concatenate(expected, axis=1).tobytes()
+    assert reader.embed({"item": [], "country": []}, ["item", "country"]).shape == (0, 2 * DIM)
+
+
+def test_a_lookup_takes_all_rows_of_each_feature(reader: Reader) -> None:
+    plan = reader.prepare("item", "country").plan
+    assert reader._table is not None
+    with pytest.raises(KernelError, match="5 tokens for each of 2 features; found 9"):
+        reader._kernel.lookup(plan, np.zeros(9, dtype=np.int64), 5, reader._table)
+    fixed = np.arange(10, dtype=np.int64)
+    expected = reader._kernel.lookup(plan, fixed.copy(), 5, reader._table)
+    fixed.flags.writeable = False
+    assert reader._kernel.lookup(plan, fixed, 5, reader._table).tobytes() == expected.tobytes()
 
 
 def test_status_says_what_is_known(reader: Reader) -> None:

@@ -45,6 +45,7 @@ def test_any_other_address_takes_tls_and_a_token(host: str) -> None:
         ({"workers": 0}, "workers"),
         ({"poll_seconds": 0.0}, "poll"),
         ({"poll_seconds": float("nan")}, "poll"),
+        ({"notice_seconds": -1.0}, "notice"),
         ({"limits": Limits(values=0)}, "values"),
         ({"log_level": "inf"}, "did you mean 'info'"),
         ({"name": "a/b"}, "name of the model"),

@@ -51,5 +51,13 @@ def test_an_address_of_another_machine() -> None:
         sockets.take("no-such-host.invalid", 0)
 
 
+def test_a_name_is_all_of_its_addresses() -> None:
+    taken = sockets.take("localhost", 0)
+    assert len({of.getsockname()[1] for of in taken}) == 1
+    assert "127.0.0.1" in {of.getsockname()[0] for of in taken}
+    for of in taken:
+        of.close()
+
+
 def test_urls_have_brackets_around_ipv6() -> None:
     assert sockets.shown("::1", 80) == "[::1]:80"

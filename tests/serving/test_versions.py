@@ -49,8 +49,22 @@ def test_other_versions_are_loaded_when_asked_for(store: Store) -> None:
     assert versions.get("latest") is versions.get(ids[2])  # the same version is loaded once
 
 
+def test_a_version_can_be_stayed_at(store: Store) -> None:
+    pinned = store.resolve("production")
+    versions = Versions(store, Following(alias=pinned, kept=1))
+    assert versions.get().version.id == pinned
+    store.promote(store.publish(bundle(1)).id)
+    for ref in ("production", "latest"):
+        versions.get(ref)
+    versions.look()
+    reader = versions.ready()
+    assert reader is not None
+    assert reader.version.id == pinned
+
+
 def test_a_damaged_version_leaves_the_one_before(store: Store) -> None:
-    versions = Versions(store)
+    failed: list[str] = []
+    versions = Versions(store, failed=failed.append)
     before = versions.get()
     damaged = store.publish(bundle(1))
     path = next((damaged.folder / "table").iterdir())
@@ -60,6 +74,7 @@ def test_a_damaged_version_leaves_the_one_before(store: Store) -> None:
     versions.look()
     assert versions.ready() is before
     assert "sha256" in versions.failures()["production"]
+    assert failed == ["production"]
     store.promote(before.version.id)
     versions.look()
     assert not versions.failures()
