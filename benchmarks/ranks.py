@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from embstore.batch import Batch
 from embstore.ctr import CtrModel
 from embstore.distributed import ALONE, Group, joined
 from embstore.embeddings.unified import UnifiedEmbedding
+from embstore.lookahead import look_ahead
 from embstore.models import build
 from embstore.normalization import StreamingNormalizer
 from embstore.training import Trainer
@@ -157,8 +159,9 @@ def _ours(group: Group, batch: int) -> Step:
     table = UnifiedEmbedding(feature_list(), ROWS, DIM, group=group)
     model = CtrModel(table, StreamingNormalizer([], group), _network()).train()
     trainer = Trainer(model, TrainingSettings(batch_size=batch * group.world), tempfile.gettempdir(), group=group)
-    batches = _batches(group, batch)
-    return lambda number: _discard(trainer._step(batches[number % _BATCHES], _FOREVER))
+    batches = cycle(_batches(group, batch))
+    ready = batches if group.alone else look_ahead(batches, table)  # as ``Trainer.fit`` does
+    return lambda _: _discard(trainer._step(next(ready), _FOREVER))
 
 
 def _peer(group: Group, batch: int) -> Step:

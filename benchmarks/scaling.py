@@ -4,7 +4,8 @@ A step is a whole one: lookup of 26 features in 1,000,000 rows of 16 float32, Zi
 backward, row-wise Adagrad on the rows, gradients of the network summed over the ranks, Adam. embstore starts from raw
 tokens (``Trainer``'s own step, one table of all features, sharded by rows); the peer has ids that are rows already, and
 a table of 1/26 of the rows for each feature (``benchmarks.peers.per_feature``: ``EmbeddingBagCollection``, torchrec's
-planner, ``DistributedModelParallel``). A process has one thread: two use twice the cores of one. Batches lie in memory.
+planner, ``DistributedModelParallel``). Two processes of embstore look a batch ahead, as ``Trainer`` does; the peer's
+script has no pipelined step. A process has one thread: two use twice the cores of one. Batches lie in memory.
 
     two_process_speedup         the same batch (8,192) shared by two, against one
     weak_scaling_efficiency     twice the batch for two: samples/s of two over twice those of one

@@ -12,7 +12,7 @@ Shape suffixes: B rows, N tokens, D dense columns.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -163,8 +163,15 @@ class FeatureTokens:
         """The same on another device; itself when already there."""
         if self.values_N.device == torch.device(device):
             return self
-        offsets = {name: bounds.to(device, non_blocking=True) for name, bounds in self.offsets.items()}
-        return replace(self, values_N=self.values_N.to(device, non_blocking=True), offsets=offsets)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """As ``Tensor.record_stream``: the stream uses it, too."""
+        self._each(lambda tensor: _recorded(tensor, stream))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> FeatureTokens:
+        offsets = {name: change(bounds) for name, bounds in self.offsets.items()}
+        return replace(self, values_N=change(self.values_N), offsets=offsets)
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,7 @@ class Batch:
         group_B: int64 group tokens for GAUC, or ``None``.
         cursor: where reading goes on after this batch (``embstore.logs.Cursor``), or ``None``.
         whole: rows of the batch of which these are one rank's part, or ``None`` when they are all.
+        asked: how far its lookup has come (``UnifiedEmbedding.prepare``), or ``None``.
     """
 
     tokens: FeatureTokens
@@ -188,6 +196,7 @@ class Batch:
     group_B: Tensor | None = None
     cursor: Any = field(default=None, compare=False)
     whole: int | None = None
+    asked: Any = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         return self.tokens.rows
@@ -211,13 +220,29 @@ class Batch:
         """The same on another device; groups stay where they are (metrics run on the host)."""
         if self.dense_BD.device == torch.device(device):
             return self
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same in pinned memory, which a GPU copies from while the host goes on; groups stay where they are."""
+        return self._each(Tensor.pin_memory)
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """As ``Tensor.record_stream``: the stream uses it, too."""
+        self._each(lambda tensor: _recorded(tensor, stream))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         return replace(
             self,
-            tokens=self.tokens.to(device),
-            dense_BD=self.dense_BD.to(device, non_blocking=True),
-            label_B=None if self.label_B is None else self.label_B.to(device, non_blocking=True),
-            weight_B=None if self.weight_B is None else self.weight_B.to(device, non_blocking=True),
+            tokens=self.tokens._each(change),
+            dense_BD=change(self.dense_BD),
+            label_B=None if self.label_B is None else change(self.label_B),
+            weight_B=None if self.weight_B is None else change(self.weight_B),
         )
+
+
+def _recorded(tensor: Tensor, stream: torch.Stream) -> Tensor:
+    tensor.record_stream(stream)
+    return tensor
 
 
 def _cut(values: Tensor | None, start: int, stop: int) -> Tensor | None:

@@ -7,9 +7,10 @@
         dense.safetensors    normalizer and network
         adam.safetensors     the network's optimizer state
 
-A checkpoint is written to a folder whose name starts with ``.``, made durable, then renamed; a kill at any time leaves
-the previous ones as they were. Tensors are written from where they lie: no second copy of the table is made. Ranks
-write at the same time, and rank 0 renames; what they wrote can be loaded by any number of ranks.
+A checkpoint is written to a folder whose name starts with ``.``, made durable, then renamed; one that goes is renamed
+so first. A kill at any time leaves the previous ones as they were. Tensors are written from where they lie, and read to
+where they go: no second copy of the table is made. Ranks write at the same time, and rank 0 renames; what they wrote
+can be loaded by any number of ranks.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,33 @@ from embstore.store.tensors import open_tensors, write_tensors
 
 _PREFIX = "step-"
 _TABLE = "table"
+_WHOLE = f"{_TABLE}.safetensors"  # of a process alone
+
+
+class Part(NamedTuple):
+    """What one file has of the rows that are wanted.
+
+    Args:
+        rows: which of them, from 0.
+        tensors: as they lie in the file, mapped.
+    """
+
+    rows: range
+    tensors: Mapping[str, Tensor]
+
+
+class Loaded(NamedTuple):
+    """A checkpoint, of whose files nothing but headers and digests was read yet.
+
+    Args:
+        state: plain values.
+        tensors: ``{file stem: {name: tensor}}`` of all but the table, mapped.
+        table: the rows that were wanted, in order.
+    """
+
+    state: dict[str, Any]
+    tensors: dict[str, Mapping[str, Tensor]]
+    table: list[Part]
 
 
 class Checkpoints:
@@ -93,18 +121,19 @@ class Checkpoints:
                 out.flush()
                 os.fsync(out.fileno())
             fsync_folder(partial)
-            if final.exists():
-                shutil.rmtree(final)
+            gone = [_aside(final)] if final.exists() else []
             os.rename(partial, final)
             fsync_folder(self.folder)
+            for path in gone:
+                shutil.rmtree(path)
 
         group.lead(make)
         told = group.each(write)
         group.lead(commit)
         return name
 
-    def load(self, name: str, rows: int, shard: range) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
-        """The state and the (memory-mapped) tensors of one, after the digests of what is read were checked.
+    def load(self, name: str, rows: int, shard: range) -> Loaded:
+        """Open one, after the digests of what is to be read were checked.
 
         Args:
             name: of it.
@@ -117,11 +146,13 @@ class Checkpoints:
         return self.group.together(lambda: self._load(self.folder / name, rows, shard))
 
     @staticmethod
-    def _load(folder: Path, rows: int, shard: range) -> tuple[dict[str, Any], dict[str, Mapping[str, Tensor]]]:
+    def _load(folder: Path, rows: int, shard: range) -> Loaded:
         do = f"delete the folder {folder.name} to go on from another one, if there is, or start afresh"
         try:
             state = json.loads((folder / "state.json").read_text())
-            shards = {file: range(*bounds) for file, bounds in state["shards"].items()}
+            shards = {file: range(*bounds) for file, bounds in (state.get("shards") or {}).items()}
+            if not shards:  # as one process wrote it before there were ranks
+                shards = {_WHOLE: range(len(open_tensors(folder / _WHOLE)["weight"]))}
             wanted = [file for file in state["files"] if _overlap(shards.get(file, shard), shard)]
             for file in wanted:
                 promised = state["files"][file]
@@ -133,14 +164,15 @@ class Checkpoints:
                         found=f"{found[:16]}…",
                         do=do,
                     )
-            groups: dict[str, Mapping[str, Tensor]] = {}
-            parts: list[tuple[range, Mapping[str, Tensor]]] = []
+            tensors: dict[str, Mapping[str, Tensor]] = {}
+            parts = []
             for file in wanted:
                 opened = open_tensors(folder / file)
                 if file in shards:
-                    parts.append((shards[file], opened))
+                    parts.append(_part(shards[file], opened, shard))
                 else:
-                    groups[file.removesuffix(".safetensors")] = opened
+                    tensors[file.removesuffix(".safetensors")] = opened
+            parts.sort(key=lambda part: part.rows.start)
             total = max(of.stop for of in shards.values())
             if total != rows:
                 raise CheckpointError(
@@ -149,7 +181,9 @@ class Checkpoints:
                     found=f"{total:,}",
                     do="use the settings it was made with",
                 )
-            groups[_TABLE] = _rows_of(sorted(parts, key=lambda part: part[0].start), shard)
+            ends = [0, *(part.rows.stop for part in parts)]
+            if ends != [*(part.rows.start for part in parts), len(shard)]:
+                raise ValueError(f"not each of the rows {shard.start:,} to {shard.stop:,} once")
         except (CorruptVersionError, OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise CheckpointError(
                 f"checkpoint {folder} can't be read",
@@ -157,36 +191,65 @@ class Checkpoints:
                 found=str(error),
                 do=do,
             ) from error
-        return state, groups
+        return Loaded(state, tensors, parts)
 
     def prune(self, keep: set[str]) -> None:
         """Remove all but these, and what killed writers left; rank 0 does."""
 
         def remove() -> None:
-            for path in self.folder.iterdir():
-                if path.name.lstrip(".").startswith(_PREFIX) and path.name not in keep:
-                    shutil.rmtree(path)
+            there = [path for path in self.folder.iterdir() if path.name.lstrip(".").startswith(_PREFIX)]
+            gone = [path if path.name.startswith(".") else _aside(path) for path in there if path.name not in keep]
+            fsync_folder(self.folder)
+            for path in gone:
+                shutil.rmtree(path)
 
         self.group.lead(remove)
+
+
+def _aside(path: Path) -> Path:
+    """Rename a checkpoint to what is none: half of it is never found under its name, however its removal ends."""
+    gone = path.with_name(f".{path.name}.old")
+    if gone.exists():
+        shutil.rmtree(gone)
+    return path.rename(gone)
 
 
 def _overlap(one: range, other: range) -> range:
     return range(max(one.start, other.start), min(one.stop, other.stop))
 
 
-def _rows_of(parts: list[tuple[range, Mapping[str, Tensor]]], shard: range) -> dict[str, Tensor]:
-    """A shard's part of tensors that are cut by rows otherwise; torch's extra state is the same in each."""
-    out = {}
-    for name, tensor in parts[0][1].items():
-        if name.startswith("_"):
-            out[name] = tensor
-            continue
-        cut = []
-        for rows, tensors in parts:
-            both = _overlap(rows, shard)
-            cut.append(tensors[name][both.start - rows.start : both.stop - rows.start])
-        out[name] = cut[0] if len(cut) == 1 else torch.cat(cut)
-    return out
+def _part(rows: range, tensors: Mapping[str, Tensor], shard: range) -> Part:
+    """What of a file's rows a shard has; torch's extra state is not of rows, and the same in each file."""
+    both = _overlap(rows, shard)
+    cut = slice(both.start - rows.start, both.stop - rows.start)
+    own = {name: tensor if name.startswith("_") else tensor[cut] for name, tensor in tensors.items()}
+    return Part(range(both.start - shard.start, both.stop - shard.start), own)
+
+
+@torch.no_grad()
+def load_rows(table: nn.Module, parts: list[Part], *, origin: str) -> None:
+    """Copy a table's rows into its own tensors, part by part, as they lie in files.
+
+    Raises:
+        CheckpointError: they are not its rows' tensors.
+    """
+    own = table.state_dict()
+    for part in parts:
+        _check(
+            {name: _shape(name, tensor, len(part.rows)) for name, tensor in own.items()},
+            {name: tuple(tensor.shape) for name, tensor in part.tensors.items()},
+            origin=origin,
+        )
+    for rows, tensors in parts:
+        for name in tensors:
+            if not name.startswith("_"):
+                own[name][rows.start : rows.stop] = tensors[name]
+    extra = {name: tensor for name, tensor in parts[0].tensors.items() if name.startswith("_")}
+    table.load_state_dict(extra, strict=False)  # and what a module does once it is loaded
+
+
+def _shape(name: str, tensor: Tensor, rows: int) -> tuple[int, ...]:
+    return tuple(tensor.shape) if name.startswith("_") else (rows, *tensor.shape[1:])
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) -> None:
@@ -195,10 +258,14 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) 
     Raises:
         CheckpointError: they are not.
     """
-    own = module.state_dict()
-    for name in own.keys() | tensors.keys():
-        ours = tuple(own[name].shape) if name in own else "absent"
-        theirs = tuple(tensors[name].shape) if name in tensors else "absent"
+    shapes = [{name: tuple(tensor.shape) for name, tensor in of.items()} for of in (module.state_dict(), tensors)]
+    _check(*shapes, origin=origin)
+    module.load_state_dict(dict(tensors))
+
+
+def _check(own: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], *, origin: str) -> None:
+    for name in sorted(own.keys() | found.keys()):
+        ours, theirs = own.get(name, "absent"), found.get(name, "absent")
         if ours != theirs:
             raise CheckpointError(
                 f"{origin} is of another model: {name}",
@@ -206,7 +273,6 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], *, origin: str) 
                 found=str(theirs),
                 do="use the settings it was made with",
             )
-    module.load_state_dict(dict(tensors))
 
 
 def adam_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

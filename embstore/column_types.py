@@ -37,3 +37,16 @@ def tokens_of(kind: pa.DataType) -> str:
         zone = kind.tz if pa.types.is_timestamp(kind) else None
         return f"time in {'UTC' if zone in (None, '+00:00', 'Etc/UTC') else zone}"
     return re.sub(r"(fixed_size_|large_)?binary(_view)?(\[\d+\])?", "string", kind_of(kind))
+
+
+def stored_type(kind: pa.DataType) -> pa.DataType:
+    """The plainest type of the same values: what any reader of Parquet knows."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return stored_type(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return stored_type(kind.value_type)
+    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return pa.binary()
+    return kind

@@ -19,7 +19,7 @@ from time import monotonic
 
 import torch
 
-from embstore.checkpoints import load_adam, load_into
+from embstore.checkpoints import load_adam
 from embstore.ctr import CtrModel
 from embstore.distributed import ALONE, Group
 from embstore.errors import (
@@ -71,6 +71,8 @@ class PublishSettings:
             moves every row a little at every step: without, such deltas hold them all, and are published whole.
         encoding: of deltas' rows: a dtype, ``int8`` or ``int4``; the table's own dtype when not given.
         alias: what to promote each version to, e.g. ``"canary"``.
+        vocabulary: publish the values of the training log, counted once, as the vocabulary: of all features, or of
+            those named. To that of a version the run goes on from they are added; it is published in any case.
     """
 
     store: str
@@ -80,6 +82,7 @@ class PublishSettings:
     significance: float = 0.0
     encoding: str | None = None
     alias: str | None = None
+    vocabulary: bool | tuple[str, ...] = False
 
     def __post_init__(self) -> None:
         for name, least in (("every_minutes", 0.0), ("every_rows", 0), ("whole_every", 0)):
@@ -128,8 +131,7 @@ def load_version(model: CtrModel, adam: torch.optim.Optimizer, version: Version)
     for start in range(first, table.shard.stop, _CHUNK_ROWS):
         stop = min(start + _CHUNK_ROWS, table.shard.stop)
         table.weight[start - first : stop - first] = version.table.read_rows(start, stop).to(table.dtype)
-    dense = torch.nn.ModuleDict({"normalizer": model.normalizer, "network": model.network})
-    load_into(dense, version.dense, origin=f"version {version.id}")
+    model.load_dense(version.dense, origin=f"version {version.id}")
     if version.optimizer is None:
         return False
     state = version.optimizer_state(table.shard)
@@ -163,18 +165,25 @@ def check_columns(types: Mapping[str, str], start: Version) -> None:
             )
 
 
-def published(store: Store, folder: Path) -> Version | None:
+def published(store: Store, folder: Path, group: Group = ALONE) -> Version | None:
     """The version published last of the run in a folder, as its ``published.json`` says, if it is in this store.
+
+    Args:
+        group: processes that open it together; rank 0 reads the file.
 
     Raises:
         CorruptVersionError: the file can't be read or says something else, or the version is not what was published.
     """
     path = folder / PUBLISHED
-    if not path.exists():
-        return None
+
+    def recorded() -> str | None:
+        if not path.exists():
+            return None
+        return Fields(read_json(read_small(path, MAX_SMALL_BYTES), str(path)), str(path)).text("version", VERSION_ID)
+
+    version = group.lead(recorded)
     try:
-        fields = Fields(read_json(read_small(path, MAX_SMALL_BYTES), str(path)), str(path))
-        return store.open(fields.text("version", VERSION_ID))
+        return None if version is None else store.open(version, group=group)
     except VersionNotFoundError:  # another store, or collected
         return None
 
@@ -394,10 +403,8 @@ class Publisher:
     def _published(self) -> Version | None:
         """What ``published.json`` names; when that is damaged the next version is whole."""
         try:
-            version = self.group.together(lambda: published(self.store, self.folder))
+            return published(self.store, self.folder, self.group)
         except CorruptVersionError as error:
             self._whole = True
             self._warn(f"{error}; the next version is whole")
             return None
-        (gone,) = self.group.any(version is None)  # it may be collected as the ranks look
-        return None if gone else version

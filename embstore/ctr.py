@@ -8,7 +8,7 @@ Shape suffixes: B rows of the batch, N tokens, D dense columns, W width of the t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,6 +47,15 @@ class CtrModel(nn.Module):
         """Everything but the table: the tensors of ``normalizer.`` and ``network.``."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("table.")}
 
+    def load_dense(self, tensors: Mapping[str, Tensor], *, origin: str) -> None:
+        """What ``dense_state`` gave, back in place.
+
+        Raises:
+            CheckpointError: it is of another network.
+        """
+        dense = nn.ModuleDict({"normalizer": self.normalizer, "network": self.network})
+        load_into(dense, tensors, origin=origin)
+
     @classmethod
     def restore(cls, version: Version, build: BuildNetwork) -> CtrModel:
         """The model of a published version, in eval mode; its table is mapped, not copied.
@@ -63,8 +72,7 @@ class CtrModel(nn.Module):
             StreamingNormalizer(version.schema.dense),
             build_network(build, version.manifest["model"]),
         )
-        dense = nn.ModuleDict({"normalizer": model.normalizer, "network": model.network})
-        load_into(dense, version.dense, origin=f"version {version.id}")
+        model.load_dense(version.dense, origin=f"version {version.id}")
         return model.eval()
 
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,9 +27,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from embstore.errors import EmbstoreError, GroupError, LostRankError
+from embstore.errors import EmbstoreError, GroupError, Interrupted, LostRankError
 
-_JOIN_SECONDS, _SECONDS = 120.0, 1800.0
+_JOIN_SECONDS, _SECONDS, _REPORT_SECONDS = 120.0, 1800.0, 5.0
 _PACKAGES = ("embstore", "torch", "torchrec", "fbgemm-gpu", "fbgemm-gpu-cpu")
 _CPU = torch.device("cpu")
 T = TypeVar("T")
@@ -113,18 +115,11 @@ class Group:
 
     def told(self, value: Any = None) -> Any:
         """Rank 0's value, on every rank: anything JSON can hold."""
-        if self.process_group is None:
-            return value
-        text = json.dumps(value).encode() if self.first else b""
-        sent = torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
-        return json.loads(bytes(self.gather(sent)[0].numpy()))
+        return self.lead(lambda: value)
 
     def tell(self, value: Any) -> list[Any]:
         """The value of each rank, by rank: anything JSON can hold."""
-        if self.process_group is None:
-            return [value]
-        text = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        return [json.loads(bytes(found.numpy())) for found in self.gather(text)]
+        return self.each(lambda: value)
 
     def lead(self, work: Callable[[], Any]) -> Any:
         """Let rank 0 do some work; its result, which JSON can hold, on every rank.
@@ -138,12 +133,13 @@ class Group:
         if self.first:
             try:
                 result = work()
+                text = json.dumps({"result": result})
             except Exception as error:
-                self.told({"error": _said(error, self.rank)})
+                self._send(json.dumps({"error": _said(error, self.rank)}))
                 raise
-            self.told({"result": result})
+            self._send(text)
             return result
-        told = self.told()
+        told = json.loads(self._send("")[0])
         if "error" in told:
             raise _heard(told["error"])
         return told["result"]
@@ -159,10 +155,10 @@ class Group:
             return [work()]
         failed: Exception | None = None
         try:
-            own = {"result": work()}
+            own = json.dumps({"result": work()})
         except Exception as error:
-            failed, own = error, {"error": _said(error, self.rank)}
-        told = self.tell(own)
+            failed, own = error, json.dumps({"error": _said(error, self.rank)})
+        told = [json.loads(theirs) for theirs in self._send(own)]
         for rank, theirs in enumerate(told):
             if "error" in theirs:
                 if failed is not None and rank == self.rank:
@@ -176,6 +172,11 @@ class Group:
         self.each(lambda: found.append(work()))
         return found[0]
 
+    def _send(self, text: str) -> list[str]:
+        """The text of each rank, by rank."""
+        sent = torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8) if text else torch.empty(0).byte()
+        return [bytes(found.numpy()).decode() for found in self.gather(sent)]
+
     def _all_to_all(self, into: Tensor, of: Tensor, into_sizes: list[int] | None, of_sizes: list[int] | None) -> None:
         received = into.to(self.device)
         dist.all_to_all_single(received, of.to(self.device), into_sizes, of_sizes, group=self.process_group)
@@ -187,7 +188,7 @@ ALONE = Group()
 
 
 @contextmanager
-def joined(*, device: str = "cpu") -> Iterator[Group]:
+def joined(*, device: str = "cpu", report: Callable[[Exception], object] | None = None) -> Iterator[Group]:
     """The group of this process, as the environment says: ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT``.
 
     Waits ``EMBSTORE_JOIN_SECONDS`` (120) for the others, and leaves the group at the end; a process group that is there
@@ -195,6 +196,8 @@ def joined(*, device: str = "cpu") -> Iterator[Group]:
 
     Args:
         device: ``"cpu"`` (gloo) or ``"cuda"`` (NCCL, the GPU ``LOCAL_RANK``; ``"cuda:1"`` names one).
+        report: says what the block has raised, an error of embstore or the system's, on one rank of several. Of what
+            all raise alike rank 0 alone says it; another waits some seconds for that, lest nobody does.
 
     Raises:
         GroupError: variables that can't be; no such GPU; a master or ranks that don't come in time; other versions on
@@ -211,6 +214,8 @@ def joined(*, device: str = "cpu") -> Iterator[Group]:
     if rank >= world:
         raise GroupError("RANK", expected=f"less than WORLD_SIZE={world}", found=str(rank))
     theirs = dist.is_initialized()  # as Ray Train has it: whoever made the process group ends it
+    store = None
+    begun = False
     try:
         if theirs:
             group = Group(rank, world, dist.group.WORLD, on)
@@ -223,17 +228,16 @@ def joined(*, device: str = "cpu") -> Iterator[Group]:
             )
             group = Group(rank, world, dist.group.WORLD, on)
             group.barrier()
+        begun = True
         yield group
         group.barrier()  # rank 0 may hold the store: it leaves last
-    except RuntimeError as error:
-        if not _of_peers(error):
+    except Exception as error:
+        lost = _lost(error, rank, world)
+        if begun and report is not None:
+            _report(lost or error, rank, store, report)
+        if lost is None:
             raise
-        raise LostRankError(
-            f"rank {rank} of {world} lost another",
-            expected="all ranks at work",
-            found=str(error).split("\n")[0],
-            do="see what the others said; the run goes on from its last checkpoint when it is started again",
-        ) from error
+        raise lost from error
     finally:
         if dist.is_initialized() and not theirs:
             with suppress(RuntimeError):
@@ -256,7 +260,9 @@ def _chosen(device: torch.device) -> torch.device:
         there = torch.cuda.device_count()
         if device.index >= there:
             do = "start a process for each GPU, with a torch built for CUDA"
-            raise GroupError(f"device {device}", expected="a GPU of that number", found=f"{there} GPUs", do=do)
+            raise GroupError(
+                f"device {device}", expected="a GPU of that number", found=f"{there} GPU" + "s" * (there != 1), do=do
+            )
         torch.cuda.set_device(device)
     return device
 
@@ -336,6 +342,38 @@ def _versions() -> dict[str, str]:
 
 def _shown(about: dict[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in about["versions"].items())
+
+
+def _lost(error: Exception, rank: int, world: int) -> LostRankError | None:
+    """What it means that another rank is gone or late, if an error says so."""
+    if not isinstance(error, RuntimeError) or not _of_peers(error):
+        return None
+    return LostRankError(
+        f"rank {rank} of {world} lost another",
+        expected="all ranks at work",
+        found=str(error).split("\n")[0],
+        do="see what the others said; the run goes on from its last checkpoint when it is started again",
+    )
+
+
+def _report(error: Exception, rank: int, store: Any, report: Callable[[Exception], object]) -> None:
+    """Say an error, unless rank 0 has: by what it leaves in the store."""
+    if not isinstance(error, (EmbstoreError, Interrupted, OSError)):
+        return
+    text = re.sub(r" \(on rank \d+\)", "", f"{type(error).__name__}: {error}")
+    with suppress(RuntimeError):  # no store, or none any more
+        until = time.monotonic() + _REPORT_SECONDS
+        while rank and store is not None and time.monotonic() < until:
+            if not store.check(["reported"]):  # wait() would print a warning of its own
+                time.sleep(0.05)
+            elif store.get("reported").decode() == text:
+                return
+            else:
+                break
+    report(error)
+    with suppress(RuntimeError):
+        if rank == 0 and store is not None:
+            store.set("reported", text)
 
 
 def _said(error: Exception, rank: int) -> dict[str, Any]:

@@ -15,7 +15,8 @@
     │   └── LaterVersionError      a later embstore wrote it
     ├── DatasetError         raw files are not the data set they were said to be
     └── ServingError         a server can't answer a request
-        ├── RequestError           it is not a request, or not one for this model
+        ├── RequestError           it is not a request, or none that the model can answer
+        │   └── UnknownModelError      the server has no such model
         ├── LimitError             it asks for more than the server gives
         ├── AccessError            who asks may not
         │   └── UnknownCallerError     no token, or not one of the server's
@@ -111,7 +112,11 @@ class ServingError(EmbstoreError):
 
 
 class RequestError(ServingError):
-    """It is not a request, or not one for this model."""
+    """It is not a request, or none that the model can answer."""
+
+
+class UnknownModelError(RequestError):
+    """The server has no such model."""
 
 
 class LimitError(ServingError):

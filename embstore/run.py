@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from embstore.continuous import (
 from embstore.ctr import BuildNetwork, CtrModel, NetworkDescription, build_network
 from embstore.distributed import ALONE, Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
-from embstore.errors import CheckpointError, ConfigError, CorruptVersionError, GroupError
+from embstore.errors import CheckpointError, ConfigError, CorruptVersionError, GroupError, nearest
 from embstore.evaluation import evaluate
 from embstore.interruption import Interruption
 from embstore.logs import ParquetLog, check_alike
@@ -44,7 +45,7 @@ from embstore.settings import RunConfig
 from embstore.sharding.batch_norm import share_batch_norm
 from embstore.store import Bundle, Store, Version
 from embstore.training import Trainer
-from embstore.vocabulary import exact_tokens
+from embstore.vocabulary import Vocabulary, exact_tokens
 
 FEW_STEPS = 100  # so few hardly move a network's weights
 
@@ -79,9 +80,15 @@ class Run:
         self.start = None if config.start is None else self._open_start(config.start)
         if self.start is not None:
             config = config.with_start(self.start)
-        self.schema = config.read_schema()
+        self._inferred = config.schema is None
+        self._warnings: list[str] = []  # of inference
+        self.schema = config.read_schema(self._warnings.append)
         self.config, self.build_network = config.with_schema(self.schema), build_network
         self.progress = progress if group.first else no_progress
+        known = [feature.name for feature in self.schema.features]
+        for name in self._counted():
+            if name not in known:
+                raise ConfigError(f"publish.vocabulary: no feature {name!r}", do=nearest(name, known))
         if self.schema.label is None:
             raise ConfigError(
                 "schema", expected="a label to train on", found="none", do="add label: <column> to the schema"
@@ -117,8 +124,11 @@ class Run:
             if source is not None
         }
         check_alike(logs)
+        if self.config.publish is not None:
+            self._check_store(self.config.publish.store)
         self._begin(logs)
         model = self.build(self._collected_tokens(logs["train"]))
+        self._collect_vocabulary(logs["train"])
         before = self.group.lead(lambda: self.files.result().get("version"))
         publisher: Publisher | None = None
         trained = False
@@ -261,8 +271,7 @@ class Run:
         if there is not None and there.start is not None and not ref[:1].isdigit():
             same = place_of(there.start.store) == place_of(start.store)
             ref = there.start.version if same else ref
-        store = Store(start.store)
-        return store.open(self.group.lead(lambda: store.resolve(ref)))
+        return Store(start.store).open(ref, group=self.group)
 
     def _begin(self, logs: Mapping[str, ParquetLog]) -> None:
         """Make the folder this run's."""
@@ -273,15 +282,24 @@ class Run:
         self.group.lead(lambda: self.files.claim(self.config, self.schema, learnt_from, columns))
 
     def _start(self, trainer: Trainer) -> None:
+        if self._inferred:
+            for text in self._warnings:
+                self.progress.say(f"warning: {text}")
+            self.progress.say("schema, inferred (embstore schema prints it; edit it and give it with --schema):")
+            self.progress.say(self.schema.to_yaml())
         if self.start is not None and not load_version(trainer.model, trainer.optimizer, self.start):
             self.progress.say(_stateless(self.start))
 
-    def _publisher(self, settings: PublishSettings, trainer: Trainer) -> Publisher:
-        place = place_of(settings.store)  # tried now, not when hours of training are over
+    def _check_store(self, store: str) -> None:
+        """Try now what would fail when hours of training are over."""
+        place = place_of(store)
         if isinstance(place, Path):
-            make_output(place)
-        else:
-            Store(place).aliases()
+            self.group.lead(lambda: make_output(place))
+        Store(place).check_group(self.group)
+        if not isinstance(place, Path):
+            self.group.together(Store(place).aliases)
+
+    def _publisher(self, settings: PublishSettings, trainer: Trainer) -> Publisher:
         start = self.start if self.parent(settings.store) is not None else None
         return Publisher(
             settings,
@@ -323,6 +341,7 @@ class Run:
             metrics=about["metrics"],
             lineage=about["lineage"],
             optimizer=model.table.optimizer_state(adam_tensors(trainer.optimizer)),
+            vocabulary=self.group.together(lambda: self._vocabulary if self.group.first else None),
             shard=None if self.group.alone else model.table.shard,
         )
 
@@ -351,7 +370,8 @@ class Run:
             if self.start is not None:
                 tokens = self.start.table.exact_tokens()
             else:
-                with self.progress("exact", log.rows) as bar:
+                own = sum(piece.rows for piece in log.pieces[self.group.rank :: self.group.world])
+                with self.progress("exact", own) as bar:  # each rank reads a part
                     tokens = exact_tokens(log, progress=bar.advance, group=self.group)
             self.group.lead(lambda: self.files.write_exact_tokens(tokens))
         kept = self.files.exact_tokens()
@@ -360,6 +380,35 @@ class Run:
                 f"{self.folder}", expected="one folder that all ranks see", found="none of what rank 0 wrote"
             )
         return kept
+
+    def _counted(self) -> tuple[str, ...]:
+        """The features whose values are published."""
+        asked = False if self.config.publish is None else self.config.publish.vocabulary
+        return tuple(feature.name for feature in self.schema.features) if asked is True else tuple(asked or ())
+
+    def _collect_vocabulary(self, log: ParquetLog) -> None:
+        """Count the values that are published, unless the folder has them."""
+        names = self._counted()
+
+        def there() -> bool:
+            found = self.files.vocabulary()
+            return found is not None and found.keys() >= set(names)
+
+        if not names or self.group.lead(there):
+            return
+        with self.progress("values", log.rows) as bar:
+            counted = Vocabulary.collect(log, names, progress=bar.advance, group=self.group)
+        self.group.lead(lambda: self.files.write_vocabulary(counted))
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary | None:
+        """What is published: that of the version the run goes on from, and what was counted."""
+        before, names = None if self.start is None else self.start.vocabulary, self._counted()
+        found = self.files.vocabulary() if names else None
+        if found is None:
+            return before
+        counted = Vocabulary({name: found[name] for name in names if name in found})
+        return counted if before is None else before.merged(counted)
 
     def _write_result(self, result: Mapping[str, Any]) -> None:
         self.group.lead(lambda: self.files.write_result(result))

@@ -6,6 +6,7 @@
       logs.json          fingerprints of the logs it learns from, and the type of each feature's values
       space.json         what its versions have in common: their vectors can be compared
       exact.safetensors  known tokens of the exact features
+  vocabulary/        values of the training log, where they are published, see ``embstore.vocabulary``
       metrics.jsonl  checkpoints/  tensorboard/     see ``embstore.training``
       published.json     the version published last, see ``embstore.continuous``
       result.json        the metrics of the finished run
@@ -35,6 +36,7 @@ from embstore.settings import RunConfig
 from embstore.store import new_space
 from embstore.store.files import replace_small
 from embstore.store.tensors import open_tensors, write_tensors
+from embstore.vocabulary import Vocabulary
 
 _CONFIG, _SCHEMA, _LOGS, _EXACT, _RESULT = "config.yaml", "schema.yaml", "logs.json", "exact.safetensors", "result.json"
 _SPACE = "space.json"
@@ -45,7 +47,8 @@ _REMEDY = {  # when it is damaged
     "whose vectors count as not comparable with those before",
     _RESULT: "delete it, and train again: a finished run is only evaluated again",
 }
-_FOLDERS = ("checkpoints", "tensorboard")
+_VOCABULARY = "vocabulary"
+_FOLDERS = ("checkpoints", "tensorboard", _VOCABULARY)
 
 
 class RunFolder:
@@ -109,6 +112,8 @@ class RunFolder:
         """Remove what a run left there (only files a run makes)."""
         if not self.path.is_dir():
             return
+        if (self.path / "checkpoints").is_dir():
+            Checkpoints(self.path / "checkpoints").prune(set())
         for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in _FILES:
@@ -167,6 +172,18 @@ class RunFolder:
         partial.unlink(missing_ok=True)  # of a process that was killed
         write_tensors(partial, tokens)
         os.replace(partial, self.path / _EXACT)
+
+    def vocabulary(self) -> Vocabulary | None:
+        """The values of the training log, if they were counted."""
+        path = self.path / _VOCABULARY
+        return Vocabulary.from_parquet(path) if path.is_dir() else None
+
+    def write_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Keep it, so that nobody counts again: neither a resumed run nor who publishes it later."""
+        path = self.path / _VOCABULARY
+        for left in (path, *self.path.glob(".tmp-*")):  # of other features, or of a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        vocabulary.to_parquet(path)
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.path / name

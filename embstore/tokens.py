@@ -27,6 +27,7 @@ from embstore.errors import DataError, SchemaError
 from embstore.hashing import MISSING_TOKEN, compiled, splitmix64, splitmix64_scalar, xxh64, xxh64_at, xxh64_padded_at
 from embstore.threads import pool, usable_cores
 
+MAX_BYTES = 65_536  # a longer text or binary value is no category
 BLOCK = 32_768  # elements given to one thread at a time; less is done by the caller, without the pool
 
 Part = tuple[pa.Array, NDArray[np.int64] | None]  # a flat array, and which of its elements; None: all
@@ -83,7 +84,7 @@ def token(value: bool | int | str | bytes | None) -> int:
 
 
 def tokenize(
-    column: pa.ChunkedArray | pa.Array, *, name: str, max_length: int | None = None, max_bytes: int = 65_536
+    column: pa.ChunkedArray | pa.Array, *, name: str, max_length: int | None = None, max_bytes: int = MAX_BYTES
 ) -> Tokens:
     """The tokens of a column.
 

@@ -24,18 +24,21 @@ from time import monotonic
 from typing import Any
 
 import torch
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embstore.batch import Batch
-from embstore.checkpoints import Checkpoints, adam_tensors, load_adam, load_into
+from embstore.checkpoints import Checkpoints, Loaded, adam_tensors, load_adam, load_rows
 from embstore.ctr import CtrModel
 from embstore.distributed import ALONE, Group
 from embstore.errors import CheckpointError, ConfigError, DataError, GroupError, Interrupted, LogError
 from embstore.evaluation import evaluate
 from embstore.interruption import Interruption
 from embstore.logs import Cursor, ParquetLog
+from embstore.lookahead import look_ahead
 from embstore.metrics import finite
 from embstore.progress import Progress, no_progress
+from embstore.sharding.draws import whole_batch_draws
 from embstore.training_settings import TrainingSettings
 
 
@@ -165,16 +168,18 @@ class Trainer:
             rank=self.group.rank,
             world_size=self.group.world,
         )
+        alone = self.group.alone and self.device.type == "cpu"  # then there is nothing to wait for
+        ready = batches if alone else look_ahead(batches, self.model.table)
         self.model.train()
         with (
             self._interruption.watched(),
             torch.random.fork_rng(devices=_cuda(self.device)),
             self.show("train", train.rows * settings.epochs) as bar,
         ):
-            bar.resume(at.step * settings.batch_size)
+            bar.resume(at.cursor.epoch * train.rows + at.cursor.row)
             self._save_due = self._next_save()
             try:
-                for batch in () if at.finished else batches:
+                for batch in () if at.finished else ready:
                     label_B, logits_B = self._step(batch, total)
                     bar.step(batch.step_rows, label_B, logits_B, at.loss_sum / max(at.loss_rows, 1))
                     self._after_step(batch.step_rows)
@@ -225,12 +230,13 @@ class Trainer:
         factor = max(0.0, 1 - at.step / total) if settings.schedule == "linear" else at.factor
         self.optimizer.param_groups[0]["lr"] = settings.learning_rate * factor
         self.model.table.learning_rate = self.model.table.optimizer.learning_rate * factor
-        torch.manual_seed(_step_seed(settings.seed, at.step, self.group.rank))
+        torch.manual_seed(_step_seed(settings.seed, at.step))
         on_device = batch.to(self.device)
-        logits_B = self.model(on_device)
-        loss = _loss(logits_B, on_device)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with whole_batch_draws(batch.whole, self.group):
+            logits_B = self.model(on_device)
+            loss = _loss(logits_B, on_device)
+            torch.autograd.backward(get_gradient_edge(loss))  # loss.backward() would leave the context
         value, positives, negatives = self._reduce(loss, batch.label_B)
         if not math.isfinite(value):
             raise DataError(
@@ -355,30 +361,30 @@ class Trainer:
         return name
 
     def _load_last(self, name: str) -> None:
-        state, tensors = self._read(name)
-        if state.get("identity") != self.identity:
+        loaded = self._read(name)
+        if loaded.state.get("identity") != self.identity:
             raise CheckpointError(
                 f"{self.folder} holds another run",
                 expected="the settings, schema and model it was started with",
                 found="others",
                 do="name another folder, or start it afresh",
             )
-        self._load(tensors, name)
-        self.at = _Progress.from_dict(state["at"])
+        self._load(loaded, name)
+        self.at = _Progress.from_dict(loaded.state["at"])
 
     def _restore_best(self) -> None:
         if self.at.best_name is not None and self.at.best_name != self.checkpoints.name(self.at.step):
-            _, tensors = self._read(self.at.best_name)
-            self._load(tensors, self.at.best_name)
+            self._load(self._read(self.at.best_name), self.at.best_name)
 
-    def _read(self, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _read(self, name: str) -> Loaded:
         table = self.model.table
         return self.checkpoints.load(name, table.num_rows, table.shard)
 
-    def _load(self, tensors: dict[str, Any], name: str) -> None:
-        both = {f"table.{key}": tensor for key, tensor in tensors["table"].items()} | dict(tensors["dense"])
-        load_into(self.model, both, origin=f"checkpoint {name}")
-        load_adam(self.optimizer, tensors["adam"])
+    def _load(self, loaded: Loaded, name: str) -> None:
+        origin = f"checkpoint {name}"
+        load_rows(self.model.table, loaded.table, origin=origin)
+        self.model.load_dense(loaded.tensors["dense"], origin=origin)
+        load_adam(self.optimizer, loaded.tensors["adam"])
 
 
 def _no_label() -> ConfigError:
@@ -394,9 +400,8 @@ def _loss(logits_B: torch.Tensor, batch: Batch) -> torch.Tensor:
     return summed / batch.whole
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    of_rank = f"/{rank}" if rank else ""  # masks of dropout are each rank's own
-    digest = hashlib.blake2b(f"{seed}/{step}{of_rank}".encode(), digest_size=8).digest()
+def _step_seed(seed: int, step: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 

@@ -1,27 +1,166 @@
-"""The values features take. So far: the tokens of exact features, which have rows of their own."""
+"""The values features take: which a table knows, how often each was seen, and which are dropped.
+
+    Vocabulary    {"user": FeatureValues, "item": FeatureValues, ...}    see ``embstore.feature_values``
+
+Suffix: N tokens.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from enum import IntEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embstore.counting import COUNT, VALUE, vocabulary_of
 from embstore.distributed import ALONE, Group
+from embstore.errors import DataError, SchemaError
+from embstore.feature_values import KEPT, FeatureValues, ValueStatus
 from embstore.logs import ParquetLog
+from embstore.store.export import appearing, escaped
+from embstore.store.files import fsync_file, fsync_folder
+from embstore.store.values import FEATURE, open_dataset, reading
+
+__all__ = ["FeatureValues", "ValueStatus", "Vocabulary", "exact_tokens"]
 
 
-class ValueStatus(IntEnum):
-    """What is known of a value."""
+class Vocabulary(Mapping[str, FeatureValues]):
+    """The values of some features, by name.
 
-    KNOWN = 0
-    MISSING = 1
-    PRUNED = 2
-    UNSEEN = 3
+    Args:
+        features: read when they are asked for, if the mapping does so.
+
+    >>> ann = FeatureValues.of("user", ["eve", "ann"], count=[1, 12], kept=[False, True])
+    >>> vocabulary = Vocabulary({"user": ann})
+    >>> vocabulary["user"].values.to_pylist()
+    ['ann', 'eve']
+    >>> from embstore.tokens import tokenize
+    >>> tokens_N = tokenize(pa.array(["eve", None, "bob", "ann"]), name="user").values
+    >>> [ValueStatus(status).name for status in vocabulary.status("user", tokens_N)]
+    ['PRUNED', 'MISSING', 'UNSEEN', 'KNOWN']
+    """
+
+    def __init__(self, features: Mapping[str, FeatureValues]) -> None:
+        self._features = features
+
+    @classmethod
+    def collect(
+        cls,
+        log: ParquetLog,
+        features: Sequence[str] | None = None,
+        *,
+        progress: Callable[[int], object] | None = None,
+        group: Group = ALONE,
+    ) -> Vocabulary:
+        """The values in a log and how often each occurs, all kept; memory as ``vocabulary_of``.
+
+        Args:
+            log: usually the training log.
+            features: names; all of the log's schema when not given.
+            progress: called with the number of rows after each chunk read.
+            group: whose ranks count a part of the log each; rank 0 has the whole vocabulary, the others an empty one.
+
+        Raises:
+            SchemaError: no such feature, or as ``vocabulary_of``.
+            DataError: a value that can't be a category.
+            LogError: as ``ParquetLog``.
+        """
+        names = [feature.name for feature in log.schema.features] if features is None else list(dict.fromkeys(features))
+        if not names:
+            return cls({})
+        schema = replace(log.schema, features=tuple(log.schema.feature(name) for name in names))
+        found = vocabulary_of(log, schema, progress=progress, group=group)
+        return group.together(lambda: cls({name: _of_table(name, table) for name, table in found.items()}))
+
+    @classmethod
+    def from_parquet(cls, folder: str | Path) -> Vocabulary:
+        """What ``to_parquet`` wrote; ``count`` and ``kept`` may be absent.
+
+        Raises:
+            LogError: nothing there, or it can't be read.
+            SchemaError, DataError: other columns, or values that can't be a vocabulary's.
+        """
+        out = {}
+        for path in sorted(Path(folder).glob(f"{FEATURE}=*/")):
+            name = unquote(path.name.partition("=")[2])
+            source = open_dataset(path, "vocabulary")
+            if VALUE not in source.schema.names:
+                found = ", ".join(source.schema.names)
+                raise SchemaError(f"vocabulary {path}", expected=f"a column {VALUE!r}", found=found)
+            columns = [column for column in (VALUE, COUNT, KEPT) if column in source.schema.names]
+            with reading(f"vocabulary {path}"):
+                table = source.to_table(columns=columns, use_threads=False)
+            out[name] = _of_table(name, table)
+        if not out:
+            open_dataset(Path(folder), "vocabulary")  # says what is wrong, where that is known
+            raise SchemaError(f"vocabulary {folder}", expected=f"folders {FEATURE}=NAME", found="none")
+        return cls(out)
+
+    def to_parquet(self, folder: str | Path) -> None:
+        """Write a new folder, ``feature=NAME/part-0.parquet`` with columns ``value``, ``count``, ``kept``.
+
+        It appears whole or not at all; ``embstore export --values`` takes it.
+
+        Raises:
+            StoreError: ``folder`` exists, or can't be written.
+        """
+        with appearing(Path(folder)) as temporary:
+            temporary.mkdir()
+            for name, of in self.items():
+                part = temporary / f"{FEATURE}={escaped(name)}"
+                part.mkdir()
+                with (part / "part-0.parquet").open("xb") as file:
+                    pq.write_table(of.table(), file, compression="zstd", store_schema=False)
+                    fsync_file(file)
+                fsync_folder(part)
+            fsync_folder(temporary)
+
+    def __getitem__(self, name: str) -> FeatureValues:
+        return self._features[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._features)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def status(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[np.uint8]:
+        """``ValueStatus`` of tokens of one of its features, uint8 ``[N]``.
+
+        Args:
+            tokens_N: uint64, or their bits as int64.
+        """
+        return self[feature].known.of(tokens_N)
+
+    def filtered(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
+        """Tokens as they are looked up: those of dropped values as the pruned token; no copy when there are none.
+
+        A feature that is not in the vocabulary has no dropped values.
+        """
+        return self[feature].known.filtered(tokens_N) if feature in self else tokens_N
+
+    def merged(self, other: Vocabulary) -> Vocabulary:
+        """The values of both: counts are added, and what either has dropped is not kept.
+
+        Raises:
+            SchemaError: a feature whose values are of different kinds.
+        """
+        out = dict(self)
+        for name, of in other.items():
+            out[name] = out[name].merged(of) if name in out else of
+        return Vocabulary(out)
+
+    def same(self, other: Vocabulary) -> bool:
+        """Whether all is equal."""
+        return self is other or (self.keys() == other.keys() and all(of.same(other[name]) for name, of in self.items()))
 
 
 def exact_tokens(
@@ -49,3 +188,14 @@ def exact_tokens(
         if progress is not None:
             progress(rows.size)
     return {name: torch.cat(group.gather(torch.from_numpy(tokens))).unique() for name, tokens in seen.items()}
+
+
+def _of_table(name: str, table: pa.Table) -> FeatureValues:
+    """Of ``value`` and, where they are there, ``count`` and ``kept``."""
+    others = {}
+    for column in (COUNT, KEPT):
+        if column in table.column_names:
+            if table.column(column).null_count:
+                raise DataError(f"values of {name!r}: {column}", expected="one for each", found="a missing one")
+            others[column] = table.column(column).to_numpy()
+    return FeatureValues.of(name, table.column(VALUE), **others)

@@ -105,13 +105,13 @@ def parameter_count(model: nn.Module) -> int:
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch norm that takes its running statistics for a training batch of one row.
+    """Batch norm that takes its running statistics for a training batch of one row (of one position, if it has any).
 
     One row has no variance. A log whose last batch is one row would otherwise stop the training at its end.
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.training and len(input) < 2:
+        if self.training and input.numel() <= self.num_features:
             return functional.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
             )

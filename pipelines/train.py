@@ -19,12 +19,14 @@ import logging
 import os
 import re
 import socket
+import sys
 import tempfile
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ from .mailbox import Letters, Mailbox, Reader, listening
 
 _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT}  # starting again mends none
 _TO_A_CORE = 4  # workers here at most; more only wait for each other
-_POLL_SECONDS, _REACH_SECONDS = 0.2, 10.0
+_POLL_SECONDS, _REACH_SECONDS, _ANSWER_SECONDS = 0.2, 10.0, 120.0
 
 
 def train(
@@ -75,24 +77,29 @@ def train(
         GroupError: Ray isn't installed, the cluster can't be reached or is too small, or workers died too often; the
             same call goes on from the last checkpoint.
         EmbstoreError: as ``Run.train`` raised it on a worker.
-        Interrupted: Ctrl-C; the same call goes on.
+        Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     if workers < 1:
         raise GroupError("workers", expected="1 or more", found=str(workers))
     ray = _load_ray()
-    with _cluster(ray, address, workers), tempfile.TemporaryDirectory(prefix="embstore-ray-") as scratch:
+    asked = Interruption()
+    scratch = tempfile.TemporaryDirectory(prefix="embstore-ray-")
+    with _cluster(ray, address, workers), scratch as storage, asked.watched():
         _check_room(ray, workers, gpus)
-        progress.say(f"starting {workers} workers")
+        progress.say(f"starting {_counted(workers, 'worker')}")
         mailbox = ray.remote(num_cpus=0, scheduling_strategy=_here(ray))(Mailbox).remote()
         settings = {"config": _everywhere(config), "build": build_network, "mailbox": mailbox, "gpus": gpus}
-        failures = _fit(ray, mailbox, _trainer(settings, workers, gpus, restarts, scratch), progress)
-        result, error = ray.get(mailbox.ended.remote())
+        try:
+            failures = _fit(ray, mailbox, _trainer(settings, workers, gpus, restarts, storage), progress, asked)
+            result, error = ray.get(mailbox.ended.remote(), timeout=_ANSWER_SECONDS)
+        except ray.exceptions.RayError as lost:
+            raise _gone(config, lost, asked.asked()) from lost
     if error is not None:
         raise error
     if result is None:
         raise GroupError(
             f"the run in {config.output} was given up",
-            expected=f"its {workers} workers to end, with at most {restarts} restarts",
+            expected=f"its {_counted(workers, 'worker')} to end, with at most {_counted(restarts, 'restart')}",
             found=_reason(failures),
             do="the same command goes on from the last checkpoint",
         ) from (failures[0] if failures else None)
@@ -113,13 +120,16 @@ def _work(settings: dict[str, Any]) -> None:
             asked = Interruption()
             with listening(mailbox, ray.get, stop=asked.ask, leave=lambda: os._exit(1)):
                 run = Run(settings["config"], settings["build"], progress=progress, group=group, interruption=asked)
-                result = run.train()
-        if group.first:
-            ray.get(mailbox.end.remote(result=result))
+                try:
+                    ended: dict[str, Any] = {"result": run.train()}
+                except Interrupted as stopped:
+                    ended = {"error": stopped}
+        if group.first:  # when all are done: who is still at work a while after the end is taken for lost
+            ray.get(mailbox.end.remote(**ended))
     except LostRankError:
         if not ray.get(mailbox.over.remote()):
             raise  # Ray starts the group again
-    except (EmbstoreError, Interrupted) as error:
+    except EmbstoreError as error:
         ray.get(mailbox.end.remote(error=error))
     except OSError as error:
         if error.errno not in _OF_DISKS:
@@ -158,8 +168,12 @@ def _trainer(settings: dict[str, Any], workers: int, gpus: bool, restarts: int, 
     )
 
 
-def _fit(ray: Any, mailbox: Any, trainer: Any, progress: Progress) -> list[Exception]:
-    """Run the trainer, showing what worker 0 shows; what Ray says went wrong. Ctrl-C lets the workers save first."""
+def _fit(ray: Any, mailbox: Any, trainer: Any, progress: Progress, asked: Interruption) -> list[Exception]:
+    """Run the trainer, showing what worker 0 shows; what Ray says went wrong. Ctrl-C lets the workers save first.
+
+    Raises:
+        ray.exceptions.RayError: the mailbox, on this node, doesn't answer: the cluster is gone.
+    """
     failures: list[Exception] = []
 
     def fit() -> None:
@@ -169,21 +183,31 @@ def _fit(ray: Any, mailbox: Any, trainer: Any, progress: Progress) -> list[Excep
             failures.append(error)
 
     thread = threading.Thread(target=fit, name="embstore-ray-train", daemon=True)
-    reader, asked, told = Reader(mailbox, progress), Interruption(), False
+    reader, answer, told = Reader(mailbox, progress), partial(ray.get, timeout=_ANSWER_SECONDS), False
     thread.start()
     try:
-        with asked.watched():
-            while thread.is_alive():
-                thread.join(_POLL_SECONDS)
-                reader.read(ray.get)
-                if asked.asked() and not told:
-                    told = True
-                    progress.say("stopping when the checkpoint is saved; Ctrl-C again stops at once")
-                    ray.get(mailbox.stop.remote())
-        reader.read(ray.get)
+        while thread.is_alive():
+            thread.join(_POLL_SECONDS)
+            reader.read(answer)
+            if asked.asked() and not told:
+                told = True
+                progress.say("stopping when the checkpoint is saved; Ctrl-C again stops at once")
+                answer(mailbox.stop.remote())
+        reader.read(answer)
     finally:
         reader.close()
     return failures
+
+
+def _gone(config: RunConfig, lost: Exception, asked: bool) -> Exception:
+    if asked:
+        return Interrupted("stopped, and the Ray cluster with it; the last checkpoint counts, run again to go on")
+    return GroupError(
+        f"the Ray cluster that trained {config.output} is gone",
+        expected="an answer of this node's",
+        found=str(lost).strip().split("\n")[0] or type(lost).__name__,
+        do="the same command goes on from the last checkpoint",
+    )
 
 
 def _reason(failures: list[Exception]) -> str:
@@ -215,6 +239,10 @@ def _everywhere(config: RunConfig) -> RunConfig:
     return replace(config, logs=logs, schema=schema, start=start, publish=publish, output=output)
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" + "s" * (count != 1)
+
+
 def _load_ray() -> Any:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
@@ -238,13 +266,14 @@ def _cluster(ray: Any, address: str | None, workers: int) -> Iterator[None]:
     if not where and workers > most:
         do = "take fewer, or a cluster by RAY_ADDRESS"
         raise GroupError("workers on this machine", expected=f"at most {most}", found=str(workers), do=do)
-    here: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False}
+    options: dict[str, Any] = {} if where else {"num_cpus": workers, "include_dashboard": False}
     if not where:  # Ray asks whether it may send these, of which nothing would be seen
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         if where:
             _knock(where)
-        ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False, **({} if where else here))
+        with nullcontext() if where else _sessions_of_their_own():
+            ray.init(address=where or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise GroupError(
             f"no Ray cluster at {where or 'this machine'}",
@@ -256,6 +285,33 @@ def _cluster(ray: Any, address: str | None, workers: int) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+_apart = threading.Event()
+
+
+def _leave_session() -> None:
+    if _apart.is_set():
+        os.setsid()
+
+
+@contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """For processes started within, where the kernel ends them with this one: a signal to its process group (Ctrl-C,
+    ``timeout``, a supervisor) is for this process, whose workers still have a checkpoint to save.
+
+    Ray has no option for it, but has Python run code in the new process, and with it such hooks.
+    """
+    if sys.platform == "linux":
+        _apart.set()
+    try:
+        yield
+    finally:
+        _apart.clear()
+
+
+if sys.platform == "linux":
+    os.register_at_fork(after_in_child=_leave_session)
 
 
 def _knock(address: str) -> None:
@@ -272,7 +328,7 @@ def _check_room(ray: Any, workers: int, gpus: bool) -> None:
     if there < workers:
         raise GroupError(
             "the Ray cluster is too small",
-            expected=f"{workers} {kind}s for as many workers",
+            expected=f"{_counted(workers, kind)} for as many workers" if workers > 1 else f"a {kind} for the worker",
             found=f"{there:g}",
             do="ask for fewer workers, or add nodes",
         )

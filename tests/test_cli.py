@@ -18,7 +18,7 @@ import pytest
 import yaml
 from commands import invoke
 
-from embstore.cli import cli, main
+from embstore.cli import cli, commands, main
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import EmbstoreError
 from embstore.settings import RunConfig
@@ -57,6 +57,27 @@ def test_a_log_and_its_label_are_enough_to_train(trained: Path) -> None:
     schema = (trained / "run" / "schema.yaml").read_text()
     assert "user_id" in schema
     assert "timestamp" in schema
+
+
+def test_an_inferred_schema_is_shown_when_a_run_starts(
+    logs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not when it goes on, nor before an error."""
+
+    def run(*arguments: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["embstore", *map(str, arguments)])
+        code = commands.run()
+        return code, capsys.readouterr().err
+
+    flags = ["--train", logs / "train", "--label", "click", "--output", tmp_path / "run"]
+    flags += ["--set", "table.rows=500", "--set", "training.batch_size=5000"]
+    refused = run("train", *flags, "--valid", tmp_path / "absent")
+    assert refused[0] == 1
+    assert refused[1].startswith("error LogError")
+    shown = [run("train", *flags, *more) for more in ([], [], ["--fresh"], ["--seeds", "2"])]
+    assert [code for code, _ in shown] == [0] * 4
+    assert [said.count("schema, inferred") for _, said in shown] == [1, 0, 1, 1]
+    assert [said.count("name: user_id") for _, said in shown] == [1, 0, 1, 1]
 
 
 def test_evaluate_gives_what_training_measured(trained: Path, logs: Path) -> None:

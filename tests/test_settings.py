@@ -26,7 +26,7 @@ def config(**settings: Any) -> RunConfig:
     ("settings", "changed"),
     [
         ({}, []),
-        ({"output": "elsewhere", "logs": {"train": "moved"}, "publish": {"store": "s"}}, []),
+        ({"output": "elsewhere", "logs": {"train": "moved"}, "publish": {"store": "s", "vocabulary": True}}, []),
         ({"training": {"checkpoint_every": 3, "checkpoint_minutes": None}}, []),
         ({"table": {"rows": 8, "optimizer": {"l2": 0.5}}}, ["table.optimizer.l2", "table.rows"]),
         ({"model": {"name": "dnn", "hidden": [4]}}, ["model.hidden", "model.name"]),

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import re
-
 import click
 
 from embstore.cli.data import dataset, schema
 from embstore.cli.demo import demo
+from embstore.cli.failures import ON_PURPOSE, exit_code, say
 from embstore.cli.plan import plan
 from embstore.cli.serve import serve
-from embstore.cli.store import WHEN_DAMAGED, compact, lookup, promote, publish, rollback
+from embstore.cli.store import compact, lookup, promote, publish, rollback
 from embstore.cli.train import evaluate, train
 from embstore.cli.upkeep import diff, gc, tag, untag, verify
 from embstore.cli.vectors import export, import_
 from embstore.cli.versions import versions
-from embstore.errors import CorruptVersionError, EmbstoreError, Interrupted
 
 
 @click.group(
@@ -51,32 +49,14 @@ for command in (
 def run() -> int:
     """Run the command of ``sys.argv`` and return its exit code; what goes wrong on purpose becomes one line."""
     try:
-        cli(standalone_mode=False)
-    except CorruptVersionError as error:
-        return _failed(type(error).__name__, str(error) if error.do else f"{error}; {_remedy(error)}")
-    except EmbstoreError as error:
-        return _failed(type(error).__name__, str(error))
-    except Interrupted as stopped:
-        click.echo(str(stopped), err=True)
-        return 130
+        code = cli(standalone_mode=False)
+    except ON_PURPOSE as error:
+        say(error)
+        return exit_code(error)
     except click.exceptions.Abort:
         click.echo("stopped", err=True)
         return 130
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except OSError as error:  # a full disk, a folder that can't be read: nothing a traceback would explain
-        return _failed("OSError", f"{error.filename or 'file'}; found {error.strerror or error}")
-    return 0
-
-
-def _remedy(error: CorruptVersionError) -> str:
-    if re.search(r"(^|/)log(/\d{12}\.json)?(?![^:])", error.what):
-        return "restore it from a copy of the store: nothing can be read without the log"
-    return WHEN_DAMAGED
-
-
-def _failed(kind: str, message: str) -> int:
-    click.secho("error", fg="red", bold=True, nl=False, err=True)
-    click.echo(f" {kind}: {message}", err=True)
-    return 1
+    return code or 0

@@ -129,15 +129,19 @@ def _tls_files(cert: str | None, key: str | None, client_ca: str | None) -> TlsF
 
 
 def _check_files(tls: TlsFiles | None, *secret: str | None) -> None:
-    from embstore.cli.console import warn
     from embstore.serving.settings import readable_by_all
     from embstore.serving.tls import check_files
 
     for warning in [] if tls is None else check_files(tls):
-        warn(warning)
+        _warn(warning)
     for path in (*secret, None if tls is None else tls.key):
         if path is not None and readable_by_all(path):
-            warn(f"every user of this machine can read {path}: chmod o-r {path}")
+            _warn(f"every user of this machine can read {path}: chmod o-r {path}")
+
+
+def _warn(text: str) -> None:
+    """As ``console.warn``, which imports torch: the process in front of the others stays small without."""
+    click.echo(f"warning: {text}", err=True)
 
 
 def _check_installed() -> None:

@@ -233,27 +233,32 @@ def lookup(feature: str, values: tuple[str, ...], root: str, ref: str, as_json: 
 
     VALUES are written as in the log's column: text, digits, true or false; for a feature taken from a timestamp, a
     timestamp in the column's own time zone. For a list feature each VALUE is a list of one. A hashed feature has a
-    vector for any value: one that training never saw can't be told from one it saw. Every answer names the immutable
-    version it came from.
+    vector for any value: whether one is known, pruned or unseen is told by the version's vocabulary, if it has one.
+    Every answer names the immutable version it came from.
     """
     from rich.table import Table
 
     from embstore.cli.console import out
+    from embstore.encoding import encode_values
+    from embstore.feature_values import ValueStatus
     from embstore.store import Store
 
     version = Store(root).open(ref)
-    vectors = version.lookup(feature, _typed(values, version.manifest["columns"].get(feature, "string"), feature))
+    typed = _typed(values, version.manifest["columns"].get(feature, "string"), feature)
+    vectors = version.lookup(feature, typed)
+    tokens = encode_values(typed, version.schema.feature(feature)).values_N.numpy()
+    statuses = [ValueStatus(status).name.lower() for status in version.status(feature, tokens)]
     if as_json:
-        click.echo(
-            json.dumps({"version": version.id, "feature": feature, "values": values, "vectors": vectors.tolist()})
-        )
+        said = {"version": version.id, "feature": feature, "values": values, "status": statuses}
+        click.echo(json.dumps({**said, "vectors": vectors.tolist()}))
         return
     shown = Table(title=f"{feature} in {version.id}", title_justify="left", box=None, header_style="bold")
     shown.add_column("value")
+    shown.add_column("status")
     shown.add_column(f"vector of {vectors.shape[1]}")
-    for value, vector in zip(values, vectors.tolist(), strict=True):
+    for value, status, vector in zip(values, statuses, vectors.tolist(), strict=True):
         numbers = " ".join(f"{number:+.4f}" for number in vector[:8])
-        shown.add_row(value, numbers + (" …" if len(vector) > 8 else ""))
+        shown.add_row(value, status, numbers + (" …" if len(vector) > 8 else ""))
     out.print(shown)
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from embstore.cli.failures import ON_PURPOSE, exit_code, say
 from embstore.cli.store import LocalPath, as_json_option
 
 if TYPE_CHECKING:
-    from embstore.settings import RunConfig
+    from embstore.distributed import Group
 
 
 @click.command(
@@ -114,56 +115,58 @@ def train(
     """
     from embstore.cli.console import progress, show_notes
     from embstore.config import load_yaml, parse
-    from embstore.distributed import joined
     from embstore.errors import ConfigError
     from embstore.models import build
     from embstore.pipelines.train import train as on_ray
     from embstore.run import Run
+    from embstore.run_folder import RunFolder
     from embstore.settings import RunConfig
 
-    data = load_yaml(config) if config else {}
-    for setting in settings:
-        _override(data, setting)
-    for key, value in (("train", train_logs), ("valid", valid), ("test", test)):
-        if value is not None:
-            data["logs"] = {**(data.get("logs") or {}), key: value}
-    if schema_path is not None:
-        data["schema"] = schema_path
-    if label is not None:
-        data["label"] = label
-    if output is not None:
-        data["output"] = str(output)
-    if start is not None or store is not None:
-        data["start"] = {"store": "store", **(data.get("start") or {}), **_given(version=start, store=store)}
-    if gpus and workers is None:
-        raise ConfigError("--gpus", expected="--workers N with it", found="none")
-    if publish_every is not None and publish_to is None and not data.get("publish"):
-        raise ConfigError("--publish-every", expected="--publish STORE with it", found="none")
-    if publish_to is not None or publish_every is not None:
-        data["publish"] = {**(data.get("publish") or {}), **_given(store=publish_to, every_minutes=publish_every)}
-    if data.get("start") and not (data.get("logs") or {}).get("train"):
-        do = "give it with --train LOGS, or as logs.train in CONFIG"
-        raise ConfigError("train --from", expected="a log to train on", found="none", do=do)
-    if config is None and not ("logs" in data and data.keys() & {"schema", "label", "start"}):
-        raise ConfigError(
-            "train",
-            expected="a CONFIG file, or --train with --schema, --label or --from",
-            found="neither",
-            do="see embstore train --help",
-        )
-    run_config = parse(RunConfig, data)
-    with joined() as group:
+    with _ranks() as group:
+        data = load_yaml(config) if config else {}
+        for setting in settings:
+            _override(data, setting)
+        for key, value in (("train", train_logs), ("valid", valid), ("test", test)):
+            if value is not None:
+                data["logs"] = {**(data.get("logs") or {}), key: value}
+        if schema_path is not None:
+            data["schema"] = schema_path
+        if label is not None:
+            data["label"] = label
+        if output is not None:
+            data["output"] = str(output)
+        if start is not None or store is not None:
+            data["start"] = {"store": "store", **(data.get("start") or {}), **_given(version=start, store=store)}
+        if gpus and workers is None:
+            raise ConfigError("--gpus", expected="--workers N with it", found="none")
+        if publish_every is not None and publish_to is None and not data.get("publish"):
+            raise ConfigError("--publish-every", expected="--publish STORE with it", found="none")
+        if publish_to is not None or publish_every is not None:
+            data["publish"] = {**(data.get("publish") or {}), **_given(store=publish_to, every_minutes=publish_every)}
+        if data.get("start") and not (data.get("logs") or {}).get("train"):
+            do = "give it with --train LOGS, or as logs.train in CONFIG"
+            raise ConfigError("train --from", expected="a log to train on", found="none", do=do)
+        if config is None and not ("logs" in data and data.keys() & {"schema", "label", "start"}):
+            raise ConfigError(
+                "train",
+                expected="a CONFIG file, or --train with --schema, --label or --from",
+                found="neither",
+                do="see embstore train --help",
+            )
+        run_config = parse(RunConfig, data)
         if workers is not None and not group.alone:
             raise ConfigError("--workers", expected="torchrun or Ray to start the processes", found="both")
-        if run_config.schema is None and run_config.start is None:
-            run_config = _infer(run_config, quiet=not group.first)
         if seed is not None:
             run_config = run_config.with_seed(seed, run_config.output)
         runs = [run_config]
         if seeds is not None:
             runs = [run_config.with_seed(number, f"{run_config.output}/seed-{number}") for number in range(seeds)]
-        results = []
+        results: list[dict[str, Any]] = []
         for each in runs:
+            if results and each.schema is None and each.start is None:  # what was inferred is that of all seeds
+                first = RunFolder(runs[0].output).config()
+                assert first is not None
+                each = each.with_schema(first.read_schema())
             if fresh:
                 group.lead(partial(Run.clear, each.output))
             if workers is None:
@@ -176,10 +179,26 @@ def train(
                 if not as_json:
                     _show(each.output, result)
                 show_notes(result)
-    if group.first:
-        only = results[0] if seeds is None else _summarise(run_config.output, results, quiet=as_json)
-        if as_json:
-            click.echo(json.dumps({"output": run_config.output, **only}))
+        if group.first:
+            only = results[0] if seeds is None else _summarise(run_config.output, results, quiet=as_json)
+            if as_json:
+                click.echo(json.dumps({"output": run_config.output, **only}))
+
+
+@contextmanager
+def _ranks() -> Iterator[Group]:
+    """The processes that torchrun has started, if it has; of what ends all alike rank 0 alone speaks."""
+    from embstore.distributed import joined
+
+    by_ranks = False
+    try:
+        with joined(report=say) as group:
+            by_ranks = not group.alone
+            yield group
+    except ON_PURPOSE as error:
+        if not by_ranks:
+            raise
+        raise click.exceptions.Exit(exit_code(error)) from error
 
 
 def _show(folder: str, result: dict[str, Any]) -> None:
@@ -241,18 +260,6 @@ def _override(data: dict[str, Any], setting: str) -> None:
         data[part] = dict(inner)
         data = data[part]
     data[last] = parse_yaml(text, where=f"--set {setting}")
-
-
-def _infer(config: RunConfig, *, quiet: bool) -> RunConfig:
-    """The run with its inferred schema, after showing it unless ``quiet``."""
-    from embstore.cli.console import errors, warn
-
-    if quiet:
-        return config.with_schema(config.read_schema())
-    schema = config.read_schema(warn)
-    errors.print("schema, inferred (embstore schema prints it; edit it and give it with --schema):")
-    errors.print(schema.to_yaml(), markup=False, highlight=False)
-    return config.with_schema(schema)
 
 
 @click.command(

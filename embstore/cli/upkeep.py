@@ -196,6 +196,7 @@ def _show_difference(found: Difference) -> None:
     for kind, mapping in (
         ("", found.schema),
         ("table.", found.table),
+        ("vocabulary.", found.vocabulary),
         ("model.", found.model),
         ("lineage.", found.lineage),
     ):

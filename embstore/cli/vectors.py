@@ -23,6 +23,7 @@ Examples:
   embstore export --store store --values vocab.parquet --feature item_id --to items
   embstore export --store store --values items.txt --feature item_id --to items        a value a line
   embstore export --store store --values vectors --to newer --version latest     the same values once more
+  embstore export --store store --version production --vocabulary --to vectors
   embstore export --store store --format safetensors --to table.safetensors
 """
 )
@@ -31,6 +32,7 @@ Examples:
 @click.option("--to", "target", required=True, type=LocalPath(), help="Folder (or file) to make.")
 @click.option("--values", type=click.Path(path_type=Path), help="Parquet, or .txt, of the values to export.")
 @click.option("--log", help="Export the values in this log: a Parquet file, folder, glob or URI.")
+@click.option("--vocabulary", is_flag=True, help="Export the values that the version's vocabulary keeps.")
 @click.option("--feature", "features", multiple=True, help="Export this feature only; may be repeated.")
 @click.option(
     "--format",
@@ -47,27 +49,29 @@ def export(
     target: Path,
     values: Path | None,
     log: str | None,
+    vocabulary: bool,
     features: tuple[str, ...],
     kind: str,
     as_json: bool,
 ) -> None:
     """Write a version's vectors for others to read.
 
-    A table holds rows, not values: say whose vectors are wanted, with --values or --log. Parquet gets a folder
-    feature=NAME for each feature; safetensors gets all rows in one file and needs no values. docs/export.md says what
-    is in them and how Spark, DuckDB, Lance and Feast read it.
+    A table holds rows, not values: say whose vectors are wanted, with --values, --log or --vocabulary. Parquet gets a
+    folder feature=NAME for each feature; safetensors gets all rows in one file and needs no values. docs/export.md says
+    what is in them and how Spark, DuckDB, Lance and Feast read it.
     """
     from embstore.cli.console import out, progress
     from embstore.errors import ConfigError
     from embstore.store import Store, export_parquet, export_safetensors
     from embstore.store.export import refuse_existing
 
-    if kind == "safetensors" and (values is not None or log is not None or features):
-        do = "take --values, --log and --feature away"
+    sources = (values is not None, log is not None, vocabulary)
+    if kind == "safetensors" and (any(sources) or features):
+        do = "take --values, --log, --vocabulary and --feature away"
         raise ConfigError("--format safetensors", expected="nothing but a version", found="values or features", do=do)
-    if kind == "parquet" and (values is None) == (log is None):
-        found = "neither" if log is None else "both"
-        raise ConfigError("export", expected="--values or --log, whose values to export", found=found)
+    if kind == "parquet" and sum(sources) != 1:
+        expected = "--values, --log or --vocabulary, whose values to export"
+        raise ConfigError("export", expected=expected, found="several" if any(sources) else "none")
     refuse_existing(target)  # before a long log is counted
     version = Store(root).open(ref)
     result: dict[str, Any] = {"version": version.id, "target": str(target), "format": kind}
@@ -92,14 +96,21 @@ def _values(version: Version, values: Path | None, log: str | None, features: tu
     from dataclasses import replace
 
     from embstore.cli.console import progress
+    from embstore.counting import vocabulary_of
     from embstore.logs import ParquetLog
     from embstore.store.export import chosen_values
-    from embstore.store.values import vocabulary_of
 
     if values is not None:
         return chosen_values(version, values, features or None)
+    if log is None:
+        from embstore.errors import StoreError
+
+        if version.vocabulary is None:
+            raise StoreError(f"version {version.id}", expected="a vocabulary", found="none", do="name a --log instead")
+        kept = {name: of.table(dropped=False) for name, of in version.vocabulary.items()}
+        return chosen_values(version, kept, features or None)
     wanted = tuple(version.schema.feature(name) for name in dict.fromkeys(features)) or version.schema.features
-    source = ParquetLog(log or "", replace(version.schema, features=wanted, dense=()), labelled=False)
+    source = ParquetLog(log, replace(version.schema, features=wanted, dense=()), labelled=False)
     with progress("count", source.rows) as bar:
         counted = vocabulary_of(source, source.schema, progress=bar.advance)
     return chosen_values(version, counted)
@@ -217,7 +228,8 @@ def _of_feature(vectors: str, feature: str) -> str:
 
 def _check_values(version: Version, feature: str, source: str, column: str) -> None:
     """Refuse values of another type than the feature was trained on: they would hash to other rows."""
-    from embstore.store.values import check_values, open_dataset, stored_type
+    from embstore.column_types import stored_type
+    from embstore.store.values import check_values, open_dataset
 
     spec = version.schema.feature(feature, of=f"version {version.id}")
     types = open_dataset(source, "vectors").schema

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -218,18 +218,31 @@ class UnifiedEmbedding(nn.Module):
         Raises:
             SchemaError: a feature is missing.
         """
-        request = self.request(batch)
-        if not (self.training and torch.is_grad_enabled()):
-            return self._output(request, self.kernel, pay=self.training)
+        training = self.training and torch.is_grad_enabled()
         if self._exchange is not None:
-            return self._exchange.train(request, self.table(), self.kernel)
-        return self.kernel.train(request, self.table())
+            asked = batch.asked if isinstance(batch, Batch) else None
+            if asked is None:
+                asked = self._exchange.ask(self.request(batch))
+            if training:
+                return self._exchange.train(asked, self.table(), self.kernel)
+            return self._exchange.forward(asked, self.table(), self.kernel, pay=self.training)
+        if training:
+            return self.kernel.train(self.request(batch), self.table())
+        return self._output(self.request(batch), self.kernel, pay=self.training)
+
+    def prepare(self, batch: Batch) -> Batch:
+        """The batch, with all begun of its lookup that the rows' values don't matter to: call it while others train.
+
+        That is the exchange of which rows are asked for, where they are shared out: all ranks prepare the same batches
+        at the same places between others, and look each up once. Else it is the batch itself.
+        """
+        return batch if self._exchange is None else replace(batch, asked=self._exchange.ask(self.request(batch)))
 
     @torch.no_grad()
     def _output(self, request: Request, kernel: Kernel, *, pay: bool) -> Tensor:
         table = self.table()
         if self._exchange is not None:
-            return self._exchange.forward(request, table, kernel, pay=pay)
+            return self._exchange.forward(self._exchange.ask(request), table, kernel, pay=pay)
         if pay:
             table.pay(request)
         return kernel.forward(request, table)

@@ -61,3 +61,27 @@ def rank_tokens(token_N, index, feature, unknown, base, row_N):  # type: ignore[
             place = (place + 1) & mask
         rank = rank_K[start + place]
         row_N[n] = base + (rank if rank >= 0 else unknown)
+
+
+@compiled(nogil=True)
+def fill_status(token_N, index, kept, missing, pruned, status_N):  # type: ignore[no-untyped-def]
+    """What each token is, into ``status_N``; the codes are ``embstore.vocabulary.ValueStatus``.
+
+    ``index`` is of one feature, whose first ``kept`` tokens are kept and the others dropped. ``missing`` and ``pruned``
+    are what those two tokens are, whatever the index holds.
+    """
+    token_K, rank_K = index.token_K, index.rank_K
+    mask = index.mask_F[0]
+    for n in range(len(token_N)):
+        token = token_N[n]
+        if token == missing:
+            status_N[n] = 1
+            continue
+        if token == pruned:
+            status_N[n] = 2
+            continue
+        place = np.int64(splitmix64_scalar(np.uint64(token))) & mask
+        while rank_K[place] >= 0 and token_K[place] != token:
+            place = (place + 1) & mask
+        rank = rank_K[place]
+        status_N[n] = 3 if rank < 0 else (0 if rank < kept else 2)

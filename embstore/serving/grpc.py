@@ -20,7 +20,6 @@ from google.protobuf.message import DecodeError
 
 from embstore.errors import ConfigError, DeadlineError, LimitError, RequestError, StoreError
 from embstore.serving.messages import SERVICE, message
-from embstore.serving.outcomes import message_of
 from embstore.serving.protocol import InferRequest, InferResponse, Limits, Raw, RequestedOutput, Tensor
 from embstore.serving.reader import Reader
 from embstore.serving.server import Server
@@ -169,7 +168,7 @@ class Servicer:
     async def _failed(self, started: float, error: Exception, context: Any) -> bytes:
         """End a request by the status that its error means."""
         outcome = self.server.ended("grpc", started, error)
-        details = message_of(error).encode("utf-8", "replace")
+        details = self.server.message(error).encode("utf-8", "replace")
         if len(details) > _DETAILS:
             details = details[: _DETAILS - 3] + b"..."
         await context.abort(grpc.StatusCode[outcome.grpc], details.decode("utf-8", "ignore"))

@@ -136,23 +136,17 @@ class App:
             return route
         parts = path.split("/")[1:]
         if parts[:2] == ["v2", "models"] and len(parts) in range(3, 7):
-            self._check_name(parts[2])
+            self.server.check_model(parts[2])
             rest = parts[3:]
             if rest[:1] == ["versions"] and len(rest) > 1 and rest[1]:
                 call.version, rest = rest[1], rest[2:]
             route = self._of_model.get("/".join(rest))
         elif parts[:3] == ["v2", "repository", "models"] and len(parts) == 5:
-            self._check_name(parts[3])
+            self.server.check_model(parts[3])
             route = self._of_repository.get(parts[4])
         if route is None:
             raise HttpError(404, f"path {shown(path)}", expected="one of this server", found="none")
         return route
-
-    def _check_name(self, name: str) -> None:
-        try:
-            self.server.check_model(name)
-        except RequestError as error:
-            raise HttpError(404, f"model {shown(name)}", found=error.do) from None
 
     def _check_host(self, call: Call) -> None:
         if self.server.access.guarded or _LOOPBACK.fullmatch(call.headers.get(b"host", b"")):

@@ -17,6 +17,7 @@ from embstore.errors import (
     StoreError,
     UnavailableError,
     UnknownCallerError,
+    UnknownModelError,
     VersionNotFoundError,
 )
 
@@ -45,6 +46,7 @@ _OF: tuple[tuple[type[EmbstoreError], Outcome], ...] = (  # the first that fits
     (VersionNotFoundError, Outcome("no_such_version", 404, "NOT_FOUND")),
     (UnavailableError, Outcome("unavailable", 503, "UNAVAILABLE")),
     (StoreError, Outcome("store", 503, "UNAVAILABLE")),
+    (UnknownModelError, Outcome("no_such_model", 404, "NOT_FOUND")),
     (RequestError, Outcome("invalid", 400, "INVALID_ARGUMENT")),
     (SchemaError, Outcome("invalid", 400, "INVALID_ARGUMENT")),
     (DataError, Outcome("invalid", 400, "INVALID_ARGUMENT")),

@@ -32,7 +32,9 @@ from embstore.kernels.plan import LookupPlan, Request
 from embstore.kernels.reference import pooled
 from embstore.normalization import StreamingNormalizer
 from embstore.schema import Feature
-from embstore.serving.values import check_alike, tokens_of
+from embstore.serving.indexes import Index, Indexes
+from embstore.serving.protocol import BYTES, Tensor
+from embstore.serving.values import byte_tokens, check_alike, tokens_of
 from embstore.store.quantization import encoding_of
 from embstore.store.version import Version
 from embstore.tokens import Tokens
@@ -101,13 +103,11 @@ class Reader:
     Args:
         version: opened.
         build: builds its network (``embstore.models.build``), for scores.
-
-    >>> import tempfile
-    >>> from embstore import Bundle, Feature, Schema, Store, UnifiedEmbedding
+        indexes: which features' values are searched for neighbours.
     """
 
-    def __init__(self, version: Version, build: BuildNetwork | None = None) -> None:
-        self.version, self._build = version, build
+    def __init__(self, version: Version, build: BuildNetwork | None = None, indexes: Indexes | None = None) -> None:
+        self.version, self._build, self._indexes = version, build, indexes
         self._features = {feature.name: feature for feature in version.schema.features}
         self._trained_on = version.manifest["columns"]
         self._prepared: dict[tuple[str, ...], Prepared] = {}
@@ -123,10 +123,12 @@ class Reader:
         """
         table = self.version.table
         table.buckets.check(range(table.layout.buckets), progress=progress)
-        for feature in self._features.values():
+        for feature in self._features.values():  # compiled, and resolved
             self.lookup(feature.name, pa.array([None], pa.null()))
+        byte_tokens(Tensor("warm", BYTES, (1,), b"\0\0\0\0"))
         if self.scores:
             self.model  # noqa: B018 - built once
+        self.indexes  # noqa: B018 - opened once
 
     @property
     def scores(self) -> bool:
@@ -178,7 +180,11 @@ class Reader:
 
     def tokens(self, feature: Feature, values: Any) -> Tokens:
         """Raw values as tokens."""
-        return tokens_of(values, feature, self.trained_on(feature.name))
+        return self.filtered(feature, tokens_of(values, feature, self.trained_on(feature.name)))
+
+    def filtered(self, feature: Feature, tokens: Tokens) -> Tokens:
+        """Tokens as they are looked up: of values that the vocabulary has dropped, the pruned one."""
+        return Tokens(self.version.filtered(feature.name, tokens.values), tokens.offsets)
 
     def embed(self, records: Records, features: Sequence[str] = ()) -> NDArray[np.float32]:
         """The vectors of records, concatenated as the model reads them.
@@ -242,6 +248,48 @@ class Reader:
         model = torch.nn.ModuleDict({"normalizer": StreamingNormalizer(version.schema.dense), "network": network})
         load_into(model, version.dense, origin=f"version {version.id}")
         return model.eval().requires_grad_(False)
+
+    def neighbors(
+        self, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any], k: int = 10, *, exact: bool = False
+    ) -> tuple[pa.Array, NDArray[np.float32]]:
+        """The ``k`` nearest values of a feature to each of some of its values, themselves left out.
+
+        Args:
+            values: as for ``lookup``.
+            exact: compare with all vectors, even where there is a graph.
+
+        Returns:
+            Values ``[B * k]``, row after row, missing ones where there are fewer; and scores, float32 ``[B, k]``:
+            higher is nearer, -inf there.
+
+        Raises:
+            ConfigError: the feature is not searched.
+            SchemaError, DataError: as ``lookup``.
+        """
+        spec = self.feature(feature)
+        tokens = self.tokens(spec, values)
+        return self.index(feature).search(
+            self.look(feature, tokens).vectors_BW,
+            k,
+            token_Q=tokens.values if tokens.offsets is None else None,
+            exact=exact,
+        )
+
+    def index(self, feature: str) -> Index:
+        """Of a feature's values.
+
+        Raises:
+            ConfigError: it is not searched.
+        """
+        if feature not in self.indexes:
+            found, do = ", ".join(self.indexes) or "none", f"serve with --search {feature}"
+            raise ConfigError(f"neighbours of {feature!r}", expected="a feature that is searched", found=found, do=do)
+        return self.indexes[feature]
+
+    @cached_property
+    def indexes(self) -> dict[str, Index]:
+        """By feature, of those that are searched."""
+        return {} if self._indexes is None else self._indexes.of(self.version)
 
     def vectors(self, plan: LookupPlan, tokens: Mapping[str, Tokens], rows: int) -> NDArray[np.float32]:
         """The output of a plan, float32 ``[rows, plan.width]``."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from embstore.errors import RequestError, nearest
+from embstore.errors import UnknownModelError, nearest
 from embstore.serving.access import Access
 from embstore.serving.metrics import Metrics
 from embstore.serving.outcomes import OK, Outcome, message_of, outcome_of
@@ -73,9 +73,9 @@ class Server:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
     def check_model(self, name: str) -> None:
-        """Raise ``RequestError`` unless it is the server's model."""
+        """Raise ``UnknownModelError`` unless it is the server's model."""
         if name != self.name:
-            raise RequestError(f"model {name!r}", do=nearest(name, [self.name]))
+            raise UnknownModelError(f"model {name!r}", do=nearest(name, [self.name]))
 
     def is_ready(self, ref: str = "") -> bool:
         """Whether requests can be answered."""
@@ -137,6 +137,12 @@ def describe(reader: Reader) -> dict[str, Any]:
         of = plan.slices[feature.name]
         outputs.append({"name": f"{feature.name}.embedding", "datatype": "FP32", "shape": [-1, of.stop - of.start]})
         outputs.append({"name": f"{feature.name}.status", "datatype": "UINT8", "shape": [-1]})
+        if feature.name in reader.indexes:
+            found = {"name": f"{feature.name}.neighbors", "datatype": datatype_of(reader, feature.name)}
+            outputs += [
+                {**found, "shape": [-1, -1]},
+                {"name": f"{feature.name}.scores", "datatype": "FP32", "shape": [-1, -1]},
+            ]
     inputs += [{"name": column.name, "datatype": "FP32", "shape": [-1]} for column in schema.dense]
     outputs.append({"name": "embedding", "datatype": "FP32", "shape": [-1, plan.width]})
     if reader.scores:
@@ -145,16 +151,16 @@ def describe(reader: Reader) -> dict[str, Any]:
 
 
 def features(reader: Reader) -> list[dict[str, Any]]:
-    """What a caller must know of each feature to ask for it, and whether its values are kept, to search among."""
+    """What a caller must know of each feature to ask for it; whether its values are known, and searched."""
     version = reader.version
-    kept = version.manifest.get("vocabulary") or {}
     return [
         {
             "name": feature.name,
             "datatype": datatype_of(reader, feature.name),
             "width": version.plan.slices[feature.name].stop - version.plan.slices[feature.name].start,
             "list": "list" in (reader.trained_on(feature.name) or ""),
-            "values": feature.name in kept,
+            "values": feature.name in version.vocabulary_info,
+            "searched": feature.name in reader.indexes,
         }
         for feature in version.schema.features
     ]

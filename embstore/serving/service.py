@@ -6,6 +6,11 @@ output           user.embedding [B, width] FP32
                  user.status    [N] UINT8        0 known, 1 missing, 2 pruned, 3 unseen; one for each value
                  embedding      [B, W] FP32      of all features, as the model reads them
                  score          [B] FP32         the model's probability
+                 item.neighbors [B, k] BYTES     or INT64: the nearest values of the feature, and
+                 item.scores    [B, k] FP32      how near: higher is nearer, -inf where there are fewer
+
+Neighbours are of values or, given as ``item.vector`` [B, width] FP32, of vectors; the request's parameter ``k`` (10)
+says how many, ``exact`` whether an index's graph is left aside.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from embstore.errors import DeadlineError, LimitError, RequestError, nearest
@@ -33,7 +39,9 @@ from embstore.serving.reader import Reader, count
 from embstore.serving.values import LENGTHS, MISSING, tensor_tokens
 from embstore.tokens import Tokens
 
+MOST_NEIGHBORS = 10_000
 EMBEDDING, STATUS, SCORE = "embedding", "status", "score"
+NEIGHBORS, SCORES, VECTOR = "neighbors", "scores", ".vector"
 
 
 def infer(request: InferRequest, reader: Reader, limits: Limits) -> InferResponse:
@@ -62,6 +70,7 @@ class _Answer:
         self.features = [feature for feature in schema.features if feature.name in self.tensors]
         _check_known(self.tensors, schema)
         self._tokens: dict[str, Tokens] = {}
+        self._found: dict[str, tuple[pa.Array, NDArray[np.float32]]] = {}
         self._bytes = 0
 
     def response(self) -> InferResponse:
@@ -78,6 +87,9 @@ class _Answer:
         if name == SCORE:
             return _tensor(name, self._score())
         feature, _, what = name.rpartition(".")
+        if what in (NEIGHBORS, SCORES) and (feature in self.tensors or feature + VECTOR in self.tensors):
+            values, scores_BK = self._neighbors(feature)
+            return _tensor(name, scores_BK) if what == SCORES else OutputTensor(name, values, scores_BK.shape)
         if feature not in self.tensors or what not in (EMBEDDING, STATUS):
             known = [f"{of.name}.{what}" for of in self.features for what in (EMBEDDING, STATUS)]
             raise RequestError(f"output {name!r}", do=nearest(name, [*known, EMBEDDING, SCORE]))
@@ -89,7 +101,8 @@ class _Answer:
     def _of(self, feature: Feature) -> Tokens:
         if feature.name not in self._tokens:
             trained_on = self.reader.trained_on(feature.name)
-            self._tokens[feature.name] = tensor_tokens(self.tensors, feature, trained_on)
+            tokens = tensor_tokens(self.tensors, feature, trained_on)
+            self._tokens[feature.name] = self.reader.filtered(feature, tokens)
         return self._tokens[feature.name]
 
     def _vectors(self, features: list[Feature]) -> NDArray[np.float32]:
@@ -98,6 +111,25 @@ class _Answer:
         rows = max(count(of) for of in tokens.values())
         self._take(rows * prepared.width * 4)
         return prepared.of_tokens(tokens)
+
+    def _neighbors(self, feature: str) -> tuple[pa.Array, NDArray[np.float32]]:
+        """Of values, or of vectors; searched once for both outputs."""
+        if feature in self._found:
+            return self._found[feature]
+        parameters, spec, index = self.request.parameters, self.reader.feature(feature), self.reader.index(feature)
+        k, exact = parameters.get("k", 10), parameters.get("exact", False)
+        if not isinstance(k, int) or isinstance(k, bool) or not 1 <= k <= MOST_NEIGHBORS or not isinstance(exact, bool):
+            expected = f"k of 1 to {MOST_NEIGHBORS:,}, exact of true or false"
+            raise RequestError("parameters", expected=expected, found=f"k={k!r}, exact={exact!r}"[:100])
+        token_Q = None
+        if feature in self.tensors:
+            vectors_QD, tokens = self._vectors([spec]), self._of(spec)
+            token_Q = tokens.values if tokens.offsets is None else None
+        else:
+            vectors_QD = _vectors_of(self.tensors[feature + VECTOR], index.near.width)
+        self._take(len(vectors_QD) * k * 20)
+        self._found[feature] = index.search(vectors_QD, k, token_Q=token_Q, exact=exact)
+        return self._found[feature]
 
     def _embedding(self) -> NDArray[np.float32]:
         schema = self.reader.version.schema
@@ -140,9 +172,18 @@ def _check_known(tensors: Mapping[str, Tensor], schema: Schema) -> None:
     names = [feature.name for feature in schema.features]
     known = {*names, *(column.name for column in schema.dense)}
     beside = {name + suffix for name in names if name in tensors for suffix in (LENGTHS, MISSING)}
+    beside |= {name + VECTOR for name in names if name not in tensors}
     for name in tensors:
         if name not in known and name not in beside:
             raise RequestError(f"input {name!r}", do=nearest(name, known, also=beside))
+
+
+def _vectors_of(tensor: Tensor, width: int) -> NDArray[np.float32]:
+    """Queries, ``[B, width]``."""
+    if tensor.datatype not in ("FP16", "FP32", "FP64") or len(tensor.shape) != 2 or tensor.shape[1] != width:
+        found = f"{tensor.datatype} {list(tensor.shape)}"
+        raise tensor.wrong("vectors", f"FP32 [rows, {width}]", found)
+    return tensor.numbers().reshape(tensor.shape).astype(np.float32)
 
 
 def _dense_numbers(tensor: Tensor) -> NDArray[np.float32]:

@@ -19,12 +19,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embstore import transforms
+from embstore.column_types import stored_type
 from embstore.encoding import column_of
 from embstore.errors import DataError, RequestError, SchemaError
 from embstore.hashing import MISSING_TOKEN, compiled, splitmix64, xxh64_at, xxh64_padded_at
 from embstore.schema import Feature
 from embstore.serving.protocol import BYTES, NUMBERS, Tensor
-from embstore.store.values import check_values, element_type, stored_type
+from embstore.store.values import check_values, element_type
 from embstore.tokens import Tokens, token, tokenize
 
 LENGTHS, MISSING = ".lengths", ".missing"

@@ -1,6 +1,6 @@
 """Batch norm over the rows of all ranks: each normalises its part of a batch as one process would the whole.
 
-Shape suffixes: B rows of this rank, X numbers, W ranks.
+Shape suffixes: B rows of this rank, N rows and positions of them, X numbers (channels), W ranks; ... positions, if any.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from embstore.distributed import Group
 from embstore.errors import ConfigError
@@ -28,12 +30,12 @@ class _Sum(torch.autograd.Function):
 
 
 class GroupBatchNorm(nn.Module):
-    """A ``BatchNorm1d`` whose statistics are those of all ranks' rows; it keeps its parameters and buffers.
+    """A ``BatchNorm1d``, ``2d`` or ``3d`` with the statistics of all ranks' rows; it keeps its parameters and buffers.
 
-    (torch's own ``SyncBatchNorm`` is for GPUs only.) A batch of one row has no variance: the running one is taken.
+    (torch's own ``SyncBatchNorm`` is for GPUs only.) One number in a channel has no variance: the running one is taken.
 
     Raises:
-        ConfigError: it has no weights, or keeps no running statistics.
+        ConfigError: it has no weights, keeps no running statistics, or is lazy.
     """
 
     weight: Tensor
@@ -42,10 +44,10 @@ class GroupBatchNorm(nn.Module):
     running_var: Tensor
     num_batches_tracked: Tensor
 
-    def __init__(self, of: nn.BatchNorm1d, group: Group) -> None:
+    def __init__(self, of: _BatchNorm, group: Group) -> None:
         super().__init__()
-        if not (of.affine and of.track_running_stats):
-            expected = "affine, with running statistics"
+        if not (of.affine and of.track_running_stats) or isinstance(of, LazyModuleMixin):
+            expected = "affine, with running statistics, of a known width"
             raise ConfigError("batch norm in a network trained by ranks", expected=expected, found=str(of))
         self._group, self.eps, self.momentum = group, of.eps, of.momentum
         for name, parameter in of.named_parameters():
@@ -53,29 +55,31 @@ class GroupBatchNorm(nn.Module):
         for name, buffer in of.named_buffers():
             self.register_buffer(name, buffer)
 
-    def forward(self, x_BX: Tensor) -> Tensor:
-        """Normalised, scaled and moved, ``[B, X]``; B may be 0."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised, scaled and moved, ``[B, X, ...]``; B may be 0."""
+        x_NX = x.movedim(1, -1).reshape(-1, len(self.weight))
         mean_X, var_X = self.running_mean, self.running_var
         if self.training:
-            moments_W3X = self._moments(x_BX)
+            moments_W3X = self._moments(x_NX)
             count_W, mean_WX, squares_WX = moments_W3X[:, 0, :1], moments_W3X[:, 1], moments_W3X[:, 2]
-            rows = float(count_W.detach().sum())
-            if rows > 1:
-                mean_X = (count_W * mean_WX).sum(dim=0) / rows
+            count = float(count_W.detach().sum())
+            if count > 1:
+                mean_X = (count_W * mean_WX).sum(dim=0) / count
                 squares_X = (squares_WX + count_W * (mean_WX - mean_X).square()).sum(dim=0)
-                var_X = squares_X / rows
+                var_X = squares_X / count
                 with torch.no_grad():
                     self.num_batches_tracked += 1
                     share = 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
                     self.running_mean.lerp_(mean_X, share)
-                    self.running_var.lerp_(squares_X / (rows - 1), share)
-        return (x_BX - mean_X) * (self.weight * (var_X + self.eps).rsqrt()) + self.bias
+                    self.running_var.lerp_(squares_X / (count - 1), share)
+        out_NX = (x_NX - mean_X) * (self.weight * (var_X + self.eps).rsqrt()) + self.bias
+        return out_NX.view(x.movedim(1, -1).shape).movedim(-1, 1)
 
-    def _moments(self, x_BX: Tensor) -> Tensor:
+    def _moments(self, x_NX: Tensor) -> Tensor:
         """Count, mean and sum of squared deviations of each rank, by rank."""
-        rows, group = max(len(x_BX), 1), self._group
-        mean_X = x_BX.sum(dim=0) / rows
-        own_3X = torch.stack([torch.full_like(mean_X, len(x_BX)), mean_X, (x_BX - mean_X).square().sum(dim=0)])
+        count, group = len(x_NX), self._group
+        mean_X = x_NX.sum(dim=0) / max(count, 1)
+        own_3X = torch.stack([torch.full_like(mean_X, count), mean_X, (x_NX - mean_X).square().sum(dim=0)])
         others = torch.zeros(1, dtype=own_3X.dtype, device=own_3X.device).expand_as(own_3X)
         parts = [own_3X if rank == group.rank else others for rank in range(group.world)]
         moments_W3X: Tensor = _Sum.apply(torch.stack(parts), group)
@@ -90,7 +94,7 @@ def share_batch_norm(network: nn.Module, group: Group) -> nn.Module:
 def _shared(module: nn.Module, group: Group, done: dict[nn.Module, nn.Module]) -> nn.Module:
     """A module may be in several places, and is the same one in all of them afterwards."""
     if module not in done:
-        if isinstance(module, nn.BatchNorm1d):
+        if isinstance(module, _BatchNorm):
             done[module] = GroupBatchNorm(module, group)
         else:
             done[module] = module

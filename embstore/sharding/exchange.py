@@ -6,6 +6,12 @@
                                                                │ ids              ^ vectors
     owner                                                      └──> its kernel ───┘
 
+What is asked doesn't depend on the rows' values, so that it may be asked for a batch ahead (``embstore.lookahead``):
+
+    batch n        vectors ──> network ──> gradients ──> updated rows
+    batch n + 1    rows of all hits, how many are asked of whom │ which ─────────────> vectors ──> ...
+                   before batch n's forward                     │ since its vectors left
+
 The backward pass goes the same way: a rank sums the gradients of each distinct row over its hits, torchrec takes them
 to the row's owner, and the owner's kernel updates a row once with the sum over all ranks, by the fused optimizer.
 
@@ -62,7 +68,7 @@ class Exchange:
     ) -> None:
         self.group, self.dim = group, dim
         load_torchrec()
-        block = -(-rows // group.world)
+        self._block = block = -(-rows // group.world)
         if block * (group.world - 1) >= rows:
             found = f"{group.world:,} ranks, of which {max(-(-rows // max(block, 1)), 0):,} would hold some"
             raise GroupError(
@@ -71,7 +77,9 @@ class Exchange:
         with quiet():
             sharding = self._shard(rows, dtype, optimizer, device)
             self._input_dist, self._output_dist = sharding.create_input_dist(), sharding.create_output_dist()
-            self._ask(torch.empty(0, dtype=torch.int64, device=device))  # torch warns the first time
+            self._asked: list[Asked] = []  # and maybe not sent yet
+            self.ask(Request.of_rows(torch.empty(0, dtype=torch.int64, device=device), dim, rows)).wait()
+            self._asked.clear()
         bounds = [(of.shard_offsets[0], of.shard_sizes[0]) for of in self.plan.sharding_spec.shards]
         self.shards = [range(start, start + size) for start, size in bounds]
         self.shard = self.shards[group.rank]
@@ -117,18 +125,39 @@ class Exchange:
         env = ShardingEnv.from_process_group(group.process_group)
         return ShardedEmbeddingCollection.create_embedding_sharding(kind, of_kind, env, device)
 
-    def forward(self, request: Request, table: Table, kernel: Kernel, *, pay: bool) -> Tensor:
+    def ask(self, request: Request) -> Asked:
+        """Begin to tell the rows of a request to their owners; called by all ranks, before or amid other requests.
+
+        On a GPU the current stream does it, which need not be the one that looks them up.
+        """
+        from torchrec import KeyedJaggedTensor
+        from torchrec.distributed.sharding.sequence_sharding import SequenceShardingContext
+
+        rows_U, number_T = distinct(request.rows_T, self._block, self.group.world)
+        lengths = torch.tensor([len(rows_U)], device=rows_U.device)
+        keyed = KeyedJaggedTensor(keys=["table"], values=rows_U, lengths=lengths)
+        with torch.no_grad():
+            sizes = self._input_dist(keyed)
+        # The rows lie by owner already, and on a CPU stay as they lie: their vectors come in that order.
+        permute = None if rows_U.device.type == "cpu" else self._input_dist.unbucketize_permute_tensor
+        context = SequenceShardingContext(features_before_input_dist=keyed, unbucketize_permute_tensor=permute)
+        asked = Asked(request.by_row(number_T), sizes, context)
+        self._asked.append(asked)
+        return asked
+
+    def forward(self, asked: Asked, table: Table, kernel: Kernel, *, pay: bool) -> Tensor:
         """The output of a request, float32 ``[B, W]``, without a gradient; called by all ranks.
 
         Args:
+            asked: of all ranks, the same one in their order.
             table: this rank's shard.
             kernel: of the shard.
             pay: whether rows pay the penalty they owe before they are read.
         """
         with torch.no_grad():
-            return self._output(request, table, kernel.forward, self._pooling.forward, pay=pay)
+            return self._output(asked, table, kernel.forward, self._pooling.forward, pay=pay)
 
-    def train(self, request: Request, table: Table, kernel: Kernel) -> Tensor:
+    def train(self, asked: Asked, table: Table, kernel: Kernel) -> Tensor:
         """The same with a gradient: its backward, called by all ranks, updates the rows of all."""
 
         from torchrec.distributed.comm_ops import get_gradient_division
@@ -139,47 +168,64 @@ class Exchange:
             out_BW: Tensor = _Pool.apply(of.weight_ND, self._pooling, request, divided)
             return out_BW
 
-        return self._output(request, table, kernel.train, pool, pay=False)
+        return self._output(asked, table, kernel.train, pool, pay=False)
 
     def _output(
         self,
-        request: Request,
+        asked: Asked,
         table: Table,
         read: Callable[[Request, Table], Tensor],
         pool: Callable[[Request, Table], Tensor],
         *,
         pay: bool,
     ) -> Tensor:
-        rows_U, number_T = distinct(request.rows_T)
-        rows_R, context = self._ask(rows_U)
+        rows_R, context = asked.wait()
         own = Request.of_rows(rows_R, self.dim, len(table.weight_ND))
         if pay:
             table.pay(own)
-        vectors_UD = self._answer(read(own, table), context)
-        return pool(request.by_row(number_T), _as_table(vectors_UD))
+        coming = self._output_dist(read(own, table), context)
+        while self._asked:  # those asked ahead: their sizes have come meanwhile
+            self._asked.pop(0).send()
+        return pool(asked.request, _as_table(coming.wait().view(-1, self.dim)))
 
-    def _ask(self, rows_U: Tensor) -> tuple[Tensor, Any]:
-        """Send each row's number to its owner: the rows asked of this rank, counted from its first; how to answer."""
-        from torchrec import KeyedJaggedTensor
+
+class Asked:
+    """Rows on their way to their owners since ``Exchange.ask``: first how many, then which.
+
+    Args:
+        request: the lookups, with the rows' places among the distinct ones.
+        sizes: torchrec's, to be waited for twice.
+        context: torchrec's, of how they are answered.
+    """
+
+    def __init__(self, request: Request, sizes: Any, context: Any) -> None:
         from torchrec.distributed.embedding import EmbeddingCollectionContext
         from torchrec.distributed.embedding_sharding import KJTListSplitsAwaitable
-        from torchrec.distributed.sharding.sequence_sharding import SequenceShardingContext
 
-        lengths = torch.tensor([len(rows_U)], device=rows_U.device)
-        asked = KeyedJaggedTensor(keys=["table"], values=rows_U, lengths=lengths)
-        with torch.no_grad():
-            sizes = self._input_dist(asked)
-            context = SequenceShardingContext(
-                features_before_input_dist=asked,
-                unbucketize_permute_tensor=self._input_dist.unbucketize_permute_tensor,
-            )
-            found = KJTListSplitsAwaitable([sizes], EmbeddingCollectionContext([context])).wait().wait()[0]
+        self.request, self._context = request, EmbeddingCollectionContext([context])
+        self._sizes = KJTListSplitsAwaitable([sizes], self._context)
+        self._rows: Any = None
+        device = request.tokens.values_N.device
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    @torch.no_grad()
+    def send(self) -> None:
+        """Wait until it is known how many rows are asked of whom, and begin to send which."""
+        if self._rows is None:
+            with torch.cuda.stream(self._stream):
+                self._rows = self._sizes.wait()
+
+    @torch.no_grad()
+    def wait(self) -> tuple[Tensor, Any]:
+        """The rows that are asked of this rank, counted from its first; torchrec's context to answer them by."""
+        self.send()
+        (found,), (context,) = self._rows.wait(), self._context.sharding_contexts
         context.lengths_after_input_dist = found.lengths().view(-1, found.stride())
+        if self._stream is not None:  # its memory is not to be used again before the present stream is done with it
+            present = torch.cuda.current_stream(self._stream.device)
+            for of in (found, self._context, self.request.tokens):
+                of.record_stream(present)
         return found.values(), context
-
-    def _answer(self, vectors_RD: Tensor, context: Any) -> Tensor:
-        vectors_UD: Tensor = self._output_dist(vectors_RD, context).wait()
-        return vectors_UD.view(-1, self.dim)
 
 
 class _Pool(torch.autograd.Function):

@@ -24,7 +24,7 @@ _EXPORT = {
     "export_safetensors": "embstore.store.export",
     "import_vectors": "embstore.store.warm_start",
     "open_values": "embstore.store.values",
-    "vocabulary_of": "embstore.store.values",
+    "vocabulary_of": "embstore.counting",
 }
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What is published as one: table, schema, dense model, and what training goes on from."""
+"""What is published as one: table, schema, vocabulary, dense model, and what training goes on from."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from embstore.schema import Schema
 
 if TYPE_CHECKING:
     from embstore.store.version import Version
+    from embstore.vocabulary import Vocabulary
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done and how much in all: bytes of ``"write"``, ``"upload"``,
@@ -122,6 +123,8 @@ class Bundle:
             a new one when absent.
         columns: Arrow type, as text, of the log's column of each feature; a feature whose type is not known is absent.
         optimizer: what training goes on from; not needed to read.
+        vocabulary: the values that features take; a value it has dropped is looked up as the feature's pruned token. A
+            delta without has its base's. Of several processes that publish together, the first one's counts.
         compacts: id of the delta whose rows these are; for ``Store.compact``.
         shard: the rows of the table, and of the optimizer's tensors, that are in this process, when several publish
             together; all when not given.
@@ -135,6 +138,7 @@ class Bundle:
     lineage: Mapping[str, Any]
     columns: Mapping[str, str] = field(default_factory=dict)
     optimizer: OptimizerState | None = None
+    vocabulary: Vocabulary | None = None
     compacts: str | None = None
     shard: range | None = None
 

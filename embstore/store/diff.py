@@ -74,6 +74,7 @@ class Difference:
         schema: all else that the schema says, e.g. ``label``.
         table: dim, dtype, rows and what else makes its layout.
         encodings: how rows are stored in the old and in the new; where the two differ, storing alone changes most rows.
+        vocabulary: by feature, the kind of its values, how many there are and how many are kept.
         model: name, settings and widths.
         metrics: every number of either version, changed or not.
         lineage: logs, configuration and the like.
@@ -94,6 +95,7 @@ class Difference:
     schema: dict[str, Change]
     table: dict[str, Change]
     encodings: tuple[str, str]
+    vocabulary: dict[str, Change]
     model: dict[str, Change]
     metrics: dict[str, Change]
     lineage: dict[str, Change]
@@ -133,6 +135,7 @@ def diff(
         schema=_changes(*(_rest(version, set(dense[0]) & set(dense[1])) for version in (old, new))),
         table=_changes(old.manifest["table"], new.manifest["table"]),
         encodings=(old.table.encoding, new.table.encoding),
+        vocabulary=_changes(*({name: asdict(of) for name, of in v.vocabulary_info.items()} for v in (old, new))),
         model=_changes(old.manifest["model"], new.manifest["model"]),
         metrics={key: pair for key, pair in metrics.items() if {} not in pair},  # a log nothing was measured on
         lineage=_changes(old.manifest["lineage"], new.manifest["lineage"]),

@@ -23,10 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from embstore.counting import COUNT, VALUE
 from embstore.errors import SchemaError, StoreError, nearest
 from embstore.store.files import fsync_file, fsync_folder, make_folder
 from embstore.store.tensors import SafetensorsWriter
-from embstore.store.values import COUNT, FEATURE, VALUE, TextLines, ValueColumn, check_values, in_memory, open_values
+from embstore.store.values import FEATURE, TextLines, ValueColumn, check_values, in_memory, open_values
 from embstore.store.version import Version
 
 _PIECE_BYTES = 16 << 20
@@ -72,10 +73,10 @@ def export_parquet(
     """
     chosen = chosen_values(version, values, features)
     written = {}
-    with _appearing(Path(target)) as temporary:
+    with appearing(Path(target)) as temporary:
         temporary.mkdir()
         for name, column in chosen.items():
-            folder = temporary / f"{FEATURE}={_escaped(name)}"
+            folder = temporary / f"{FEATURE}={escaped(name)}"
             folder.mkdir()
             written[name] = _write_feature(folder / "part-0.parquet", version, name, column, progress)
             fsync_folder(folder)
@@ -107,7 +108,7 @@ def export_safetensors(
     about = {f"embstore.{key}": json.dumps(version.manifest[key]) for key in ("table", "features", "columns", "model")}
     step = max(1, _PIECE_BYTES // (table.dim * table.dtype.itemsize))
     with (
-        _appearing(Path(target)) as temporary,
+        appearing(Path(target)) as temporary,
         SafetensorsWriter(temporary, specs, metadata=_identity(version) | about) as writer,
     ):
         for name in writer.names:
@@ -203,7 +204,7 @@ def _identity(version: Version) -> dict[str, str]:
     }
 
 
-def _escaped(name: str) -> str:
+def escaped(name: str) -> str:
     """A name as Hive writes it in a path. Beyond ASCII it stays as it is: Spark decodes characters, not UTF-8."""
     return re.sub(r"[^A-Za-z0-9_.\-\x80-\U0010ffff]", lambda found: f"%{ord(found[0]):02X}", name)
 
@@ -217,7 +218,7 @@ def refuse_existing(target: Path, cause: OSError | None = None) -> None:
 
 
 @contextmanager
-def _appearing(target: Path) -> Iterator[Path]:
+def appearing(target: Path) -> Iterator[Path]:
     """A temporary path beside ``target`` to make a file or folder at, which then becomes ``target``, durably."""
     refuse_existing(target)
     temporary = target.parent / f".tmp-{secrets.token_hex(8)}"

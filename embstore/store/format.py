@@ -7,6 +7,7 @@
         table/bucket-00000.safetensors      "rows": rows [b * bucket_rows, (b + 1) * bucket_rows) of the table
         exact/tokens.safetensors            sorted tokens of each exact feature
         model/dense.safetensors             "normalizer.*" and "network.*"
+        vocabulary/feature-00000.safetensors    the values of a feature (``embstore.store.vocabulary``)
 
 What a manifest must say is in ``embstore.store.manifest``; opening a version, in ``embstore.store.version``.
 """
@@ -18,9 +19,9 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ from embstore.store.manifest import (
     FORMAT,
     LINEAGE,
     MANIFEST,
+    PLAIN_FORMAT,
     SCHEMA,
     TOKENS,
     Layout,
@@ -62,6 +64,9 @@ from embstore.store.quantization import (
 from embstore.store.sharded import BucketRows, begun_in
 from embstore.store.tensors import SafetensorsWriter, write_tensors
 from embstore.threads import usable_cores
+
+if TYPE_CHECKING:
+    from embstore.vocabulary import Vocabulary
 
 BUCKET_BYTES = 64 << 20
 # Bucket data starts on a page of every common machine (4 KiB; 16 KiB on Apple's), so it can be mapped where it belongs.
@@ -107,9 +112,10 @@ def write(
     if change is not None:
         changed_R = group.together(lambda: changed_rows(bundle, layout, change, progress))
         if change.smallest and not is_smaller(bundle, change, sum(group.tell(len(changed_R)))):
+            inherited = change.base.vocabulary if bundle.vocabulary is None else bundle.vocabulary
             return write(
                 folder,
-                bundle,
+                replace(bundle, vocabulary=inherited),
                 version=version,
                 created=created,
                 space=space,
@@ -127,25 +133,38 @@ def write(
             files |= _write_optimizer(folder, bundle.optimizer, bundle.rows, layout, group)
     else:
         files[DELTA] = write_delta(folder / DELTA, bundle, layout, change, changed_R, body, group)
-    manifest: str = group.lead(lambda: _write_rest(folder, bundle, layout, body, files).decode())
+    manifest: str = group.lead(lambda: _write_rest(folder, bundle, layout, body, files, change).decode())
     return manifest.encode()
 
 
 def _make_folders(folder: Path) -> None:
-    for name in ("table", "exact", "model", "delta", "optimizer"):
+    for name in ("table", "exact", "model", "delta", "optimizer", "vocabulary"):
         (folder / name).mkdir()
 
 
 def _write_rest(
-    folder: Path, bundle: Bundle, layout: Layout, body: dict[str, Any], files: dict[str, FileDigest]
+    folder: Path,
+    bundle: Bundle,
+    layout: Layout,
+    body: dict[str, Any],
+    files: dict[str, FileDigest],
+    change: Change | None,
 ) -> bytes:
     """All but the table's files, and the manifest last; its bytes."""
+    vocabulary = _own_vocabulary(bundle, change)
+    if vocabulary is not None:
+        from embstore.store.vocabulary import write_vocabulary  # only those who have one pay for Arrow
+
+        written, body["vocabulary"] = write_vocabulary(folder, vocabulary, bundle.schema, bundle.columns)
+        files |= written
+    if vocabulary is not None or (change is not None and change.base.manifest["format"] > PLAIN_FORMAT):
+        body["format"] = FORMAT
     if bundle.optimizer is not None:
         files[DENSE_OPTIMIZER] = write_tensors(folder / DENSE_OPTIMIZER, bundle.optimizer.dense)
     files[TOKENS] = write_tensors(folder / TOKENS, bundle.table.exact_tokens())
     files[DENSE] = write_tensors(folder / DENSE, bundle.dense_state)
     files[SCHEMA] = write_small(folder / SCHEMA, bundle.schema.to_yaml().encode())
-    files[COMPAT] = write_small(folder / COMPAT, write_json(compat(bundle.schema, layout)))
+    files[COMPAT] = write_small(folder / COMPAT, write_json(compat(bundle.schema, layout, body["format"])))
     body["files"] = {name: digest._asdict() for name, digest in sorted(files.items())}
     manifest = write_json(body)
     about = write_small(folder / MANIFEST, manifest)
@@ -161,6 +180,15 @@ def _write_rest(
     for name, digest in {SCHEMA: files[SCHEMA], COMPAT: files[COMPAT], MANIFEST: about}.items():
         _check_file(source, name, digest)
     return manifest
+
+
+def _own_vocabulary(bundle: Bundle, change: Change | None) -> Vocabulary | None:
+    """What of a vocabulary is to be written: nothing where a delta has its base's, or there is none."""
+    ours, theirs = bundle.vocabulary, None if change is None else change.base.vocabulary
+    if not ours and not theirs:
+        return None
+    same = ours is not None and theirs is not None and ours.same(theirs)
+    return None if same else ours
 
 
 def verify(source: Files, files: Mapping[str, FileDigest], manifest: str, *, progress: Progress | None = None) -> None:
@@ -230,7 +258,7 @@ def bucket_rows(rows: int, row_bytes: int) -> int:
     return min(fit, 1 << (rows - 1).bit_length())
 
 
-def compat(schema: Schema, layout: Layout, number: int = FORMAT) -> dict[str, Any]:
+def compat(schema: Schema, layout: Layout, number: int) -> dict[str, Any]:
     """What a reader must know to use a version of a format: the contents of ``compat.json``."""
     return {
         "format": number,
@@ -261,7 +289,7 @@ def _body(
         if name not in (*LINEAGE, "space"):
             raise StoreError(f"lineage has an unknown entry {name!r}", do=nearest(name, (*LINEAGE, "space")))
     return {
-        "format": FORMAT,
+        "format": PLAIN_FORMAT,
         "version": version,
         "created": created,
         "space": space,

@@ -47,8 +47,12 @@ class Log:
         self.place, self.clock = place, clock
         self._state = State()
 
-    def state(self) -> State:
+    def state(self, *, least: int = 0) -> State:
         """Replay the entries that are new since the last call.
+
+        Args:
+            least: the number of an entry that is there, whether a listing shows it yet or not: that of a shared file
+                system may be a minute old.
 
         Raises:
             CorruptVersionError: an entry that is missing, broken or contradicts an earlier one.
@@ -64,10 +68,10 @@ class Log:
                 for meta in chunk
                 if (match := _ENTRY.fullmatch(meta["path"]))
             }
-            if not listed:
+            numbers = range(state.number + 1, max([least, *listed]) + 1)
+            if not numbers:
                 return state
             state = state.copy()
-            numbers = range(state.number + 1, max(listed) + 1)
             with closing(self._read(objects, numbers, listed)) as entries:
                 for number, data in zip(numbers, entries, strict=True):
                     where = self._where(number)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from embstore.encoding import encode_values
 from embstore.errors import ConfigError, CorruptVersionError
+from embstore.feature_values import TokenStatus
 from embstore.kernels.plan import LookupPlan, Request
 from embstore.kernels.reference import pooled
 from embstore.store.manifest import MANIFEST
@@ -50,10 +54,29 @@ def plan_of(version: Version) -> LookupPlan:
 
 def lookup(version: Version, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Tensor:
     """The vectors of raw values of one feature; see ``Version.lookup``."""
-    request = Request(encode_values(values, version.schema.feature(feature)), version.plan.only(feature))
+    tokens = encode_values(values, version.schema.feature(feature))
+    token_N = tokens.values_N.numpy()
+    kept_N = version.filtered(feature, token_N)
+    if kept_N is not token_N:
+        tokens = replace(tokens, values_N=torch.from_numpy(kept_N))
+    request = Request(tokens, version.plan.only(feature))
 
     def gather(rows_T: Tensor) -> Tensor:
         rows_TD = version.table.gather(rows_T)
         return rows_TD.float() if rows_TD.dtype == torch.float64 else rows_TD  # as a table is restored
 
     return pooled(request, gather)
+
+
+def status(version: Version, feature: str, tokens_N: NDArray[Any]) -> NDArray[np.uint8]:
+    """What each token is; see ``Version.status``."""
+    spec = version.schema.feature(feature, of=f"version {version.id}")
+    if feature in version.vocabulary_info:
+        assert version.vocabulary is not None
+        return version.vocabulary.status(feature, tokens_N)
+    if not spec.exact:
+        return TokenStatus.of_any(tokens_N)
+    if feature not in version.exact_status:
+        known_V = version.table.exact_tokens()[feature].numpy().view(np.uint64)
+        version.exact_status[feature] = TokenStatus(known_V, known_V[:0])
+    return version.exact_status[feature].of(tokens_N)

@@ -15,7 +15,8 @@ from embstore.store.documents import Fields, shown
 from embstore.store.files import FileDigest
 from embstore.store.quantization import DTYPES, ENCODINGS, read_dtype, stored_dtype, stored_width
 
-FORMAT = 2  # 1 had no quantised rows, no deltas and no optimizer's state
+FORMAT = 3  # 1 had no quantised rows, no deltas and no optimizer's state; 2 had no vocabulary
+PLAIN_FORMAT = 2  # of a version without a vocabulary, which readers of it can use as well
 
 MANIFEST, COMPAT, SCHEMA = "manifest.json", "compat.json", "schema.yaml"
 TOKENS, DENSE = "exact/tokens.safetensors", "model/dense.safetensors"
@@ -34,6 +35,7 @@ _PART = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
 _FILE = re.compile(rf"(?=.{{1,200}}$){_PART}(/{_PART}){{0,3}}")
 _TENSOR = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MAX_DEPTH = 100  # deltas on top of one another
+VALUE_BYTES = {"int64": 17, "uint64": 17, "bool": 10, "string": 17, "binary": 17}  # of a vocabulary's, at least
 _MAX_ROWS, _MAX_DIM, _MAX_TABLE_BYTES = 2**48, 2**16, 2**62
 
 
@@ -77,6 +79,21 @@ class OptimizerInfo:
     def row_bytes(self) -> int:
         """Of a row of all its tensors."""
         return sum(dtype.itemsize * max(width, 1) for dtype, width in self.tensors.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValuesInfo:
+    """What a version's vocabulary holds of a feature.
+
+    Args:
+        kind: of the values: ``int64``, ``uint64``, ``bool``, ``string`` or ``binary``.
+        values: how many.
+        kept: of them, not dropped.
+    """
+
+    kind: str
+    values: int
+    kept: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +146,11 @@ class Layout:
 def bucket_name(number: int, folder: str = "table") -> str:
     """File of a bucket, relative to the version's folder."""
     return f"{folder}/bucket-{number:05d}.safetensors"
+
+
+def vocabulary_name(number: int) -> str:
+    """File of the values of the schema's feature of this number, relative to the version's folder."""
+    return f"vocabulary/feature-{number:05d}.safetensors"
 
 
 def is_bucket(name: str) -> bool:
@@ -253,6 +275,40 @@ def read_optimizer(body: dict[str, Any], where: str) -> OptimizerInfo | None:
         rates=fields.number("rates"),
         tensors=tensors,
     )
+
+
+def read_vocabulary(body: dict[str, Any], files: dict[str, FileDigest], where: str) -> dict[str, ValuesInfo] | None:
+    """What a version's own vocabulary holds, by feature; ``None`` where it has none of its own.
+
+    Args:
+        body: a manifest that ``check_body`` has passed.
+
+    Raises:
+        CorruptVersionError: naming the key or file.
+    """
+    fields = Fields(body, where)
+    found: dict[str, ValuesInfo] | None = None
+    wanted = {}
+    if body.get("vocabulary") is not None:
+        found, numbers = {}, {entry["name"]: number for number, entry in enumerate(body["features"])}
+        if body["format"] <= PLAIN_FORMAT:
+            raise fields.wrong("format", f"{PLAIN_FORMAT + 1} or more, with a vocabulary", str(body["format"]))
+        for name, entry in fields.mapping("vocabulary").items():
+            if name not in numbers:
+                raise fields.wrong("vocabulary", "features of the schema", shown(name))
+            at = Fields(entry, f"{where}: vocabulary {shown(name)}")
+            values = at.whole("values", 0, _MAX_ROWS)
+            kind = at.choice("kind", VALUE_BYTES)
+            found[name] = ValuesInfo(kind=kind, values=values, kept=at.whole("kept", 0, values))
+            wanted[vocabulary_name(numbers[name])] = values * VALUE_BYTES[kind]
+    held = {name for name in files if name.startswith("vocabulary/")}
+    if held != wanted.keys():
+        raise CorruptVersionError(f"{where}: files", expected=shown(sorted(wanted)), found=shown(sorted(held)))
+    for name, needed in wanted.items():
+        if files[name].bytes < needed:
+            expected = f"at most the {files[name].bytes:,} bytes of the file"
+            raise CorruptVersionError(f"{where}: {name}", expected=expected, found=f"{needed:,}")
+    return found
 
 
 def read_files(body: dict[str, Any], where: str) -> dict[str, FileDigest]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import secrets
+import socket
 from collections.abc import Mapping
+from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from embstore.distributed import Group
-from embstore.errors import CorruptVersionError, StoreError
+from embstore.errors import CorruptVersionError, GroupError, StoreError
 from embstore.store import format
 from embstore.store.bundle import Bundle, Change, Progress
 from embstore.store.files import FileDigest, remedy
@@ -40,9 +42,8 @@ def publish(
     try:
         staged = Path(group.lead(lambda: str(place.stage(version))))
         try:
-            if not all(group.each(staged.is_dir)):
-                expected, do = "a folder that all ranks see", "publish from ranks that share a file system"
-                raise StoreError(f"publish into {staged}", expected=expected, found="not on each", do=do)
+            if blind := _blind(staged, group):
+                raise StoreError(f"publish into {staged}", **blind)
             manifest = format.write(
                 staged, bundle, **begun, encoding=encoding, change=change, progress=progress, group=group
             )
@@ -60,6 +61,36 @@ def publish(
     return str(version)
 
 
+def check_group(place: Place, group: Group, now: datetime) -> None:
+    """See ``Store.check_group``."""
+    if group.alone:
+        return
+    staged = Path(group.lead(lambda: str(place.stage(_id(stamp(now))))))
+    try:
+        if blind := _blind(staged, group):
+            raise GroupError(f"publishing to {place}", **blind)
+    finally:
+        if group.first:
+            place.discard(staged)
+
+
+def _blind(staged: Path, group: Group) -> dict[str, str]:
+    """What is wrong where a rank doesn't see a folder that rank 0 made."""
+    found = group.each(lambda: [socket.gethostname(), staged.is_dir()])
+    hosts = sorted({host for host, seen in found if not seen})
+    if not hosts:
+        return {}
+    return {
+        "expected": f"a folder that all ranks see: {staged.parent}, made on {found[0][0]}",
+        "found": f"none on {', '.join(hosts)}",
+        "do": "publish to a folder that the hosts share; to a bucket by ranks of one host",
+    }
+
+
+def _id(created: str) -> str:
+    return f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}"
+
+
 def _begin(place: Place, log: Log, bundle: Bundle, parent: str | None, change: Change | None) -> dict[str, Any]:
     """The version's name, and what else of it is known before it is written."""
     state = log.state()
@@ -70,7 +101,7 @@ def _begin(place: Place, log: Log, bundle: Bundle, parent: str | None, change: C
         change.base.check(place.files)
     created = stamp(log.clock())
     return {
-        "version": f"{created.replace('-', '').replace(':', '')}-{secrets.token_hex(4)}",
+        "version": _id(created),
         "created": created,
         "space": bundle.lineage.get("space") or (change.base.space if change is not None else new_space()),
         "parent": parent if parent is None or parent in state.retired else resolve(state, parent, place),
@@ -118,6 +149,8 @@ def new_space() -> str:
 def _says_nothing_new(manifest: dict[str, Any], base: Version) -> bool:
     """Whether a version differs from its base in nothing but its name."""
     if manifest["delta"] is None or manifest["delta"]["rows"] or manifest["parent"] != base.id:
+        return False
+    if manifest.get("vocabulary") is not None:  # another than the base's
         return False
     before, files = base.manifest["files"], manifest["files"].items()
     kept = ("space", "columns", "model", "lineage", "metrics", "optimizer")

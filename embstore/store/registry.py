@@ -32,7 +32,7 @@ from embstore.store.log import Clock, Log, stamp, utc_now
 from embstore.store.manifest import DeltaInfo
 from embstore.store.objects import ObjectPlace
 from embstore.store.place import Place, location
-from embstore.store.publish import publish
+from embstore.store.publish import check_group, publish
 from embstore.store.refs import check_living, check_store, resolve
 from embstore.store.state import ALIAS, LATEST, PREVIOUS, PRODUCTION, TAG, State
 from embstore.store.verification import Finding
@@ -132,9 +132,18 @@ class Store:
             if change.base.source == self.place.files(change.base.id):  # not in a copy of this store
                 self._opened.setdefault(change.base.id, change.base)
         try:
-            return group.together(lambda: self._open(version))
+            return self._open(version) if group.alone else self._open_by_all(version, group)
         except StoreError as error:
             raise StoreError(f"{version} is published, but can't be opened", found=str(error)) from error
+
+    def check_group(self, group: Group) -> None:
+        """Whether these processes could publish together: each must see what rank 0 writes before it is published.
+
+        Raises:
+            GroupError: they can't; the hosts are named.
+            StoreError: nothing can be written.
+        """
+        check_group(self.place, group, utc_now())
 
     def compact(self, ref: str = LATEST, *, encoding: str | None = None, progress: Progress | None = None) -> Version:
         """Publish a delta's rows as a whole version, so that readers need no chain; a whole version is left as it is.
@@ -181,13 +190,18 @@ class Store:
         """
         return resolve(self._log.state(), ref, self.place)
 
-    def open(self, ref: str = LATEST) -> Version:
+    def open(self, ref: str = LATEST, *, group: Group = ALONE) -> Version:
         """Open a version: its table is mapped, not read. One that someone still holds is checked again, and given back.
+
+        Args:
+            group: processes that open it together: the version that ``ref`` means to rank 0.
 
         Raises:
             VersionNotFoundError: no such version.
             CorruptVersionError: it is not what the log and its manifest say; ``verify`` also compares every byte.
         """
+        if not group.alone:
+            return self._open_by_all(ref, group)
         version = self.resolve(ref)
         try:
             return self._open(version)
@@ -206,6 +220,16 @@ class Store:
             SchemaError, DataError, CorruptVersionError, StoreError: as ``Version.lookup``.
         """
         return (self._opened.get(self.resolve(ref)) or self.open(ref)).lookup(feature, values)
+
+    def _open_by_all(self, ref: str, group: Group) -> Version:
+        """What rank 0 knows of the log, the others may not see yet."""
+        version, number = group.lead(lambda: [self.resolve(ref), self._log.state().number])
+
+        def work() -> Version:
+            self._log.state(least=number)
+            return self._open(version)
+
+        return group.together(work)
 
     def _open(self, version: str, depth: int | None = None) -> Version:
         digest, files = self._log.state().published[version].manifest_sha256, self.place.files(version)

@@ -1,4 +1,4 @@
-"""The values whose vectors are exported: given as arrays, read from Parquet, or counted in a log.
+"""The values whose vectors are exported, given as arrays or read from files (those of a log: ``embstore.counting``).
 
 A table knows rows, not values. A vocabulary is a table of distinct values for each feature:
 
@@ -11,27 +11,26 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
-from embstore import transforms
+from embstore.column_types import stored_type
+from embstore.counting import COUNT, VALUE
 from embstore.errors import DataError, LogError, SchemaError
-from embstore.logs import ParquetLog
-from embstore.schema import Feature, Schema
+from embstore.schema import Feature
 from embstore.tokens import check_type
 
-VALUE, COUNT, FEATURE = "value", "count", "feature"
+FEATURE = "feature"
 _INTEGER = "u?int(8|16|32|64)|bool"
-_MERGE_ROWS = 1 << 20  # counted rows that may wait before they are merged
+_NAME_ROWS = 1 << 20  # names of features read at a time
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -208,41 +207,11 @@ def open_values(
         }
     names: dict[str, None] = {}
     with reading(where):
-        for batch in scan(source, {FEATURE: ds.field(FEATURE)}, _MERGE_ROWS):
+        for batch in scan(source, {FEATURE: ds.field(FEATURE)}, _NAME_ROWS):
             names |= dict.fromkeys(batch.column(FEATURE).unique().to_pylist())
     if None in names:
         raise DataError(where, expected="a feature in each row", found="a row without one")
     return {name: replace(_long(source, where), only=ds.field(FEATURE) == name) for name in names}
-
-
-def vocabulary_of(
-    log: ParquetLog, schema: Schema, *, progress: Callable[[int], object] | None = None
-) -> dict[str, pa.Table]:
-    """The distinct values of each feature in a log and how often each occurs, exactly, in one pass.
-
-    Missing values are left out; of a list, the values a lookup takes (``max_length``) are counted. Memory is that of
-    the distinct values (Arrow: their bytes and 16 more each) about three times over, and of a million rows of each
-    feature waiting to be merged; it doesn't depend on the log's length.
-
-    Args:
-        log: where to read; its schema is not used.
-        schema: whose features are wanted.
-        progress: called with the number of rows after each chunk read.
-
-    Returns:
-        ``{feature: table of value and count (int64)}``, sorted by value.
-
-    Raises:
-        LogError, SchemaError: as ``ParquetLog``; or files of the log whose integer types have no common one.
-    """
-    only = replace(schema, dense=(), label=None, weight=None, group=None)
-    counts = {feature.name: _Counts(feature.name) for feature in schema.features}
-    for table, _ in ParquetLog(log.source, only, labelled=False).tables_from():
-        for feature in schema.features:
-            counts[feature.name].add(_single_values(table.column(feature.source), feature))
-        if progress is not None:
-            progress(table.num_rows)
-    return {name: count.table() for name, count in counts.items()}
 
 
 def open_dataset(path: str | Path, what: str) -> ds.Dataset:
@@ -269,19 +238,6 @@ def scan(
     """Batches of about ``size`` rows, in order and read no further ahead than one."""
     ahead = {"use_threads": False, "batch_readahead": 1, "fragment_readahead": 1}
     return iter(source.scanner(columns=dict(columns), filter=only, batch_size=size, **ahead).to_batches())
-
-
-def stored_type(kind: pa.DataType) -> pa.DataType:
-    """The plainest type of the same values: what any reader of Parquet knows."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return stored_type(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return stored_type(kind.value_type)
-    if pa.types.is_large_string(kind) or pa.types.is_string_view(kind) or pa.types.is_null(kind):
-        return pa.string()
-    if pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
-        return pa.binary()
-    return kind
 
 
 def element_type(kind: str) -> str:
@@ -320,66 +276,6 @@ def check_values(kind: pa.DataType, feature: Feature, trained_on: str | None) ->
         column = feature.transform or trained_on
         do = "cast them: other types hash to other rows"
         raise SchemaError(f"values of {feature.name!r}", expected=f"values like {column}", found=str(kind), do=do)
-
-
-class _Counts:
-    """Distinct values with counts; new ones wait until merging them pays."""
-
-    def __init__(self, feature: str) -> None:
-        self.feature = feature
-        self.merged: pa.Table | None = None
-        self.waiting: list[pa.Table] = []
-        self.rows = 0
-
-    def add(self, values: pa.Array | pa.ChunkedArray) -> None:
-        counted = pc.value_counts(values)
-        self.waiting.append(pa.table({VALUE: counted.field("values"), COUNT: counted.field("counts")}))
-        self.rows += len(counted)
-        if self.rows > max(_MERGE_ROWS, 0 if self.merged is None else self.merged.num_rows):
-            self._merge()
-
-    def table(self) -> pa.Table:
-        return self._merge().sort_by(VALUE)
-
-    def _merge(self) -> pa.Table:
-        parts = ([] if self.merged is None else [self.merged]) + self.waiting
-        kind = _common({part.schema.field(VALUE).type for part in parts})
-        try:
-            whole = pa.concat_tables([part.set_column(0, VALUE, part.column(VALUE).cast(kind)) for part in parts])
-        except pa.ArrowInvalid as error:
-            found = str(error)
-            raise SchemaError(f"values of {self.feature!r}", expected="integers of one type", found=found) from error
-        codes = whole.column(VALUE).combine_chunks().dictionary_encode()
-        counts = np.zeros(len(codes.dictionary), dtype=np.int64)
-        np.add.at(counts, codes.indices.to_numpy(), whole.column(COUNT).to_numpy())
-        self.merged = pa.table({VALUE: codes.dictionary, COUNT: counts})
-        self.waiting, self.rows = [], 0
-        return self.merged
-
-
-def _single_values(column: pa.ChunkedArray, feature: Feature) -> pa.ChunkedArray:
-    """What the feature's lookups see of a column, missing values left out, flat and without dictionaries."""
-    if feature.transform is not None:
-        column = transforms.apply(column, feature.transform, name=feature.name)
-    if isinstance(column.type, pa.BaseExtensionType):
-        column = column.cast(column.type.storage_type)
-    if pa.types.is_nested(column.type):
-        if feature.max_length is not None:
-            column = pc.list_slice(column, 0, feature.max_length, return_fixed_size_list=False)
-        column = pc.list_flatten(column)
-    kind = stored_type(column.type)
-    # Offsets of 32 bits would end at 2 GiB of distinct text.
-    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(kind, kind)
-    return column.cast(wide).drop_null()
-
-
-def _common(kinds: set[pa.DataType]) -> pa.DataType:
-    """One type for what the files of a log hold, which agree on more than the width of integers."""
-    if len(kinds) == 1:
-        return next(iter(kinds))
-    if all(pa.types.is_unsigned_integer(kind) for kind in kinds):
-        return pa.uint64()
-    return pa.int64()
 
 
 def _family(kind: str) -> str:

@@ -9,13 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from embstore.errors import ConfigError, CorruptVersionError, StoreError
-from embstore.hashing import MISSING_TOKEN
 from embstore.schema import Schema
 from embstore.store import format
 from embstore.store.bundle import Bundle, OptimizerState, Progress
@@ -34,6 +31,7 @@ from embstore.store.manifest import (
     DeltaInfo,
     Layout,
     OptimizerInfo,
+    ValuesInfo,
     check_body,
     check_buckets,
     check_compat,
@@ -43,23 +41,27 @@ from embstore.store.manifest import (
     read_delta,
     read_files,
     read_optimizer,
+    read_vocabulary,
 )
 from embstore.store.optimizer import OptimizerBuckets, OptimizerRows
 from embstore.store.overlays import Overlay, Overlays
 from embstore.store.place import Files, Stamp, read_manifest
 from embstore.store.table import Buckets, VersionTable
 from embstore.store.tensors import open_tensors
-from embstore.vocabulary import ValueStatus
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+    from numpy.typing import NDArray
 
+    from embstore.feature_values import TokenStatus
     from embstore.kernels.plan import LookupPlan
+    from embstore.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Version:
-    """An immutable bundle {table, schema, dense model}; open one with ``Store.open``.
+    """An immutable bundle {table, vocabulary, schema, dense model}; open one with ``Store.open``.
 
     It stays usable while it is held, whatever happens to its files' names (a gc, a rename).
 
@@ -74,6 +76,7 @@ class Version:
         dense: the dense model's tensors, mapped; ``dense_state`` copies them.
         delta: what it is a change of, and by how much; ``None`` for a whole version.
         optimizer: what of the optimizers' state it holds; ``optimizer_state`` reads it.
+        own_vocabulary: what its manifest says of a vocabulary of its own; ``None`` where it has none, or its base's.
         base: of a delta, opened.
         changed: a delta's own rows, and those of its optimizer's tensors by name.
         checked: of files this process has found to be what was published, when they were written.
@@ -89,6 +92,7 @@ class Version:
     dense: dict[str, Tensor]
     delta: DeltaInfo | None = None
     optimizer: OptimizerInfo | None = None
+    own_vocabulary: dict[str, ValuesInfo] | None = None
     base: Version | None = None
     changed: tuple[Overlay, dict[str, Tensor]] | None = None
     checked: dict[str, Stamp] = field(default_factory=dict)
@@ -124,6 +128,7 @@ class Version:
         schema = _parse_schema(_read_whole(source, SCHEMA, files), source.where(SCHEMA))
         layout = check_body(manifest, schema, where)
         delta, optimizer = read_delta(manifest, where), read_optimizer(manifest, where)
+        own_vocabulary = read_vocabulary(manifest, files, where)
         if depth is not None and depth != (delta.depth if delta is not None else 0):  # before its base is opened
             raise CorruptVersionError(f"{where}: depth", expected=str(depth), found=shown(manifest["delta"]))
         _check_names(files, layout, delta, optimizer, where)
@@ -155,6 +160,7 @@ class Version:
             dense=dense,
             delta=delta,
             optimizer=optimizer,
+            own_vocabulary=own_vocabulary,
             base=base,
             changed=changed,
             checked={name: stamps[name] for name in (MANIFEST, COMPAT, SCHEMA, TOKENS, DENSE, DELTA) if name in stamps},
@@ -180,8 +186,62 @@ class Version:
         """The delta whose rows these are, published whole."""
         return self.manifest.get("compacts")
 
+    @property
+    def vocabulary_info(self) -> dict[str, ValuesInfo]:
+        """What its manifest, or that of a version it is a delta of, says of its vocabulary, by feature."""
+        if self.own_vocabulary is not None or self.base is None:
+            return self.own_vocabulary or {}
+        return self.base.vocabulary_info
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The values its features take, a delta's its base's unless it brings one; ``None`` when it has none.
+
+        A feature's file is read, and checked, when the feature is first asked for (``CorruptVersionError``).
+        """
+        if self.own_vocabulary is None:
+            return None if self.base is None else self.base.vocabulary
+        if not self.own_vocabulary:
+            return None
+        from embstore.store.vocabulary import StoredVocabulary
+        from embstore.vocabulary import Vocabulary
+
+        return Vocabulary(StoredVocabulary(self.source, self.files, self.own_vocabulary, self.schema))
+
+    def status(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[np.uint8]:
+        """What each token of a feature is: an ``embstore.vocabulary.ValueStatus``, uint8 ``[N]``.
+
+        By its vocabulary; of an exact feature that is not in it, by the tokens that have rows of their own; of any
+        other feature, whatever is not missing is known.
+
+        Args:
+            tokens_N: uint64, or their bits as int64 (``embstore.tokens``).
+
+        Raises:
+            SchemaError: no such feature.
+            CorruptVersionError: its vocabulary is not what was published.
+        """
+        from embstore.store.lookup import status
+
+        return status(self, feature, tokens_N)
+
+    def filtered(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
+        """Tokens as they are looked up: those of values that the vocabulary has dropped as the pruned token.
+
+        No copy when there are none; where a feature has no dropped values, nothing is read either.
+
+        Raises:
+            CorruptVersionError: its vocabulary is not what was published.
+        """
+        info = self.vocabulary_info.get(feature)
+        if info is None or info.kept == info.values:
+            return tokens_N
+        assert self.vocabulary is not None
+        return self.vocabulary.filtered(feature, tokens_N)
+
     def lookup(self, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Tensor:
-        """The vectors of raw values of one feature: bit for bit what the table, restored, would give on a CPU.
+        """The vectors of raw values of one feature: bit for bit what the table, restored, would give on a CPU for the
+        tokens that ``filtered`` gives.
 
         Only their rows are read. The buckets these lie in, and no others, are fetched where the store is in a bucket,
         and checked when they are first needed; so hold a version for many lookups.
@@ -204,15 +264,6 @@ class Version:
 
         return lookup(self, feature, values)
 
-    def status(self, feature: str, token_N: NDArray[np.uint64]) -> NDArray[np.uint8]:
-        """A ``ValueStatus`` for each token."""
-        status_N = np.where(token_N == MISSING_TOKEN, np.uint8(ValueStatus.MISSING), np.uint8(ValueStatus.KNOWN))
-        known = self.plan.exact_tokens.get(feature)
-        if known is not None:
-            is_known = np.isin(token_N.view(np.int64), known.numpy())
-            status_N[~is_known & (token_N != MISSING_TOKEN)] = ValueStatus.UNSEEN
-        return status_N
-
     @cached_property
     def plan(self) -> LookupPlan:
         """Which rows of the table each lookup may take.
@@ -223,6 +274,11 @@ class Version:
         from embstore.store.lookup import plan_of
 
         return plan_of(self)
+
+    @cached_property
+    def exact_status(self) -> dict[str, TokenStatus]:
+        """Of exact features, as far as ``status`` was asked of them."""
+        return {}
 
     def changes(self) -> Overlay:
         """A delta's own rows, as they were read when it was opened.
@@ -245,6 +301,7 @@ class Version:
             lineage={**self.manifest["lineage"], "space": self.space},
             columns=self.manifest["columns"],
             optimizer=None if self.optimizer is None else self.optimizer_state(),
+            vocabulary=self.vocabulary,
         )
 
     def dense_state(self) -> dict[str, Tensor]:

@@ -18,12 +18,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from embstore.errors import SchemaError, StoreError
 from embstore.schema import Feature, Schema
 from embstore.store import Bundle, Store, Version
 from embstore.store.local import LocalFiles
+from embstore.vocabulary import FeatureValues, Vocabulary
 
 MEMORY = 512 << 20
 VALUES: list[Any] = [
@@ -60,6 +62,12 @@ def bundle() -> Bundle:
         metrics={"auc": 0.75},
         lineage={"config": {"seed": 1}},
         columns={"user": "int64"},
+        vocabulary=Vocabulary(
+            {
+                "user": FeatureValues.of("user", [1, 5, 9], count=[1, 2, 3], kept=[True, False, True]),
+                "day": FeatureValues.of("day", ["fri", "mon"], count=[1, 2]),
+            }
+        ),
     )
 
 
@@ -199,6 +207,7 @@ class Mutations:
                 for feature in version.schema.features:
                     with suppress(SchemaError):  # of a transform that takes no such value, or of a kind of column
                         version.lookup(feature.name, [1, 5, None])
+                        version.status(feature.name, np.arange(3, dtype=np.uint64))
                 version.dense_state(), version.table.describe(), version.table.exact_tokens()
             finally:
                 for name in files:

@@ -11,12 +11,15 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import buckets
+import numpy as np
 import obstore
 import pytest
 import torch
@@ -27,6 +30,9 @@ from embstore.errors import CorruptVersionError, StoreError
 from embstore.schema import Feature, Schema
 from embstore.store import Bundle, Store, Version, open_tensors, write_tensors
 from embstore.store.documents import read_json
+from embstore.vocabulary import FeatureValues, Vocabulary
+
+VALUES = "vocabulary/feature-00000.safetensors"
 
 
 class _Table:
@@ -63,6 +69,14 @@ def store(tmp_path: Path) -> Store:
 
 def _version(store: Store) -> Version:
     return Store(store.root).open()
+
+
+def _with_vocabulary(store: Store) -> Version:
+    """The store's version once more, with a vocabulary, as its only one."""
+    values = FeatureValues.of("user", ["ann", "bob", "eve"], count=[3, 2, 1], kept=[True, True, False])
+    bundle = replace(_version(store).bundle(), vocabulary=Vocabulary({"user": values}))
+    shutil.rmtree(store.root)
+    return Store(store.root).publish(bundle)
 
 
 def _sign(store: Store, manifest: bytes) -> None:
@@ -297,6 +311,129 @@ def test_a_manifest_with_values_of_other_kinds(key: str, value: Any, store: Stor
         _version(store)
 
 
+# Rule: a vocabulary's file holds what the manifest says, in the order a reader counts on; it takes no more memory than
+# its own size.
+
+
+def _changed(version: Version, **tensors: Any) -> bytes:
+    """The file of the vocabulary with other tensors; ``None`` takes one out."""
+    path = version.folder / VALUES
+    old = {name: tensor.clone() for name, tensor in open_tensors(path).items()}
+    new = {name: of for name, of in {**old, **tensors}.items() if of is not None}
+    written = path.with_name("new")
+    write_tensors(written, new)
+    data = written.read_bytes()
+    written.unlink()
+    return data
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"offset": torch.tensor([0, 3, 6, 2**40])},
+        {"offset": torch.tensor([0, 3, 6, 8])},
+        {"offset": torch.tensor([1, 3, 6, 9])},
+        {"offset": torch.tensor([0, -(2**62), 6, 9])},
+        {"offset": torch.tensor([0, 6, 3, 9])},
+        {"offset": torch.tensor([0, 3, 6])},
+        {"offset": torch.tensor([0, 3, 6, 9], dtype=torch.int32)},
+        {"offset": None},
+        {"bytes": None},
+        {"bytes": torch.tensor(list(b"bobanneve"), dtype=torch.uint8)},
+        {"bytes": torch.tensor(list(b"annanneve"), dtype=torch.uint8)},
+        {"bytes": torch.tensor(list(b"annbobev\xff"), dtype=torch.uint8)},
+        {"bytes": torch.zeros(3, 3, dtype=torch.uint8)},
+        {"count": torch.tensor([3, 2, -1])},
+        {"count": torch.tensor([3, 2])},
+        {"count": torch.tensor([3.0, 2.0, 1.0])},
+        {"kept": torch.tensor([1, 1, 2], dtype=torch.uint8)},
+        {"kept": torch.tensor([1, 1, 1], dtype=torch.uint8)},
+        {"kept": torch.tensor([True, True, False])},
+        {"other": torch.zeros(1)},
+        {"value": torch.zeros(3, dtype=torch.int64)},
+    ],
+    ids=lambda tensors: next(iter(tensors)),
+)
+def test_a_vocabulary_that_is_none(tensors: dict[str, Any], store: Store) -> None:
+    version = _with_vocabulary(store)
+    _resign(store, version, VALUES, _changed(version, **tensors))
+    opened = _version(store)  # whatever the file holds, the rest can be read
+    opened.table.read_rows(0, 8)
+    for attempt in (
+        lambda: opened.lookup("user", ["ann"]),
+        lambda: opened.status("user", np.zeros(1, np.uint64)),
+        lambda: opened.vocabulary["user"],
+    ):
+        with pytest.raises(CorruptVersionError, match=VALUES):
+            attempt()
+
+
+def test_a_value_longer_than_a_category(store: Store) -> None:
+    version = _with_vocabulary(store)
+    long, offset = torch.full((100_000,), 97, dtype=torch.uint8), torch.tensor([0, 1, 2, 100_000])
+    _resign(store, version, VALUES, _changed(version, bytes=long, offset=offset))
+    with pytest.raises(CorruptVersionError, match=VALUES):
+        _version(store).lookup("user", ["ann"])
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"values": 4},
+        {"values": 2, "kept": 2},
+        {"values": 2**40, "kept": 2},
+        {"values": 2**62, "kept": 2},
+        {"values": -1},
+        {"kept": 4},
+        {"kept": 3},
+        {"kept": 1},
+        {"kept": None},
+        {"kind": "int64"},
+        {"kind": "binary2"},
+        {"kind": ["string"]},
+    ],
+    ids=str,
+)
+def test_a_vocabulary_that_is_not_the_one_in_the_file(entry: dict[str, Any], store: Store) -> None:
+    version = _with_vocabulary(store)
+    said = {"user": {**version.manifest["vocabulary"]["user"], **entry}}
+    _sign(store, json.dumps({**version.manifest, "vocabulary": said}).encode())
+    with pytest.raises(CorruptVersionError, match="vocabulary"):
+        _ = _version(store).vocabulary["user"]
+
+
+@pytest.mark.parametrize("said", [{}, None, {"user": {}}, {"item": 1}, [], 5, "absent"], ids=str)
+def test_a_vocabulary_of_other_features(said: Any, store: Store) -> None:
+    version = _with_vocabulary(store)
+    manifest = {**version.manifest, "vocabulary": said}
+    if said == "absent":
+        del manifest["vocabulary"]
+    _sign(store, json.dumps(manifest).encode())
+    with pytest.raises(CorruptVersionError, match=r"manifest\.json"):
+        _version(store)
+
+
+def test_a_vocabulary_that_older_readers_would_overlook(store: Store) -> None:
+    version = _with_vocabulary(store)
+    compat = {**json.loads((version.folder / "compat.json").read_bytes()), "format": 2, "minimal_reader": 2}
+    version.manifest["format"] = 2
+    _resign(store, version, "compat.json", json.dumps(compat).encode())
+    with pytest.raises(CorruptVersionError, match=r"manifest\.json: format"):
+        _version(store)
+
+
+def test_a_vocabulary_written_over_while_it_is_held(store: Store) -> None:
+    """Offsets that were checked are kept: no later byte leads a reader out of the file."""
+    version = _with_vocabulary(store)
+    of = version.vocabulary["user"]
+    path = version.folder / VALUES
+    with path.open("r+b") as file:
+        file.write(b"\xff" * path.stat().st_size)
+    assert len(of.tokens) == 3
+    with pytest.raises(CorruptVersionError, match=VALUES):
+        _version(Store(store.root)).vocabulary["user"]
+
+
 # Rule: JSON has each key once, finite numbers, an object at the top; deep nesting is an error, not a crash.
 
 
@@ -353,12 +490,12 @@ def test_a_huge_manifest_is_not_read(store: Store) -> None:
 
 def test_versions_of_the_future(store: Store) -> None:
     version = _version(store)
-    _sign(store, json.dumps({"format": 3}).encode())
+    _sign(store, json.dumps({"format": 4}).encode())
     with pytest.raises(StoreError, match="upgrade embstore"):
         _version(store)
     compat = json.loads((version.folder / "compat.json").read_bytes())
-    for key in ("minimal_reader", "hash_spec"):
-        _resign(store, version, "compat.json", json.dumps({**compat, key: compat[key] + 1}).encode())
+    for key, number in (("minimal_reader", 4), ("hash_spec", 2)):
+        _resign(store, version, "compat.json", json.dumps({**compat, key: number}).encode())
         with pytest.raises(StoreError, match=f"{key}.*upgrade embstore"):
             _version(store)
     (entry,) = (store.root / "log").iterdir()

@@ -4,36 +4,45 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import obstore
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from embstore import distributed, models
-from embstore.batch import FeatureTokens
+from embstore import checkpoints, distributed, models, training
+from embstore.batch import Batch, FeatureTokens
+from embstore.checkpoints import Checkpoints
 from embstore.config import parse
 from embstore.continuous import Publisher
 from embstore.distributed import Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
 from embstore.errors import CorruptVersionError, DataError, Interrupted, StoreError
 from embstore.kernels import TableOptimizer
+from embstore.logs import ParquetLog
+from embstore.lookahead import look_ahead
+from embstore.progress import Bar, Progress, no_progress
 from embstore.run import Run
 from embstore.run_folder import RunFolder
-from embstore.schema import Feature
+from embstore.schema import Feature, Schema
 from embstore.settings import RunConfig
 from embstore.sharding.batch_norm import share_batch_norm
 from embstore.store import Change, Store, Version, delta, format
+from embstore.store.files import sha256_file
 from embstore.store.local import LocalPlace
 from embstore.store.log import Log
 from embstore.training import Trainer
+from embstore.vocabulary import Vocabulary
 
 _undo: list[Callable[[], None]] = []
 
@@ -67,10 +76,7 @@ def table(group: Group, **of: Any) -> dict[str, Any]:
     Args:
         of: features, rows, dim and so on, as ``test_table`` draws them.
     """
-    if group.alone:  # the shared-out table for a world of one, too
-        _undo.append(dist.destroy_process_group)
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        group = replace(group, process_group=dist.group.WORLD)
+    group = _with_one(group)
     features = [Feature(**feature) for feature in of["features"]]
     settings: dict[str, Any] = {
         "num_tables": of["num_tables"],
@@ -115,23 +121,72 @@ def table(group: Group, **of: Any) -> dict[str, Any]:
     return {**found, "forward": forward, "first forward": outputs[0] if outputs else True}
 
 
+def _with_one(group: Group) -> Group:
+    """The group, and for a process alone one of a world of one: it shares its table out, too."""
+    if not group.alone:
+        return group
+    _undo.append(dist.destroy_process_group)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    return replace(group, process_group=dist.group.WORLD)
+
+
+def ahead(group: Group, sizes: list[int]) -> list[bool]:
+    """Whether batches prepared one or all before their use give the same bits, with lookups by others in between.
+
+    A batch may be prepared for training and only be looked up, or be left over.
+    """
+    group, outputs = _with_one(group), []
+    features = [Feature(name="one", lookups=2), Feature(name="many", pooling="mean")]
+    generator = torch.Generator().manual_seed(0)
+    drawn = [_tokens([asdict(of) for of in features], ["many"], size, generator) for size in sizes]
+    parts = [
+        tokens.slice(group.share(size).start, group.share(size).stop) for tokens, size in zip(drawn, sizes, strict=True)
+    ]
+    batches = [Batch(part, torch.empty(part.rows, 0)) for part in parts]
+    optimizer = TableOptimizer(learning_rate=0.1, l2=0.01)
+    for how in ("plain", "one ahead", "all ahead"):
+        table = UnifiedEmbedding(features, 50, 4, group=group, optimizer=optimizer)
+        given: Iterable[Batch] = batches
+        if how == "one ahead":
+            given = look_ahead(batches, table)
+        elif how == "all ahead":
+            given = [table.prepare(batch) for batch in batches]
+        out = []
+        for number, batch in enumerate(given):
+            if number % 3 == 1:
+                table.eval()
+                out.append(table(batches[0]))
+                table.train()
+            if number % 4 == 3:
+                with torch.no_grad():
+                    out.append(table(batch))
+                continue
+            out_BW = table(batch)
+            out.append(out_BW.detach().clone())
+            out_BW.backward(torch.ones_like(out_BW))
+        outputs.append([*out, table.weight, *table.optimizer_state().table.values()])
+    return [len(of) == len(outputs[0]) and all(map(torch.equal, of, outputs[0])) for of in outputs[1:]]
+
+
 def too_large(group: Group) -> None:
     """A table of more rows than there is memory for, by far."""
     UnifiedEmbedding([Feature(name="a")], 10**12, 64, group=group)
 
 
-def batch_norm(group: Group, sizes: list[int]) -> list[float]:
+def batch_norm(group: Group, sizes: list[int], kind: str, positions: list[int]) -> list[float]:
     """By how much outputs, gradients and statistics differ from those of one process on the whole batch."""
     torch.manual_seed(0)
-    alone, generator = models.layers.BatchNorm(3).double(), torch.Generator().manual_seed(1)
+    of = models.layers.BatchNorm if kind == "BatchNorm" else getattr(nn, kind)
+    alone, generator = of(3).double(), torch.Generator().manual_seed(1)
     nn.init.normal_(alone.weight)
-    shared = models.layers.BatchNorm(3).double()
+    shared = of(3).double()
     shared.load_state_dict(alone.state_dict())
     network = share_batch_norm(nn.Sequential(shared), group)
     differences = []
     for size in sizes:
-        x_BX = torch.randn(size, 3, generator=generator, dtype=torch.float64, requires_grad=True)
-        grad_BX, share = torch.randn(size, 3, generator=generator, dtype=torch.float64), group.share(size)
+        shape, share = (size, 3, *positions), group.share(size)
+        x_BX = torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+        grad_BX = torch.randn(shape, generator=generator, dtype=torch.float64)
         part_BX = x_BX.detach()[share.start : share.stop].clone().requires_grad_()
         out_BX, out = alone(x_BX), network(part_BX)
         out_BX.backward(grad_BX)
@@ -158,25 +213,74 @@ def train(
     fails: str = "",
     rank: int = 0,
     publication: int = 0,
+    late: int | None = None,
+    hosts: dict[str, str] | None = None,
+    progress: Progress = no_progress,
+    ahead: bool = True,
+    slow: int | None = None,
 ) -> dict[str, Any]:
     """Train a run, or until rank ``stops`` is asked to stop; its result, and digests of what it saved.
 
     Args:
+        ahead: whether it looks a batch ahead.
         fails: what of ``_PARTS`` fails on a rank in its publication of that number, from 1.
+        late: the rank that never sees a new entry of a store's log in a listing, as of a shared file system.
+        hosts: by name, the cache of each rank's host.
+        slow: the rank whose disk is.
     """
     _small_buckets(bucket_bytes)
+    if late == group.rank:
+        known = obstore.list
+        obstore.list = lambda *_, **__: iter(())  # type: ignore[assignment]
+        _undo.append(lambda: setattr(obstore, "list", known))
+    if hosts is not None:
+        _on_host(*list(hosts.items())[group.rank])
+    if not ahead:
+        _undo.append(lambda: setattr(training, "look_ahead", look_ahead))
+        training.look_ahead = lambda batches, table: batches
+    if slow == group.rank:
+        _slow_disk()
     if fails and group.rank == rank:
         _fail(fails, publication)
-    run = Run(parse(RunConfig, config), models.build, group=group)
+    run = Run(parse(RunConfig, config), models.build, group=group, progress=progress)
     if stop_after is not None:
         _stop_after(stop_after, group.rank == stops)
     try:
         result = run.train()
     except Interrupted as stopped:
-        return {"stopped": str(stopped)}
+        return {"stopped": str(stopped), "files": _saved(run.folder)}
     finally:
         after()
     return {"result": result, "digest": digest(group, config)}
+
+
+def bars(group: Group, config: dict[str, Any], stop_after: int | None = None) -> list[list[Any]]:
+    """Train a run, or until it is stopped; the label, total and rows of each bar that rank 0 shows."""
+    shown = Bars()
+    train(group, config, stop_after, progress=shown)
+    return [[bar.label, bar.total, bar.rows] for bar in shown.bars]
+
+
+class Bars(Progress):
+    """Keeps how far bars came."""
+
+    def __init__(self) -> None:
+        self.bars: list[_Bar] = []
+
+    def __call__(self, label: str, total: int | None) -> Bar:
+        self.bars.append(_Bar(label, total))
+        return self.bars[-1]
+
+
+class _Bar(Bar):
+    def __init__(self, label: str, total: int | None) -> None:
+        self.label, self.total, self.rows = label, total, 0
+
+    def resume(self, done: int) -> None:
+        self.rows = done
+
+    def advance(self, rows: int) -> None:
+        self.rows += rows
 
 
 def digest(group: Group, config: dict[str, Any]) -> dict[str, str]:
@@ -235,6 +339,13 @@ def publish_moved(group: Group, config: dict[str, Any], store: str, moved: list[
     return "whole" if version.delta is None else version.delta.rows
 
 
+def collect(group: Group, log: str, features: list[str]) -> dict[str, Any]:
+    """The vocabulary of a log, as each rank has it."""
+    schema = Schema(features=tuple(Feature(name=name) for name in features))
+    found = Vocabulary.collect(ParquetLog(log, schema), group=group)
+    return {name: {"kind": of.kind, **of.table().to_pydict()} for name, of in found.items()}
+
+
 def die(group: Group) -> None:
     """Rank 1 dies."""
     if group.rank == 1:
@@ -262,7 +373,7 @@ def lead(group: Group, error: str) -> Any:
 
     def work() -> Any:
         _raise(error)
-        return {"done": group.rank}
+        return {"done": {group.rank} if error == "a set" else group.rank}
 
     return group.lead(work)
 
@@ -271,8 +382,9 @@ def each(group: Group, error: str) -> Any:
     """Every rank does something of its own; those from 1 may fail, each with an error of its own."""
 
     def work() -> Any:
-        _raise(dict(enumerate(error.split(", "), start=1)).get(group.rank, ""))
-        return {"done": group.rank}
+        own = dict(enumerate(error.split(", "), start=1)).get(group.rank, "")
+        _raise(own)
+        return {"done": {group.rank} if own == "a set" else group.rank}
 
     return group.each(work)
 
@@ -282,8 +394,14 @@ def _raise(error: str) -> None:
         raise DataError("row 7", expected="a label", found="none", do="drop it")
     if error == "OSError":
         raise OSError(errno.ENOSPC, "disk full", "table")
-    if error:
+    if error == "KeyError":
         raise KeyError("row 7")
+
+
+def told(group: Group, by: int) -> Any:
+    """A rank tells what JSON can't hold: rank 0 to all, another as each does."""
+    value: Any = {group.rank} if group.rank == by else group.rank
+    return group.tell(value) if by else group.told(value)
 
 
 def talk(group: Group) -> dict[str, Any]:
@@ -332,6 +450,38 @@ def _stop_after(rows: int, here: bool) -> None:
 
     Trainer._step = step  # type: ignore[method-assign]
     _undo.append(lambda: setattr(Trainer, "_step", known))
+
+
+def _on_host(name: str, cache: str) -> None:
+    """Let this process be on another machine, for what it can tell: what it made itself is all it sees of a store."""
+    known = socket.gethostname
+    if name != "here":
+        seen = Path.is_dir
+        Path.is_dir = lambda path, **how: ".tmp-" not in str(path) and seen(path, **how)  # type: ignore[method-assign]
+        _undo.append(lambda: setattr(Path, "is_dir", seen))
+    socket.gethostname = lambda: name
+    os.environ["EMBSTORE_CACHE"] = cache
+    _undo.append(lambda: setattr(socket, "gethostname", known))
+    _undo.append(lambda: os.environ.pop("EMBSTORE_CACHE") and None)
+
+
+def _saved(folder: Path) -> dict[str, bool]:
+    """Files of the last checkpoint as it lies there now, and whether each is whole."""
+    last = Checkpoints(folder / "checkpoints").names()[-1]
+    where = folder / "checkpoints" / last
+    promised = json.loads((where / "state.json").read_text())["files"]
+    return {name: sha256_file(where / name).sha256 == of["sha256"] for name, of in promised.items()}
+
+
+def _slow_disk() -> None:
+    known = checkpoints.write_tensors
+
+    def write(*arguments: Any) -> Any:
+        time.sleep(1)
+        return known(*arguments)
+
+    checkpoints.write_tensors = write  # type: ignore[attr-defined]
+    _undo.append(lambda: setattr(checkpoints, "write_tensors", known))
 
 
 def _full_disk() -> None:

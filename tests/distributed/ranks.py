@@ -60,7 +60,7 @@ class Ranks:
         started = tuple(range(world)) if ranks is None else ranks
         while len(self._processes) < len(started):
             self._processes.append(_start())
-        master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), **(environment or {})}
+        master = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), **(environment or {})}
         for process, rank in zip(self._processes, started, strict=False):
             order: dict[str, Any] = {"case": case, "arguments": arguments, "ends": ends}
             order["environment"] = {
@@ -104,7 +104,7 @@ def _answer(process: subprocess.Popen[str], until: float) -> dict[str, Any]:
     return answer
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

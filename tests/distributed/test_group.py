@@ -72,6 +72,16 @@ def test_what_each_rank_does(ranks: Ranks) -> None:
     assert [answer["error"] for answer in (first, second, third)] == ["DataError"] * 3
 
 
+@pytest.mark.parametrize(("case", "by"), [("lead", 0), ("each", 1), ("told", 0), ("told", 1)])
+def test_what_json_can_not_hold_is_an_error_on_every_rank(ranks: Ranks, case: str, by: int) -> None:
+    """Not on one of them, for which the others would wait."""
+    answers = ranks.answers(2, case, **({"by": by} if case == "told" else {"error": "a set"}))
+    own, other = answers[by], answers[1 - by]
+    assert (own["error"], own["text"]) == ("TypeError", "Object of type set is not JSON serializable")
+    assert other["error"] == "LostRankError"
+    assert other["text"].startswith(f"rank {by} could not go on; found TypeError: Object of type set")
+
+
 def _refused(answers: list[dict[str, Any]], error: str, *texts: str, within: float = 60.0) -> None:
     for answer in answers:
         assert answer["error"] == error, answer

@@ -106,6 +106,33 @@ def test_what_fails_on_one_rank_is_warned_of_and_tried_again_by_all(
         store.verify(version.id)
 
 
+def test_a_rank_that_sees_the_log_late_needs_no_listing(ranks: Ranks, logs: Path, tmp_path: Path) -> None:
+    """On another host, a listing of a shared folder may be a minute old."""
+    settings = _config(logs, tmp_path)
+    first, second = ranks.run(2, "train", config=settings, late=1, seconds=240)
+    assert first == second
+    assert not _warnings(tmp_path)
+    assert _kinds(tmp_path) == ["whole"] + ["delta"] * (len(_kinds(tmp_path)) - 1)
+    plain = {key: value for key, value in settings.items() if key not in ("schema", "table", "model", "publish")}
+    start = {"store": str(tmp_path / "store"), "version": "canary"}
+    ranks.run(2, "train", config={**plain, "start": start, "output": str(tmp_path / "next")}, late=1, seconds=240)
+
+
+@pytest.mark.parametrize("where", ["s3://bucket/store", "folder"])
+def test_ranks_that_can_not_publish_together_are_refused_before_anything_is_trained(
+    ranks: Ranks, logs: Path, tmp_path: Path, where: str
+) -> None:
+    """Rank 1 is on another host: the cache isn't that of rank 0, nor is there the folder."""
+    settings = _config(logs, tmp_path, store=where if "://" in where else str(tmp_path / where))
+    hosts = {name: str(tmp_path / name) for name in ("here", "there")}
+    for answer in ranks.answers(2, "train", config=settings, hosts=hosts, seconds=240):
+        assert answer["error"] == "GroupError"
+        assert f"publishing to {settings['publish']['store']}; expected a folder that all ranks see" in answer["text"]
+        assert "made on here; found none on there" in answer["text"]
+    assert not (tmp_path / "run").exists()
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".tmp-")]
+
+
 def test_a_base_that_rank_0_finds_damaged_is_damaged_for_all(ranks: Ranks, logs: Path, tmp_path: Path) -> None:
     first, second = ranks.run(2, "train", config=_config(logs, tmp_path), fails="base", publication=2, seconds=240)
     assert first == second

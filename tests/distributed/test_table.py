@@ -59,6 +59,13 @@ def test_it_is_the_table_of_one_process(ranks: Ranks, world: int, of: dict[str, 
             assert one[name] <= close, name
 
 
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_rows_asked_ahead_are_the_same(ranks: Ranks, world: int) -> None:
+    """Also for batches of fewer rows than ranks, and of none."""
+    for same in ranks.run(world, "ahead", sizes=[9, 30, 2, 1, 0, 17, 5, 1, 12]):
+        assert same == [True, True]
+
+
 def _blocks(rows: int, world: int) -> list[list[int]]:
     block = -(-rows // world)
     return [[rank * block, min((rank + 1) * block, rows)] for rank in range(world)]
@@ -79,13 +86,33 @@ def test_a_table_that_does_not_fit_is_refused(ranks: Ranks) -> None:
         assert answer["text"].startswith("table of 1,000,000,000,000 rows x 64 over 2 ranks; expected at most")
 
 
-def test_batch_norms_without_weights_or_statistics_are_refused() -> None:
-    for options in ({"affine": False}, {"track_running_stats": False}):
-        with pytest.raises(ConfigError, match="batch norm in a network trained by ranks; expected affine"):
-            GroupBatchNorm(nn.BatchNorm1d(3, **options), ALONE)
+@pytest.mark.parametrize(
+    "of",
+    [
+        nn.BatchNorm1d(3, affine=False),
+        nn.BatchNorm2d(3, track_running_stats=False),
+        nn.LazyBatchNorm1d(),
+    ],
+)
+def test_batch_norms_without_weights_or_statistics_are_refused(of: nn.BatchNorm1d) -> None:
+    with pytest.raises(ConfigError, match="batch norm in a network trained by ranks; expected affine"):
+        GroupBatchNorm(of, ALONE)
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_batch_norm_sees_the_whole_batch(ranks: Ranks, world: int) -> None:
-    for differences in ranks.run(world, "batch_norm", sizes=[7, 1, 2, 30, 3]):
+@pytest.mark.parametrize(
+    ("kind", "positions", "sizes"),
+    [
+        ("BatchNorm", [], [7, 1, 2, 30, 3]),
+        ("BatchNorm", [4], [7, 1, 2, 3]),
+        ("BatchNorm1d", [], [7, 2]),
+        ("BatchNorm1d", [5], [7, 1, 2]),
+        ("BatchNorm2d", [5, 2], [7, 1, 2]),
+        ("BatchNorm3d", [2, 1, 3], [7, 1, 2]),
+    ],
+)
+def test_batch_norm_sees_the_whole_batch(
+    ranks: Ranks, world: int, kind: str, positions: list[int], sizes: list[int]
+) -> None:
+    for differences in ranks.run(world, "batch_norm", sizes=sizes, kind=kind, positions=positions):
         assert max(differences) < 1e-12

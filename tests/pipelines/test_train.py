@@ -12,7 +12,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -24,9 +26,10 @@ from shown import Shown
 from watched import WORKERS, Breaking, Recording, recorded, run_config
 
 from embstore import models
+from embstore.checkpoints import Checkpoints
 from embstore.cli.train import train as command
 from embstore.errors import ConfigError, DataError, GroupError, LogError
-from embstore.pipelines.train import train
+from embstore.pipelines.train import _check_room, train
 from embstore.run import Run
 
 KILLS, RUNS = 10, 3
@@ -131,7 +134,9 @@ def test_killed_workers_leave_no_trace(undisturbed: dict[str, Any], logs: Path, 
 
 @pytest.mark.slow
 def test_one_worker_is_the_plain_run(cluster: str, logs: Path, tmp_path: Path) -> None:
-    ours = train(run_config(logs, tmp_path / "ray"), models.build, workers=1)
+    shown = Shown()
+    ours = train(run_config(logs, tmp_path / "ray"), models.build, workers=1, progress=shown)
+    assert shown.lines[0] == "starting 1 worker"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Ray has it in a worker of one core
     try:
@@ -202,31 +207,78 @@ def test_what_is_wrong_with_the_run_is_not_tried_again(
     assert not any("start again" in line for line in shown.lines)
 
 
-@pytest.mark.slow
-def test_ctrl_c_saves_and_the_same_command_goes_on(undisturbed: dict[str, Any], logs: Path, tmp_path: Path) -> None:
-    """The whole process group gets the signal, as from a terminal."""
-    config = run_config(logs, tmp_path / "run")
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(_as_yaml(config)))
-    command = [sys.executable, "-m", "embstore", "train", str(path), "--workers", "2", "--json"]
-    environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, [Path(__file__).parents[2], *sys.path]))
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=environment, start_new_session=True, **pipes) as process:
-        checkpoints = tmp_path / "run" / "checkpoints"
-        until = time.monotonic() + 120
-        while process.poll() is None and not list(checkpoints.glob("step-*")) and time.monotonic() < until:
+class _Command:
+    """The command on a cluster of its own, in a process group of its own, as from a terminal or a supervisor."""
+
+    def __init__(self, config: Any, folder: Path) -> None:
+        path, self.checkpoints = folder / "config.yaml", folder / "run" / "checkpoints"
+        path.write_text(yaml.safe_dump(_as_yaml(config)))
+        command = [sys.executable, "-m", "embstore", "train", str(path), "--workers", "2", "--json"]
+        environment = {**os.environ, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"}
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, [Path(__file__).parents[2], *sys.path]))
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+    def __enter__(self) -> _Command:
+        """Once it has saved a checkpoint."""
+        until = time.monotonic() + 240
+        while not list(self.checkpoints.glob("step-*")):
+            assert self.process.poll() is None, self.ended()
+            assert time.monotonic() < until
             time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate(timeout=120)
-    assert process.returncode == 130, err
-    assert out == ""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def processes(self) -> list[int]:
+        """It and all that it started."""
+        found = [self.process.pid]
+        for pid in found:
+            with suppress(FileNotFoundError):
+                found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+        return found
+
+    def ended(self) -> tuple[int, str, str]:
+        """Exit code, output and errors."""
+        out, err = self.process.communicate(timeout=120)
+        return self.process.returncode, out, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_same_command_goes_on(
+    undisturbed: dict[str, Any], logs: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The whole process group gets it, as from a terminal or ``timeout``."""
+    config = run_config(logs, tmp_path / "run")
+    with _Command(config, tmp_path) as command:
+        os.killpg(command.process.pid, number)
+        code, out, err = command.ended()
+    assert (code, out) == (130, ""), err
     lines = err.splitlines()
     assert lines[-1].startswith("stopped at step"), err
     assert "stopping when the checkpoint is saved; Ctrl-C again stops at once" in lines
     assert not [line for line in lines if "ray" in line.lower()]
     assert train(config, models.build, workers=WORKERS) == undisturbed["result"]
     assert _files(tmp_path / "run") == _files(undisturbed["folder"])
+
+
+@pytest.mark.slow
+def test_a_cluster_that_is_stopped_with_the_run(logs: Path, tmp_path: Path) -> None:
+    """Each process gets the signal, as where a service is stopped: the workers may end before they have saved."""
+    config = run_config(logs, tmp_path / "run", epochs=50)
+    with _Command(config, tmp_path) as command:
+        for pid in command.processes():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        code, out, err = command.ended()
+    assert (code, out) == (130, ""), err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("stopped"), err
+    assert Checkpoints(command.checkpoints).names()
 
 
 def _as_yaml(config: Any) -> dict[str, Any]:
@@ -251,6 +303,16 @@ def test_ray_address_names_the_cluster(cluster: str, logs: Path, tmp_path: Path)
 def test_a_cluster_without_gpus_is_refused(cluster: str, logs: Path, tmp_path: Path) -> None:
     with pytest.raises(GroupError, match="too small; expected 2 GPUs for as many workers; found 0"):
         train(run_config(logs, tmp_path), models.build, workers=2, gpus=True)
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "message"),
+    [(1, True, "expected a GPU for the worker; found 0"), (2, True, "expected 2 GPUs for as many workers; found 0")],
+)
+def test_one_is_no_plural(workers: int, gpus: bool, message: str) -> None:
+    empty = SimpleNamespace(cluster_resources=dict[str, float])
+    with pytest.raises(GroupError, match=message):
+        _check_room(empty, workers, gpus)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "nonsense"])

@@ -14,6 +14,7 @@ from embstore.normalization import StreamingNormalizer
 from embstore.schema import Dense, Feature, Schema
 from embstore.store import Bundle
 from embstore.tokens import token
+from embstore.vocabulary import FeatureValues, Vocabulary
 
 FEATURES = (
     Feature(name="user", lookups=2),
@@ -42,7 +43,15 @@ RECORDS: dict[str, Any] = {
 DIM = 8
 
 
-def bundle(seed: int = 0, dtype: torch.dtype = torch.float32) -> Bundle:
+VOCABULARY = Vocabulary(
+    {
+        "user": FeatureValues.of("user", ["ann", "bob", "zoë", "eve"], kept=[True, True, True, False]),
+        "item": FeatureValues.of("item", [1, -7, 2**62, 0]),
+    }
+)
+
+
+def bundle(seed: int = 0, dtype: torch.dtype = torch.float32, vocabulary: Vocabulary | None = None) -> Bundle:
     """A model whose every number is random."""
     exact = {"country": _tokens("de", "fr", "us")}
     table = UnifiedEmbedding(FEATURES, 1000, DIM, exact_tokens=exact, seed=3, dtype=dtype, init_std=1.0)
@@ -61,6 +70,7 @@ def bundle(seed: int = 0, dtype: torch.dtype = torch.float32) -> Bundle:
         model=description,
         metrics={},
         lineage={},
+        vocabulary=vocabulary,
         columns={("hour" if name == "time" else name): kind for name, kind in COLUMNS.items()},
     )
 

@@ -450,6 +450,7 @@ def test_verbs(store: Store) -> None:
             "datatype": "BYTES",
             "width": DIM,
             "list": True,
+            "searched": False,
             "values": False,
         }
         assert (found["dense"], found["scores"], found["version"]) == (["price", "age"], True, first)

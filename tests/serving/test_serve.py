@@ -122,6 +122,7 @@ def test_it_says_where_it_is_and_answers(four: Running, shop: Store) -> None:
 
 @pytest.mark.slow
 def test_workers_share_the_tables_memory(four: Running) -> None:
+    assert "torch" not in Path(f"/proc/{four.process.pid}/maps").read_text()  # the supervisor needs none
     for _ in range(40):  # so that each has read it
         with closing(four.connect()) as connection:
             assert ask(connection, question(*USERS))[0] == 200

@@ -66,8 +66,8 @@ def test_export_command_takes_values_from_parquet_and_writes_safetensors(store: 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "expected --values or --log"),
-        (["--values", "x", "--log", "y"], "found both"),
+        ([], "expected --values, --log or --vocabulary"),
+        (["--values", "x", "--log", "y"], "found several"),
         (["--format", "safetensors", "--log", "y"], "nothing but a version"),
         (["--log", "log", "--feature", "usr"], "did you mean 'user'"),
         (["--log", "nowhere"], "no Parquet file"),
@@ -87,5 +87,5 @@ def test_export_command_refuses_a_target_before_it_counts(store: Path, monkeypat
     monkeypatch.chdir(store)
     with pytest.raises(StoreError, match="target log; expected a new name"):
         invoke("export", "--log", "nowhere", "--to", "log")
-    with pytest.raises(ConfigError, match="neither"):
+    with pytest.raises(ConfigError, match="found none"):
         invoke("export", "--to", "log")

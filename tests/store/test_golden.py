@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from embstore.store import Store
+from embstore.store import Store, Version
 
 FORMATS = sorted(Path(__file__).parent.glob("golden/format-*"))
 
@@ -29,6 +30,16 @@ def test_golden_stores_are_read(folder: Path) -> None:
         assert version.dense_state()["network.out.weight"].tolist() == wanted["dense"]
         if "state" in wanted:
             assert version.optimizer_state().table["sum"].tolist() == wanted["state"]
+        assert {name: _said(version, name) for name in version.vocabulary or ()} == wanted.get("vocabulary", {})
+
+
+def _said(version: Version, name: str) -> dict[str, Any]:
+    """What the vocabulary holds of a feature; bytes as Latin-1, JSON having none."""
+    assert version.vocabulary is not None
+    of = version.vocabulary[name]
+    values = [value.decode("latin-1") if isinstance(value, bytes) else value for value in of.values.to_pylist()]
+    status = version.status(name, of.tokens).tolist()
+    return {"kind": of.kind, "values": values, "count": of.count.tolist(), "kept": of.kept.tolist(), "status": status}
 
 
 def test_there_is_one_for_each_format() -> None:

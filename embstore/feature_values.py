@@ -1,0 +1,239 @@
+"""The values of one feature, and what a token is by them.
+
+    values  [ann  bob  eve]     ascending, each once; int64, uint64, bool, large_string, large_binary
+    count   [ 12    3    1]     int64: how often
+    kept    [yes  yes   no]     a value that is not is looked up as the feature's pruned token
+
+Suffixes: V values of the feature, N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from embstore.counting import COUNT, VALUE
+from embstore.errors import DataError, SchemaError
+from embstore.hashing import MISSING_TOKEN, PRUNED_TOKEN
+from embstore.kernels.known import fill_status, index_known
+from embstore.tokens import MAX_BYTES, check_type, tokenize
+
+KEPT = "kept"
+_MISSING, _PRUNED = np.int64(MISSING_TOKEN), np.int64(PRUNED_TOKEN)
+TYPES = {
+    "int64": pa.int64(),
+    "uint64": pa.uint64(),
+    "bool": pa.bool_(),
+    "string": pa.large_string(),
+    "binary": pa.large_binary(),
+}
+
+
+class ValueStatus(IntEnum):
+    """What a vocabulary says of a value."""
+
+    KNOWN = 0
+    MISSING = 1
+    PRUNED = 2
+    """It is in the vocabulary, and dropped."""
+    UNSEEN = 3
+    """It is not in the vocabulary."""
+
+
+class TokenStatus:
+    """What each of many tokens is, by a hash table of those that are known.
+
+    Args:
+        kept_V, dropped_V: uint64. A token among both counts as kept.
+    """
+
+    def __init__(self, kept_V: NDArray[np.uint64], dropped_V: NDArray[np.uint64]) -> None:
+        self.kept, self.dropped = len(kept_V), len(dropped_V)
+        known = np.concatenate([kept_V, dropped_V]).view(np.int64)
+        self._index = index_known(known, np.array([0, len(known)], np.int64))
+
+    def of(self, tokens_N: NDArray[Any]) -> NDArray[np.uint8]:
+        """``ValueStatus`` of each token, uint8 ``[N]``."""
+        flat = np.ascontiguousarray(tokens_N).view(np.int64)
+        status_N = np.empty(len(flat), np.uint8)
+        fill_status(flat, self._index, self.kept, _MISSING, _PRUNED, status_N)
+        return status_N
+
+    @staticmethod
+    def of_any(tokens_N: NDArray[Any]) -> NDArray[np.uint8]:
+        """As ``of``, where every value is known."""
+        flat = np.ascontiguousarray(tokens_N).view(np.int64)
+        status_N = np.full(len(flat), ValueStatus.KNOWN, np.uint8)
+        status_N[flat == _MISSING] = ValueStatus.MISSING
+        status_N[flat == _PRUNED] = ValueStatus.PRUNED
+        return status_N
+
+    def filtered(self, tokens_N: NDArray[Any]) -> NDArray[Any]:
+        """The tokens, dropped ones as the pruned token; no copy when there are none of them."""
+        if not self.dropped:
+            return tokens_N
+        pruned_N = self.of(tokens_N) == ValueStatus.PRUNED
+        return np.where(pruned_N, tokens_N.dtype.type(PRUNED_TOKEN), tokens_N) if pruned_N.any() else tokens_N
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureValues:
+    """The values of one feature; ``of`` makes one of any column.
+
+    Args:
+        name: of the feature.
+        values: one of ``TYPES``, strictly ascending (text by its bytes), none missing.
+        count: int64 ``[V]``, how often each was seen; 0 where nobody knows.
+        kept: bool ``[V]``.
+
+    Raises:
+        DataError: values out of order, twice, missing, not Unicode or longer than a category may be; or columns of
+            different lengths, negative counts.
+        SchemaError: another type.
+    """
+
+    name: str
+    values: pa.Array
+    count: NDArray[np.int64]
+    kept: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        where, values = f"values of {self.name!r}", self.values
+        if values.type not in TYPES.values():
+            raise SchemaError(where, expected=", ".join(map(str, TYPES.values())), found=str(values.type))
+        try:
+            values.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise DataError(where, expected="valid ones", found=str(error)) from error
+        if values.null_count:
+            raise DataError(where, expected="no missing ones", found=f"{values.null_count:,}")
+        if not len(values) == len(self.count) == len(self.kept):
+            found = f"{len(values):,}, {len(self.count):,} and {len(self.kept):,}"
+            raise DataError(where, expected="as many counts and flags", found=found)
+        if self.count.dtype != np.int64 or self.kept.dtype != np.bool_ or (len(values) and self.count.min() < 0):
+            raise DataError(where, expected="counts of 0 or more, flags of true or false", found="others")
+        if len(values) > 1 and not pc.all(pc.less(values[:-1], values[1:])).as_py():
+            raise DataError(where, expected="each once, ascending", found="others")
+        if self.kind in ("string", "binary") and (pc.max(pc.binary_length(values)).as_py() or 0) > MAX_BYTES:
+            raise DataError(where, expected=f"at most {MAX_BYTES:,} bytes each", found="a longer one")
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        values: pa.Array | pa.ChunkedArray | Sequence[Any],
+        *,
+        count: Any = None,
+        kept: Any = None,
+    ) -> FeatureValues:
+        """Of distinct values in any order; a type among ``TYPES`` is found for them.
+
+        Args:
+            count: how often each was seen, 0 when not given.
+            kept: whether each is, all when not given.
+
+        Raises:
+            DataError, SchemaError: as the class.
+        """
+        column = _plain(values, name)
+        size = len(column)
+        count = np.zeros(size, np.int64) if count is None else np.asarray(count, dtype=np.int64)
+        kept = np.ones(size, np.bool_) if kept is None else np.asarray(kept, dtype=np.bool_)
+        if not size == len(count) == len(kept):
+            found = f"{size:,}, {len(count):,} and {len(kept):,}"
+            raise DataError(f"values of {name!r}", expected="as many counts and flags", found=found)
+        order = pc.sort_indices(column).to_numpy()
+        if (order[1:] < order[:-1]).any():
+            column, count, kept = column.take(pa.array(order)), count[order], kept[order]
+        return cls(name=name, values=column, count=count, kept=kept)
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def kind(self) -> str:
+        """``int64``, ``uint64``, ``bool``, ``string`` or ``binary``."""
+        return next(kind for kind, of in TYPES.items() if of == self.values.type)
+
+    @cached_property
+    def tokens(self) -> NDArray[np.uint64]:
+        """The token of each value, ``[V]``."""
+        return tokenize(self.values, name=self.name).values
+
+    @cached_property
+    def known(self) -> TokenStatus:
+        """What tokens are, by these values."""
+        return TokenStatus(self.tokens[self.kept], self.tokens[~self.kept])
+
+    def keep(self, kept: NDArray[np.bool_]) -> FeatureValues:
+        """The same values with other flags, bool ``[V]``."""
+        return replace(self, kept=kept)
+
+    def same(self, other: FeatureValues) -> bool:
+        """Whether all is equal."""
+        return self is other or (
+            self.values.equals(other.values)
+            and np.array_equal(self.count, other.count)
+            and np.array_equal(self.kept, other.kept)
+        )
+
+    def merged(self, other: FeatureValues) -> FeatureValues:
+        """The values of both: counts are added, and what either has dropped is not kept.
+
+        Raises:
+            SchemaError: values of another kind.
+        """
+        kinds = {self.kind, other.kind}
+        wide = self.values.type if len(kinds) == 1 else pa.int64()
+        try:
+            if len(kinds) > 1 and not kinds <= {"int64", "uint64"}:
+                raise pa.ArrowInvalid(other.kind)
+            both = pa.chunked_array([self.values.cast(wide), other.values.cast(wide)])
+        except pa.ArrowInvalid as error:
+            found = str(error)
+            raise SchemaError(f"values of {self.name!r}", expected=f"{self.kind}, as before", found=found) from error
+        codes = both.combine_chunks().dictionary_encode()
+        at, size = codes.indices.to_numpy(), len(codes.dictionary)
+        count, kept = np.zeros(size, np.int64), np.ones(size, np.bool_)
+        np.add.at(count, at, np.concatenate([self.count, other.count]))
+        np.logical_and.at(kept, at, np.concatenate([self.kept, other.kept]))
+        return FeatureValues.of(self.name, codes.dictionary, count=count, kept=kept)
+
+    def table(self, *, dropped: bool = True) -> pa.Table:
+        """``value``, ``count``, ``kept``.
+
+        Args:
+            dropped: with the values that are not kept.
+        """
+        table = pa.table({VALUE: self.values, COUNT: self.count, KEPT: self.kept})
+        return table if dropped else table.filter(table.column(KEPT))
+
+
+def _plain(values: Any, name: str) -> pa.Array:
+    """As one array of one of ``TYPES``."""
+    column = values if isinstance(values, (pa.Array, pa.ChunkedArray)) else pa.array(values)
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):
+        column, kind = column.cast(kind.storage_type), kind.storage_type
+    if pa.types.is_dictionary(kind):
+        column, kind = column.cast(kind.value_type), kind.value_type
+    check_type(kind, name)
+    if pa.types.is_nested(kind):
+        raise SchemaError(f"values of {name!r}", expected="single values", found=str(kind))
+    if pa.types.is_integer(kind):
+        wanted = pa.uint64() if kind == pa.uint64() else pa.int64()
+    elif pa.types.is_boolean(kind):
+        wanted = kind
+    else:
+        text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        wanted = pa.large_string() if text or pa.types.is_null(kind) else pa.large_binary()
+    column = column.cast(wanted)
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
