@@ -72,6 +72,8 @@ def running(command: Sequence[str], ports: dict[str, int], log: Path) -> Iterato
             _wait(lambda port=port: _listens(port), popen, log)
         yield Process(popen, {name: f"127.0.0.1:{port}" for name, port in ports.items()})
     finally:
+        if popen.poll() is not None:
+            print(f"{command[:4]} ended with code {popen.returncode}:\n{_tail(log)}", file=sys.stderr)
         popen.terminate()
         try:
             popen.wait(_END_SECONDS)
@@ -84,6 +86,12 @@ def free_port() -> int:
     """That nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         return int(listening.getsockname()[1])
+
+
+def busy_seconds() -> float:
+    """Processor time that anybody on this machine has used, and what its host has kept from it."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def load_average() -> float:
@@ -103,8 +111,12 @@ def _wait(ready: Callable[[], bool], popen: subprocess.Popen[bytes], log: Path) 
     until = time.monotonic() + _START_SECONDS
     while not ready():
         if popen.poll() is not None or time.monotonic() > until:
-            raise RuntimeError(f"{popen.args} doesn't listen:\n{log.read_text(errors='replace')[-2000:]}")
+            raise RuntimeError(f"{popen.args} doesn't listen:\n{_tail(log)}")
         time.sleep(0.05)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text(errors="replace")[-2000:]
 
 
 def _cpu_seconds(pid: int) -> float:
