@@ -226,8 +226,7 @@ class VersionTable:
             rows_ND = self._stored(rows.masked_fill(changed.hit_N, int(left[0])))
         else:
             rows_ND = torch.empty(len(rows), self.dim, dtype=self.dtype)
-        for part in changed.parts:
-            part.put(self.overlays[part.delta].rows_RD, rows_ND)
+        self.overlays.put(changed, rows_ND)
         return rows_ND
 
     def _stored(self, rows: Tensor) -> Tensor:
