@@ -268,14 +268,10 @@ class App:
         def versions() -> list[dict[str, Any]]:
             loaded = set(self.server.versions.loaded().values())
             rows = {row["version"]: {key: row[key] for key in _OF_A_ROW} for row in listing(store)}
-            found = []
-            for info in store.versions():
-                if info.id in rows:
-                    found.append({**asdict(info), **rows[info.id], "loaded": info.id in loaded})
-            for version in found:
-                if version["damaged"]:
-                    version["damaged"] = self.server.told(version["damaged"])
-            return found
+            for row in rows.values():
+                row["damaged"] = row["damaged"] and self.server.told(row["damaged"])
+            infos = [info for info in store.versions() if info.id in rows]
+            return [{**asdict(info), **rows[info.id], "loaded": info.id in loaded} for info in infos]
 
         return _json({"name": self.server.name, "versions": await self.server.run(versions)})
 

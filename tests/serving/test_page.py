@@ -257,7 +257,7 @@ def test_promotion(opened: Any, shop: Store) -> None:
 
 
 def test_tokens(opened: Any, shop: Store) -> None:
-    of, server = opened(access=Access(read=[READ], admin=[ADMIN]))
+    of, _ = opened(access=Access(read=[READ], admin=[ADMIN]))
     of.shown("#token")
     assert not of.one("#main").is_displayed()
     assert of.errors() == []
@@ -293,14 +293,14 @@ def test_a_server_that_goes_and_comes_back(browser: Any, shop: Store, opened: An
 
 @pytest.mark.parametrize("width", [360, 1280])
 def test_it_fits(opened: Any, shop: Store, width: int) -> None:
-    of, server = opened()
+    of, _ = opened()
     size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
     of.browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     try:
         of.open("#feature=user&value=ann")
         of.result("user: ann")
-        fits = "const of = document.documentElement; return of.scrollWidth <= of.clientWidth && innerWidth === arguments[0]"
-        assert of.browser.execute_script(fits, width)
+        of_all = of.browser.execute_script("return [innerWidth, document.documentElement.scrollWidth]")
+        assert of_all[1] <= of_all[0] == width
     finally:
         of.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

@@ -248,7 +248,7 @@ function showAnswering() {
 function showFeatures({ features, dense, scores }) {
   state.features = features;
   const rows = features.map(({ name, datatype, width, list, values, searched }) => {
-    const type = `${datatype === "INT64" ? "whole number" : "text"}${list ? "s, a list" : ""}`;
+    const type = `${list ? "list of " : ""}${datatype === "INT64" ? "whole number" : "text"}${list ? "s" : ""} (${datatype})`;
     return make(
       "tr", {},
       make("th", { scope: "row", text: name }), make("td", { text: type }),
@@ -284,7 +284,8 @@ function versionRow(version) {
   const parent = cell("Parent", version.parent === null ? "" : short(version.parent), { className: "id" });
   if (version.parent !== null) parent.title = version.parent;
   const { delta, damaged } = version;
-  const rows = delta === null ? null : `delta: ${whole(delta.rows)} rows over ${short(delta.base)}`;
+  const base = delta === null ? null : delta.base === version.parent ? "its parent" : short(delta.base);
+  const rows = delta === null ? null : `delta: ${whole(delta.rows)} rows over ${base}`;
   const is = damaged ? "damaged" : version.id === state.answering ? "answers" : version.loaded ? "loaded" : "stored";
   const about = cell("State", damaged ? `damaged: ${damaged}` : is, { className: damaged ? "wraps bad" : "" });
   const actions = make("td");
@@ -296,8 +297,8 @@ function versionRow(version) {
   return make(
     "tr", {},
     make("th", { scope: "row", className: "id", text: version.id }), names,
-    cell("Published", version.created.replace("T", " ").replace(/:\d\d(\.\d+)?Z$/, " UTC")), parent,
-    cell("Table", version.table === null ? "" : (rows ?? `whole: ${version.table}`)),
+    cell("Published, UTC", version.created.replace("T", " ").replace(/:\d\d(\.\d+)?Z$/, "")), parent,
+    cell("Table", version.table === null ? "" : (rows ?? `whole: ${version.table}`), { className: "wraps" }),
     cell("Size", version.bytes === null ? "" : sized(version.bytes), { className: "number" }), about, actions,
   );
 }
@@ -458,7 +459,8 @@ function showVector(vector, version) {
   const odd = numbers.length - finite.length;
   const range = finite.length === 0 ? "" : ` from ${Math.min(...finite).toPrecision(3)} to ${Math.max(...finite).toPrecision(3)},`;
   const not = odd === 0 ? "" : ` ${odd} of them not finite,`;
-  $("summary").textContent = `${whole(numbers.length)} numbers${range}${not} of length ${length.toPrecision(3)}; version ${version}`;
+  const about = `${whole(numbers.length)} numbers${range}${not} of length ${length.toPrecision(3)}; version `;
+  $("summary").replaceChildren(about, make("span", { className: "id", text: version }));
   $("numbers").textContent = `[${numbers.map(shortest).join(", ")}]`;
 }
 
