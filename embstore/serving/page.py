@@ -1,4 +1,4 @@
-"""The page a browser shows of a server: files of this package, which ask the server's own endpoints.
+"""The page a browser shows of a server: files beside this module, which ask the server's own endpoints.
 
     /  page.css  page.js  page.svg         served by ``http.App(server, files=page.files())``
 
@@ -17,7 +17,7 @@ HEADERS = (
     (b"cache-control", b"no-cache"),
 )
 _FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
+    "/": ("page.html", "text/html; charset=utf-8"),
     "/page.css": ("page.css", "text/css; charset=utf-8"),
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
     "/page.svg": ("page.svg", "image/svg+xml"),
@@ -26,5 +26,5 @@ _FILES = {
 
 def files() -> dict[str, File]:
     """The page's files by the path they are asked for."""
-    folder = files_of("embstore.serving") / "page"
+    folder = files_of("embstore.serving")
     return {path: File((folder / name).read_bytes(), kind, HEADERS) for path, (name, kind) in _FILES.items()}

@@ -428,7 +428,7 @@ def test_a_version_that_is_damaged_is_said_to_be(store: Store) -> None:
     with serving(store) as (_, address):
         whole, damaged = ask(address, "GET", "/api/versions")[1]["versions"]
     assert (whole["damaged"], damaged["id"], damaged["table"]) == (None, version, None)
-    assert "missing" in damaged["damaged"]
+    assert "found no file" in damaged["damaged"]
     assert str(store.root) not in damaged["damaged"]
 
 
