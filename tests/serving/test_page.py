@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -52,6 +53,10 @@ class Page:
     def open(self, at: str = "") -> None:
         self.browser.get("about:blank")
         self.browser.get(f"http://{self.address}/{at}")
+
+    def leave(self) -> None:
+        self.browser.get("about:blank")
+        self.errors()
 
     def one(self, css: str) -> Any:
         return self.browser.find_element("css selector", css)
@@ -131,14 +136,13 @@ def shop(tmp_path: Path) -> Store:
 @pytest.fixture
 def opened(browser: Any, shop: Store, tmp_path: Path) -> Iterator[Callable[..., tuple[Page, Server]]]:
     """Serves ``shop``, and opens its page."""
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
 
         def open_(**settings: Any) -> tuple[Page, Server]:
             indexes = Indexes(features="all", folder=tmp_path / "indexes")
             server, address = stack.enter_context(serving(shop, files=page.files(), indexes=indexes, **settings))
             of = Page(browser, address)
+            stack.callback(of.leave)  # before the server goes
             of.open()
             return of, server
 
@@ -254,6 +258,24 @@ def test_promotion(opened: Any, shop: Store) -> None:
     shop.promote(second)  # by someone else
     of.ready(second)
     assert of.errors() == []
+
+
+def test_many_versions_and_a_damaged_one(opened: Any, shop: Store) -> None:
+    damaged, of_all = shop.resolve("latest"), bundle()
+    next((shop.root / "versions" / damaged).rglob("*.safetensors")).unlink()
+    for _ in range(25):
+        shop.publish(of_all)
+    of, server = opened(access=Access(admin=[ADMIN]))
+    of.ready(server.versions.get().version.id)
+    of.one("#token").send_keys(ADMIN + "\n")
+    of.wait(lambda: len(of.texts("#versions tbody tr")) == len(of.texts("#versions td button")) == 25)
+    of.shown("#all-versions").click()
+    rows = of.texts("#versions tbody tr")
+    assert len(rows) == 27
+    assert damaged in rows[-2]
+    assert "damaged: " in rows[-2]
+    assert str(shop.root) not in rows[-2]
+    assert len(of.texts("#versions td button")) == 25  # neither of it nor of what production is
 
 
 def test_tokens(opened: Any, shop: Store) -> None:
