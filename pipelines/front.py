@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from embstore.serving import logs
+from embstore.serving import logs, page
 from embstore.serving.grpc import Servicer
 from embstore.serving.http import App
 from embstore.serving.settings import ServeSettings
@@ -46,7 +46,7 @@ class Front(Methods):
         else:
             self.server = server_of(settings)
         await asyncio.to_thread(self.server.versions.follow)
-        self.http, self.handlers = App(self.server), Servicer(self.server).handlers()
+        self.http, self.handlers = App(self.server, files=page.files()), Servicer(self.server).handlers()
         self.body_bytes = settings.limits.body_bytes
 
 

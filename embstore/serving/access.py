@@ -49,6 +49,34 @@ class Access:
         if admin and not self._admin:
             do = "start it with an admin token"
             raise AccessError("administering this server", expected="an admin token", found="a server without", do=do)
+        is_admin = self._is_admin(authorization)
+        if admin and not is_admin:
+            raise AccessError("request", expected="an admin token", found="one that may only read")
+
+    def rights(self, authorization: str | None) -> dict[str, bool]:
+        """What a request may, by its ``Authorization``, and what the server keeps for those who have a token.
+
+        Returns:
+            ``reads`` and ``administers``: whether the request may; ``guarded``: whether reading takes a token;
+            ``administered``: whether there is a token to administer with.
+
+        Raises:
+            UnknownCallerError: a token, but none of the server's.
+        """
+        is_admin = authorization is not None and self._is_admin(authorization)
+        return {
+            "reads": not self._read or authorization is not None,
+            "administers": is_admin,
+            "guarded": self.guarded,
+            "administered": bool(self._admin),
+        }
+
+    def _is_admin(self, authorization: str | None) -> bool:
+        """Whether its token is one to administer with.
+
+        Raises:
+            UnknownCallerError: no token, or none of the server's.
+        """
         text = authorization or ""
         if text[: len(_BEARER)].lower() != _BEARER:
             found = "another kind of Authorization" if text else "none"
@@ -57,8 +85,7 @@ class Access:
         is_admin, is_read = _among(token, self._admin), _among(token, self._read)
         if not is_admin and not is_read:
             raise UnknownCallerError("request", expected="a token of this server", found="another")
-        if admin and not is_admin:
-            raise AccessError("request", expected="an admin token", found="one that may only read")
+        return is_admin
 
 
 def _digest(token: str) -> bytes:

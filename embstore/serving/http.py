@@ -9,6 +9,7 @@
     POST /v2/repository/models/NAME/load                admin; a version to load and keep: parameters.version
     GET  /metrics                                       Prometheus
     GET  /api/versions, /api/aliases, /api/features, /api/latency
+    GET  /api/access                                    what the request's token, or anybody, may
     POST /api/promote {"ref", "alias"}, /api/rollback {"alias"}      admin
 
 V is an alias, a tag, a version id or a unique prefix of one. Who may ask is ``Access``'s to say; where nobody needs a
@@ -50,11 +51,13 @@ from embstore.serving.protocol import InferRequest, InferResponse
 from embstore.serving.reader import Reader
 from embstore.serving.server import Server, features
 from embstore.serving.values import LENGTHS, MISSING
+from embstore.store.listing import listing
 from embstore.store.state import PRODUCTION
 
 _HELD_BODIES = 4  # bodies of the largest size that may be arriving at a time
 _VERB_BYTES = 65_536  # of a body without tensors
 _LARGE_BYTES = 262_144  # bodies that are decoded beside other requests
+_OF_A_ROW = ("table", "delta", "bytes", "damaged")  # beside what the log says of a version
 _LOOPBACK = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 
 
@@ -85,6 +88,7 @@ class App:
             "/api/aliases": _Route("GET", self._aliases),
             "/api/features": _Route("GET", self._features),
             "/api/latency": _Route("GET", self._latency),
+            "/api/access": _Route("GET", self._access, "anyone"),
             "/api/promote": _Route("POST", self._promote, "admin"),
             "/api/rollback": _Route("POST", self._rollback, "admin"),
         }
@@ -259,14 +263,26 @@ class App:
         return Answer([await self.server.run(self.server.metrics.text)], b"text/plain; version=0.0.4; charset=utf-8")
 
     async def _versions(self, call: Call) -> Answer:
+        store = self.server.versions.store
+
         def versions() -> list[dict[str, Any]]:
             loaded = set(self.server.versions.loaded().values())
-            return [{**asdict(info), "loaded": info.id in loaded} for info in self.server.versions.store.versions()]
+            rows = {row["version"]: {key: row[key] for key in _OF_A_ROW} for row in listing(store)}
+            for row in rows.values():
+                row["damaged"] = row["damaged"] and self.server.told(row["damaged"])
+            infos = [info for info in store.versions() if info.id in rows]
+            return [{**asdict(info), **rows[info.id], "loaded": info.id in loaded} for info in infos]
 
         return _json({"name": self.server.name, "versions": await self.server.run(versions)})
 
     async def _aliases(self, call: Call) -> Answer:
-        return _json({"name": self.server.name, "aliases": await self.server.run(self.server.versions.store.aliases)})
+        versions = self.server.versions
+        aliases = await self.server.run(versions.store.aliases)
+        return _json({"name": self.server.name, "alias": versions.following.alias, "aliases": aliases})
+
+    async def _access(self, call: Call) -> Answer:
+        self._check_host(call)
+        return _json(self.server.access.rights(text(call.headers.get(b"authorization"))))
 
     async def _features(self, call: Call) -> Answer:
         reader = await self._reader(call)

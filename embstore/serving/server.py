@@ -118,11 +118,14 @@ class Server:
         return outcome
 
     def message(self, error: BaseException) -> str:
-        """What to tell who asked; where the store lies is not theirs to know."""
-        told = message_of(error)
+        """What to tell who asked."""
+        return self.told(message_of(error))
+
+    def told(self, text: str) -> str:
+        """A text as who asked may see it; where the store lies is not theirs to know."""
         for where in (str(self.versions.store.place), str(self.versions.store.root)):
-            told = told.replace(where, self.name)
-        return told
+            text = text.replace(where, self.name)
+        return text
 
     def close(self) -> None:
         """End the threads."""

@@ -31,7 +31,7 @@ import uvloop
 from embstore.ctr import BuildNetwork
 from embstore.errors import EmbstoreError
 from embstore.models import build
-from embstore.serving import logs, sockets
+from embstore.serving import logs, page, sockets
 from embstore.serving.access import Access
 from embstore.serving.connections import SETTINGS
 from embstore.serving.grpc import serve as serve_grpc
@@ -144,7 +144,9 @@ class Worker:
         log.info("ended")
 
     def _http(self) -> _Http:
-        config = uvicorn.Config(App(self.server), **SETTINGS, timeout_graceful_shutdown=GRACE_SECONDS)
+        config = uvicorn.Config(
+            App(self.server, files=page.files()), **SETTINGS, timeout_graceful_shutdown=GRACE_SECONDS
+        )
         config.load()
         if self.settings.tls is not None:
             config.ssl = server_context(self.settings.tls)

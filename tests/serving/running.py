@@ -14,6 +14,7 @@ import uvicorn
 from embstore.models import build
 from embstore.serving.connections import SETTINGS
 from embstore.serving.http import App, File
+from embstore.serving.indexes import Indexes
 from embstore.serving.reader import Reader
 from embstore.serving.server import Server
 from embstore.serving.versions import Following, Versions
@@ -21,9 +22,11 @@ from embstore.store import Store
 
 
 @contextmanager
-def serving(store: Store, *, files: Mapping[str, File] | None = None, **settings: Any) -> Iterator[tuple[Server, str]]:
+def serving(
+    store: Store, *, files: Mapping[str, File] | None = None, indexes: Indexes | None = None, **settings: Any
+) -> Iterator[tuple[Server, str]]:
     """A server of a store, and its ``127.0.0.1:PORT``."""
-    versions = Versions(store, Following(seconds=0.05), open_reader=lambda version: Reader(version, build))
+    versions = Versions(store, Following(seconds=0.05), open_reader=lambda version: Reader(version, build, indexes))
     versions.follow()
     server = Server(name="shop", versions=versions, **settings)
     listening = socket.create_server(("127.0.0.1", 0))

@@ -30,6 +30,7 @@ from embstore.serving.server import SMALL_VALUES
 from embstore.store import Store
 
 READ, ADMIN = "r" * 20, "a" * 20
+TABLE = f"1,004 x {DIM} float32"
 TEXTS = ("user", "tags", "country")
 
 
@@ -405,6 +406,32 @@ def test_tokens(store: Store) -> None:
         assert ask(address, "POST", "/api/rollback", {}, bearer[ADMIN])[0] == 403
 
 
+def test_what_a_token_may(store: Store) -> None:
+    def rights(address: str, token: str = "") -> tuple[int, list[str]]:
+        status, found, _ = ask(address, "GET", "/api/access", headers={"Authorization": token} if token else {})
+        return status, [name for name, is_so in found.items() if is_so is True]
+
+    with serving(store, access=Access(read=[READ], admin=[ADMIN])) as (_, address):
+        assert rights(address) == (200, ["guarded", "administered"])
+        assert rights(address, f"Bearer {READ}") == (200, ["reads", "guarded", "administered"])
+        assert rights(address, f"Bearer {ADMIN}") == (200, ["reads", "administers", "guarded", "administered"])
+        assert rights(address, f"Bearer {'x' * 20}")[0] == rights(address, f"Basic {READ}")[0] == 401
+    with serving(store) as (_, address):
+        assert rights(address) == (200, ["reads"])
+        assert rights(address, f"Bearer {READ}")[0] == 401
+        assert ask(address, "GET", "/api/access", headers={"Host": "evil.example"})[0] == 403
+
+
+def test_a_version_that_is_damaged_is_said_to_be(store: Store) -> None:
+    version = store.publish(bundle(seed=1)).id
+    next((store.root / "versions" / version).rglob("*.safetensors")).unlink()
+    with serving(store) as (_, address):
+        whole, damaged = ask(address, "GET", "/api/versions")[1]["versions"]
+    assert (whole["damaged"], damaged["id"], damaged["table"]) == (None, version, None)
+    assert "found no file" in damaged["damaged"]
+    assert str(store.root) not in damaged["damaged"]
+
+
 def test_without_tokens_only_this_machine_is_answered(http: str) -> None:
     for host, status in (
         ("localhost", 200),
@@ -429,7 +456,9 @@ def test_verbs(store: Store) -> None:
     with serving(store, access=Access(admin=[ADMIN])) as (_, address):
         _, found, _ = ask(address, "GET", "/api/versions")
         assert [(of["id"], of["loaded"]) for of in found["versions"]] == [(first, True), (second, False)]
-        assert ask(address, "GET", "/api/aliases")[1]["aliases"]["production"] == first
+        assert [(of["delta"], of["damaged"], of["table"]) for of in found["versions"]] == [(None, None, TABLE)] * 2
+        _, found, _ = ask(address, "GET", "/api/aliases")
+        assert (found["alias"], found["aliases"]["production"]) == ("production", first)
         status, found, _ = ask(address, "POST", "/api/promote", {"ref": second}, admin)
         assert (status, found["id"], "production" in found["aliases"]) == (200, second, True)
         assert ask(address, "POST", "/v2/models/shop/infer", item)[1]["model_version"] == second
