@@ -33,6 +33,7 @@ from embstore.kernels.reference import pooled
 from embstore.normalization import StreamingNormalizer
 from embstore.schema import Feature
 from embstore.serving.indexes import Index, Indexes
+from embstore.serving.overlaid import Overlaid
 from embstore.serving.protocol import BYTES, Tensor
 from embstore.serving.values import byte_tokens, check_alike, tokens_of
 from embstore.store.quantization import encoding_of
@@ -115,6 +116,7 @@ class Reader:
         self._prepared: dict[tuple[str, ...], Prepared] = {}
         self._kernels = threading.local()
         self._table = _mapped(version)
+        self._overlaid: Overlaid | None = None
 
     def load(self, *, progress: Any = None) -> None:
         """Read, and check, all of the table and build the network, so that no request waits for a disk.
@@ -135,6 +137,8 @@ class Reader:
         """Have the table's rows at hand, checked."""
         table = self.version.table
         table.buckets.check(range(table.layout.buckets), progress=progress)
+        if Overlaid.serves(table):
+            self._overlaid = Overlaid(table)
 
     def ahead(self, tokens: Mapping[str, Tokens], deadline: float | None = None) -> Reader:
         """A reader that has the rows of these tokens, by feature, at hand: this one, unless it ``waits``.
@@ -326,7 +330,7 @@ class Reader:
             return pooled(request, self._gather).numpy()
 
     def _gather(self, rows_T: torch.Tensor) -> torch.Tensor:
-        rows_TD = self.version.table.gather(rows_T)
+        rows_TD = (self._overlaid or self.version.table).gather(rows_T)
         return rows_TD.float() if rows_TD.dtype == torch.float64 else rows_TD
 
     @property

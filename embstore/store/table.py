@@ -219,18 +219,22 @@ class VersionTable:
             found = f"{int(rows.min())} to {int(rows.max())}"
             raise StoreError("rows to gather", expected=f"0 to {self.num_rows - 1}", found=found)
         if not self.overlays:
-            return self._stored(rows)
+            return self.stored(rows)
         changed = self.overlays.find(rows)
         left = rows[~changed.hit_N]
         if len(left):  # in place of changed rows one of these is read: buckets of changed rows alone are not
-            rows_ND = self._stored(rows.masked_fill(changed.hit_N, int(left[0])))
+            rows_ND = self.stored(rows.masked_fill(changed.hit_N, int(left[0])))
         else:
             rows_ND = torch.empty(len(rows), self.dim, dtype=self.dtype)
         self.overlays.put(changed, rows_ND)
         return rows_ND
 
-    def _stored(self, rows: Tensor) -> Tensor:
-        """Rows as they lie below all deltas, a copy."""
+    def stored(self, rows: Tensor) -> Tensor:
+        """Rows as they lie below all deltas, a copy.
+
+        Args:
+            rows: as ``gather``'s, which are not looked at.
+        """
         if not self.buckets.complete:
             asked = torch.zeros(self.layout.buckets, dtype=torch.bool)
             asked[rows // self.layout.bucket_rows] = True

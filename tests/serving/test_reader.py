@@ -90,6 +90,24 @@ def test_a_delta_is_read_over_its_base(store: Store, version: Version) -> None:
     assert np.isfinite(reader.score(RECORDS)).all()
 
 
+@pytest.mark.parametrize("encoding", ["float32", "int8"])
+def test_a_chain_of_deltas(store: Store, encoding: str) -> None:
+    """Some rows are changed by several deltas, some by one, some by none; loaded or not, any version of the chain."""
+    version, chain = store.publish(bundle(), encoding=encoding), []
+    for seed in range(1, 6):
+        touched = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[: 50 * seed].sort().values
+        version = store.publish(bundle(seed), change=Change(base=version, touched=touched))
+        chain.append(version)
+    values = [f"u{i}" for i in range(3000)]
+    for version in chain:
+        expected = version.lookup("user", values).numpy().tobytes()
+        reader = Reader(version)
+        assert reader.lookup("user", values).vectors_BW.tobytes() == expected
+        reader.load()
+        assert reader.lookup("user", values).vectors_BW.tobytes() == expected
+        assert reader.embed(RECORDS).tobytes() == Reader(version).embed(RECORDS).tobytes()
+
+
 def test_prepared_features(reader: Reader) -> None:
     prepared = reader.prepare("item", "user")
     assert prepared is reader.prepare("item", "user")
