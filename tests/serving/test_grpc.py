@@ -313,7 +313,7 @@ def test_access(store: Store) -> None:
     ],
 )
 def test_outcomes(stub: Any, server: Server, monkeypatch: Any, error: Exception, code: grpc.StatusCode) -> None:
-    async def fail(_: InferRequest) -> None:
+    async def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(server, "infer", fail)
@@ -326,7 +326,7 @@ def test_outcomes(stub: Any, server: Server, monkeypatch: Any, error: Exception,
 def test_deadline(client: triton.InferenceServerClient, server: Server, monkeypatch: Any) -> None:
     seen = []
 
-    async def slow(of: InferRequest) -> None:
+    async def slow(of: InferRequest, _: object) -> None:
         seen.append(of.deadline)
         await asyncio.sleep(20)
 
