@@ -10,7 +10,7 @@ message before anybody can look at it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from importlib.metadata import version as version_of
 from time import monotonic, perf_counter
 from typing import Any
@@ -30,8 +30,9 @@ MAX_FIELDS = 10_000  # of a request: its tensors, their raw contents, outputs, p
 MAX_PARAMETERS = 1000
 MAX_HEAD_BYTES = 16 << 20  # of what protobuf parses, for which it allocates up to 8 times as much
 CONCURRENT = 1024  # requests that have begun, of a process
-READING = 16  # of them, whose messages are arriving
+READING = 32  # of them, whose messages are arriving
 MESSAGE_SECONDS = 30.0  # for a message to come
+HURRIED_SECONDS = 2.0  # likewise, while others wait to be read
 LARGE_BYTES = 262_144  # responses that are counted
 _HELD_MESSAGES = 4  # of the largest size, that are being answered or read by clients
 _PING_MILLISECONDS = 60_000
@@ -107,6 +108,8 @@ class Servicer:
     def __init__(self, server: Server) -> None:
         self.server = server
         self._reading = asyncio.Semaphore(READING)
+        self._until: dict[asyncio.Timeout, None] = {}  # of those that are read
+        self._waiting = 0
         self._arrived = Held(_HELD_MESSAGES * server.limits.body_bytes)
         self._leaving = Held(_HELD_MESSAGES * server.limits.output_bytes)
 
@@ -152,12 +155,34 @@ class Servicer:
             RequestError: there is none.
         """
         try:
-            async with asyncio.timeout(MESSAGE_SECONDS), self._reading:
-                return await anext(requests)
+            async with asyncio.timeout(MESSAGE_SECONDS) as until:
+                if self._reading.locked():
+                    self._hurry(self._until)
+                self._waiting += 1
+                try:
+                    await self._reading.acquire()
+                finally:
+                    self._waiting -= 1
+                self._until[until] = None
+                try:
+                    if self._waiting:
+                        self._hurry([until])
+                    return await anext(requests)
+                finally:
+                    del self._until[until]
+                    self._reading.release()
         except TimeoutError as error:
-            raise DeadlineError("request", expected=f"a message in {MESSAGE_SECONDS:g} s", found="none") from error
+            raise DeadlineError("request", expected="a message in time", found="none") from error
         except StopAsyncIteration:
             raise RequestError("request", expected="a message", found="none") from None
+
+    def _hurry(self, those: Iterable[asyncio.Timeout]) -> None:
+        """Others wait: a client that sends nothing must not hold them up for long."""
+        soon = asyncio.get_running_loop().time() + HURRIED_SECONDS
+        for of in those:
+            when = of.when()
+            if when is not None and when > soon and not of.expired():
+                of.reschedule(soon)
 
     async def _answer(self, data: bytes, context: Any) -> tuple[bytes, int]:
         """A response, and how many values were asked for."""

@@ -346,7 +346,7 @@ def test_responses_that_nobody_reads(attacked: Target) -> None:
 
 
 def test_messages_that_do_not_arrive(attacked: Target, caller: Caller) -> None:
-    """Rule: few messages are read at a time; a call that sends none holds no memory, and ends with its client."""
+    """Rule: few messages are read at a time, and who sends none holds up the others for seconds at most."""
 
     def never() -> Iterator[bytes]:
         ended.wait(SECONDS)
@@ -355,7 +355,7 @@ def test_messages_that_do_not_arrive(attacked: Target, caller: Caller) -> None:
     from threading import Event
 
     ended = Event()
-    calls = [caller.channel.stream_unary(f"/{SERVICE}/ModelInfer").future(never()) for _ in range(10)]
+    calls = [caller.channel.stream_unary(f"/{SERVICE}/ModelInfer").future(never()) for _ in range(40)]
     assert caller.call("ModelInfer", good_message().SerializeToString())[0] == CODE.OK
     for call in calls:
         call.cancel()
