@@ -143,6 +143,9 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to
     """A run was asked to stop and has saved a checkpoint."""
 
 
+_COMPARED = 200  # characters of a name: comparing takes as long as it is
+
+
 def nearest(name: str, known: Iterable[str], *, also: Iterable[str] = ()) -> str:
     """A hint for a misspelt name: ``"did you mean 'user_id'?"``; when none is near, the known names or, where they are
     too many for a message, the nearest few and how many there are.
@@ -150,7 +153,7 @@ def nearest(name: str, known: Iterable[str], *, also: Iterable[str] = ()) -> str
     Args:
         also: other names for those that are known, which may be meant but are not counted.
     """
-    known = sorted(known)
+    name, known = name[:_COMPARED], sorted(known)
     count, known = len(known), sorted({*known, *also})
     close = get_close_matches(name, known, n=1)
     if close:

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from embstore.errors import DeadlineError, LimitError, RequestError, UnavailableError
+from embstore.errors import DeadlineError, LimitError, RequestError
+from embstore.serving.held import Held
 from embstore.serving.protocol import Raw
 
 BODY_SECONDS = 30.0  # for all of a body to come
 _JOINED_BYTES = 1 << 20
+LARGE_BYTES = 262_144  # bodies that are made and read beside other requests, and responses that are counted
 JSON, BINARY = b"application/json", b"application/octet-stream"
 
 Message = MutableMapping[str, Any]
@@ -66,14 +68,6 @@ class LeftError(Exception):
 
 
 @dataclass(slots=True)
-class Arriving:
-    """Bytes of all bodies that are arriving in pieces, or have and are being answered."""
-
-    limit: int
-    held: int = 0
-
-
-@dataclass(slots=True)
 class Call:
     """A request on its way.
 
@@ -95,14 +89,14 @@ class Call:
     held: int = 0
     unread: bool = False
 
-    async def body(self, limit: int, arriving: Arriving) -> Raw:
+    async def body(self, limit: int, arriving: Held) -> Raw:
         """All of its body, read-only; of a larger one than ``limit`` nothing, or no more than that, is held.
 
         Raises:
             HttpError: a compressed one, whose size nobody knows.
             LimitError: a larger one.
             DeadlineError: one that doesn't come.
-            UnavailableError: too much is arriving.
+            UnavailableError: as ``arriving`` says.
             LeftError: who asked has left.
         """
         encoding = self.headers.get(b"content-encoding", b"identity")
@@ -112,37 +106,35 @@ class Call:
         if declared > limit:
             self.unread = b"expect" in self.headers
             raise _too_large(limit, f"{declared:,}")
-        message = await self.receive()
+        message = await self.receive()  # connections.py ends those of which nothing comes
         if message["type"] != "http.request":
             raise LeftError
         body: Raw = message["body"]
         if message.get("more_body") or len(body) > limit:
-            body = await self._pieces(body, limit, arriving)
+            try:
+                async with asyncio.timeout(BODY_SECONDS):
+                    body = await self._pieces(body, limit, arriving)
+            except TimeoutError as error:
+                expected, found = f"all of its body in {BODY_SECONDS:g} s", f"{self.held:,} bytes"
+                raise DeadlineError("request", expected=expected, found=found) from error
         self.started = perf_counter()
         return body
 
-    async def _pieces(self, first: Raw, limit: int, arriving: Arriving) -> Raw:
+    async def _pieces(self, first: Raw, limit: int, arriving: Held) -> Raw:
         body, part, more = bytearray(), first, True
         self.unread = True
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                while True:
-                    if len(body) + len(part) > limit:
-                        raise _too_large(limit, "more")
-                    if arriving.held + len(part) > arriving.limit:
-                        found = f"{arriving.held:,} bytes of other requests"
-                        raise UnavailableError("server", expected="room for a request", found=found, do="try again")
-                    self.held, arriving.held = self.held + len(part), arriving.held + len(part)
-                    body += part
-                    if not more:
-                        break
-                    message = await self.receive()
-                    if message["type"] != "http.request":
-                        raise LeftError
-                    part, more = message["body"], message.get("more_body", False)
-        except TimeoutError as error:
-            found = f"{len(body):,} bytes"
-            raise DeadlineError("request", expected=f"all of its body in {BODY_SECONDS:g} s", found=found) from error
+        while True:
+            if len(body) + len(part) > limit:
+                raise _too_large(limit, "more")
+            arriving.check(len(part), "a request")
+            self.held, arriving.held = self.held + len(part), arriving.held + len(part)
+            body += part
+            if not more:
+                break
+            message = await self.receive()
+            if message["type"] != "http.request":
+                raise LeftError
+            part, more = message["body"], message.get("more_body", False)
         self.unread = False
         return memoryview(body).toreadonly()  # for what may be written to, numba would compile functions anew
 
@@ -157,8 +149,11 @@ async def respond(answer: Answer, send: Send, *, is_last: bool) -> None:
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     if len(parts) > 1 and size <= _JOINED_BYTES:
         parts = [b"".join(parts)]
+    waits = size > LARGE_BYTES  # until most of it is read: the last, empty part is not sent before
     for number, part in enumerate(parts, 1):
-        await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
+        await send({"type": "http.response.body", "body": part, "more_body": waits or number < len(parts)})
+    if waits:
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def text(header: bytes | None) -> str | None:

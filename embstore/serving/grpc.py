@@ -10,7 +10,7 @@ message before anybody can look at it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from importlib.metadata import version as version_of
 from time import monotonic, perf_counter
 from typing import Any
@@ -19,15 +19,23 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from embstore.errors import ConfigError, DeadlineError, LimitError, RequestError, StoreError
+from embstore.serving.held import Held
 from embstore.serving.messages import SERVICE, message
-from embstore.serving.protocol import InferRequest, InferResponse, Limits, Raw, RequestedOutput, Tensor
+from embstore.serving.protocol import MAX_DIMS, InferRequest, InferResponse, Limits, Raw, RequestedOutput, Tensor
 from embstore.serving.reader import Reader
 from embstore.serving.server import Server
 
 HEALTH = "grpc.health.v1.Health"
 MAX_FIELDS = 10_000  # of a request: its tensors, their raw contents, outputs, parameters
+MAX_PARAMETERS = 1000
 MAX_HEAD_BYTES = 16 << 20  # of what protobuf parses, for which it allocates up to 8 times as much
 CONCURRENT = 1024  # requests that have begun, of a process
+READING = 32  # of them, whose messages are arriving
+MESSAGE_SECONDS = 30.0  # for a message to come
+HURRIED_SECONDS = 2.0  # likewise, while others wait to be read
+LARGE_BYTES = 262_144  # responses that are counted
+_HELD_MESSAGES = 4  # of the largest size, that are being answered or read by clients
+_PING_MILLISECONDS = 60_000
 _DETAILS = 2000  # bytes of a message: clients take 8 KiB of metadata, in which a byte may travel as 3
 _RAW_INPUT, _RAW_OUTPUT = 7, 6  # raw_input_contents, raw_output_contents
 _BYTES_AHEAD = {0: None, 1: 8, 2: None, 5: 4}  # wire types; None: a varint says
@@ -76,6 +84,7 @@ def bind(
         "grpc.max_receive_message_length": server.limits.body_bytes,
         "grpc.max_send_message_length": -1,  # service.py limits it before it is there
         "grpc.max_concurrent_streams": CONCURRENT,
+        "grpc.keepalive_time_ms": _PING_MILLISECONDS,  # who doesn't read any more is gone
         # A small compressed message may become any size: only identity.
         "grpc.compression_enabled_algorithms_bitset": 1,
     }
@@ -98,6 +107,11 @@ class Servicer:
 
     def __init__(self, server: Server) -> None:
         self.server = server
+        self._reading = asyncio.Semaphore(READING)
+        self._until: dict[asyncio.Timeout, None] = {}  # of those that are read
+        self._waiting = 0
+        self._arrived = Held(_HELD_MESSAGES * server.limits.body_bytes)
+        self._leaving = Held(_HELD_MESSAGES * server.limits.output_bytes)
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """For a gRPC server of asyncio."""
@@ -108,18 +122,21 @@ class Servicer:
             "ModelReady": self._guarded(self._model_ready),
             "ServerMetadata": self._guarded(self._server_metadata),
             "ModelMetadata": self._guarded(self._model_metadata),
-            "ModelInfer": self._infer,
             "RepositoryIndex": self._guarded(self._index),
             "RepositoryModelLoad": self._guarded(self._load, admin=True),
             "RepositoryModelUnload": self._guarded(self._unload, admin=True),
         }
         handlers = {name: unary(handler) for name, handler in methods.items()}
+        handlers["ModelInfer"] = grpc.stream_unary_rpc_method_handler(self._infer)  # that says when to read
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         return [of(SERVICE, handlers), of(HEALTH, {"Check": unary(self._health)})]
 
-    async def _infer(self, data: bytes, context: Any) -> bytes:
+    async def _infer(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
         started = perf_counter()
         try:
+            self._check(context)
+            data = await self._read(requests)
+            started = perf_counter()
             encoded, values = await self._answer(data, context)
         except asyncio.CancelledError:
             late = DeadlineError("request", expected="somebody who waits for it", found="nobody any more")
@@ -130,16 +147,62 @@ class Servicer:
         self.server.ended("grpc", started, None, values=values)
         return encoded
 
+    async def _read(self, requests: AsyncIterator[bytes]) -> bytes:
+        """The one message of a call; a few are read at a time, others wait where they came from.
+
+        Raises:
+            DeadlineError: it doesn't come.
+            RequestError: there is none.
+        """
+        try:
+            async with asyncio.timeout(MESSAGE_SECONDS) as until:
+                if self._reading.locked():
+                    self._hurry(self._until)
+                self._waiting += 1
+                try:
+                    await self._reading.acquire()
+                finally:
+                    self._waiting -= 1
+                self._until[until] = None
+                try:
+                    if self._waiting:
+                        self._hurry([until])
+                    return await anext(requests)
+                finally:
+                    del self._until[until]
+                    self._reading.release()
+        except TimeoutError as error:
+            raise DeadlineError("request", expected="a message in time", found="none") from error
+        except StopAsyncIteration:
+            raise RequestError("request", expected="a message", found="none") from None
+
+    def _hurry(self, those: Iterable[asyncio.Timeout]) -> None:
+        """Others wait: a client that sends nothing must not hold them up for long."""
+        soon = asyncio.get_running_loop().time() + HURRIED_SECONDS
+        for of in those:
+            when = of.when()
+            if when is not None and when > soon and not of.expired():
+                of.reschedule(soon)
+
     async def _answer(self, data: bytes, context: Any) -> tuple[bytes, int]:
         """A response, and how many values were asked for."""
+        self._arrived.check(len(data), "a request")
+        self._arrived.held += len(data)
         self.server.metrics.running(1)
         try:
-            self._check(context)
             request = infer_request(data, self.server.limits, context.time_remaining())
-            response = await self.server.infer(request)
-            return infer_response(response), sum(tensor.count() for tensor in request.inputs)
+            encoded = await self.server.infer(request, infer_response)
         finally:
             self.server.metrics.running(-1)
+            self._arrived.held -= len(data)
+        if len(encoded) > LARGE_BYTES:
+            self._leaving.check(len(encoded), "a response")
+            self._leaving.held += len(encoded)
+            context.add_done_callback(lambda _: self._left(len(encoded)))
+        return encoded, sum(tensor.count() for tensor in request.inputs)
+
+    def _left(self, size: int) -> None:
+        self._leaving.held -= size
 
     def _guarded(self, answer: Callable[[bytes], Any], *, admin: bool = False) -> _Handler:
         """A handler for those who may, that tells of errors and is counted."""
@@ -178,8 +241,10 @@ class Servicer:
         """Let a request pass by its metadata."""
         access = self.server.access
         if admin or access.guarded:
-            metadata = dict(context.invocation_metadata() or ())
-            access.check(metadata.get("authorization"), admin=admin)
+            found = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+            if len(found) > 1:
+                raise RequestError("authorization", expected="one", found=f"{len(found):,}")
+            access.check(found[0] if found else None, admin=admin)
 
     def _live(self) -> Any:
         return message("ServerLiveResponse")(live=True)
@@ -203,7 +268,8 @@ class Servicer:
 
     async def _reader(self, ref: str) -> Reader:
         versions = self.server.versions
-        return versions.ready(ref) or await self.server.run(lambda: versions.get(ref))
+        reader = versions.ready(ref)
+        return reader if reader is not None else await self.server.run(lambda: versions.get(ref))
 
     async def _index(self, data: bytes) -> Any:
         request, server = parsed("RepositoryIndexRequest", data), self.server
@@ -359,6 +425,9 @@ def _length_delimited(field: int, size: int) -> bytes:
 
 
 def _tensor(tensor: Any, raw: memoryview | None, limits: Limits) -> Tensor:
+    if len(tensor.shape) > MAX_DIMS:  # Python's numbers take 40 times as much as protobuf's
+        found = f"{len(tensor.shape):,}"
+        raise RequestError("input: a shape", expected=f"at most {MAX_DIMS} numbers", found=found)
     out = Tensor(tensor.name, tensor.datatype, tuple(tensor.shape), raw if raw is not None else b"")
     _parameters(tensor.parameters, tensor.name)
     if raw is not None:
@@ -388,6 +457,9 @@ def _parameters(parameters: Any, tensor: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     if not parameters:
         return out
+    if len(parameters) > MAX_PARAMETERS:
+        found = f"{len(parameters):,}"
+        raise RequestError("parameters", expected=f"at most {MAX_PARAMETERS:,} of a tensor or request", found=found)
     for name, value in parameters.items():
         if tensor and name in _REFUSED:
             raise RequestError(f"tensor {tensor!r}", expected="its contents in the message", found=name)

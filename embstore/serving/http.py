@@ -34,8 +34,8 @@ import orjson
 from embstore.errors import AccessError, DeadlineError, RequestError, UnknownCallerError
 from embstore.serving.asgi import (
     BINARY,
+    LARGE_BYTES,
     Answer,
-    Arriving,
     Call,
     File,
     HttpError,
@@ -47,7 +47,8 @@ from embstore.serving.asgi import (
     text,
 )
 from embstore.serving.bodies import decode, encode, parse
-from embstore.serving.protocol import InferRequest, InferResponse
+from embstore.serving.held import Held
+from embstore.serving.protocol import InferRequest, InferResponse, Raw
 from embstore.serving.reader import Reader
 from embstore.serving.server import Server, features
 from embstore.serving.values import LENGTHS, MISSING
@@ -55,10 +56,14 @@ from embstore.store.listing import listing
 from embstore.store.state import PRODUCTION
 
 _HELD_BODIES = 4  # bodies of the largest size that may be arriving at a time
+_HELD_RESPONSES = 4  # likewise, responses that clients read
 _VERB_BYTES = 65_536  # of a body without tensors
-_LARGE_BYTES = 262_144  # bodies that are decoded beside other requests
 _OF_A_ROW = ("table", "delta", "bytes", "damaged")  # beside what the log says of a version
+_ONCE = (b"authorization", b"content-length", b"host", b"inference-header-content-length")
 _LOOPBACK = re.compile(rb"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.IGNORECASE)
+
+
+Encoded = tuple[list[Raw], int | None]
 
 
 class _Route(NamedTuple):
@@ -77,7 +82,8 @@ class App:
 
     def __init__(self, server: Server, files: Mapping[str, File] | None = None) -> None:
         self.server, self.files = server, dict(files or {})
-        self._arriving = Arriving(_HELD_BODIES * server.limits.body_bytes)
+        self._arriving = Held(_HELD_BODIES * server.limits.body_bytes)
+        self._leaving = Held(_HELD_RESPONSES * server.limits.output_bytes)
         self._fixed = {
             "/v2": _Route("GET", self._about),
             "/v2/health/live": _Route("GET", self._live, "anyone"),
@@ -108,8 +114,11 @@ class App:
         if scope["type"] != "http":
             return
         came = perf_counter()
-        call = Call(scope["path"], dict(scope["headers"]), receive, came, came)
+        headers = scope["headers"]
+        call = Call(scope["path"], dict(headers), receive, came, came)
         try:
+            if len(call.headers) < len(headers):
+                _check_once(headers)
             answer = await self._answered(call, scope["method"])
         except LeftError:
             return
@@ -117,7 +126,16 @@ class App:
             answer = self._failed(call, error)
         finally:
             self._arriving.held -= call.held
-        await respond(answer, send, is_last=call.unread or self.server.ending)
+        is_last = call.unread or self.server.ending
+        size = sum(len(part) for part in answer.body)
+        if size <= LARGE_BYTES:
+            await respond(answer, send, is_last=is_last)
+            return
+        self._leaving.held += size
+        try:
+            await respond(answer, send, is_last=is_last)
+        finally:
+            self._leaving.held -= size
 
     async def _answered(self, call: Call, method: str) -> Answer:
         if call.path in self.files:
@@ -195,29 +213,28 @@ class App:
             waited = call.started - call.came
             return decode(body, length, model=server.name, version=call.version, limits=limits, waited=waited)
 
-        decoded = request() if len(body) <= _LARGE_BYTES else await server.run(request)
+        decoded = request() if len(body) <= LARGE_BYTES else await server.run(request)
         server.metrics.running(1)
         try:
-            response = await self._in_time(decoded)
-            size = sum(len(output.values) for output in response.outputs)
-            if size <= _LARGE_BYTES:
-                parts, json_bytes = encode(response, decoded, limits)
-            else:
-                parts, json_bytes = await server.run(lambda: encode(response, decoded, limits))
+            parts, json_bytes = await self._in_time(decoded)
         finally:
             server.metrics.running(-1)
+        self._leaving.check(sum(len(part) for part in parts), "a response")
         values = sum(of.count() for of in decoded.inputs if not of.name.endswith((LENGTHS, MISSING)))
         server.ended("http", call.started, None, values=values)
         if json_bytes is None:
             return Answer(parts)
         return Answer(parts, BINARY, ((b"inference-header-content-length", b"%d" % json_bytes),))
 
-    async def _in_time(self, request: InferRequest) -> InferResponse:
+    async def _in_time(self, request: InferRequest) -> Encoded:
+        def encoded(response: InferResponse) -> Encoded:
+            return encode(response, request, self.server.limits)
+
         if request.deadline is None:
-            return await self.server.infer(request)
+            return await self.server.infer(request, encoded)
         try:
             async with asyncio.timeout_at(request.deadline - monotonic() + asyncio.get_running_loop().time()):
-                return await self.server.infer(request)
+                return await self.server.infer(request, encoded)
         except TimeoutError as error:
             expected, do = "an answer in time", "give it more time"
             raise DeadlineError("request", expected=expected, found="none yet", do=do) from error
@@ -318,6 +335,14 @@ class App:
             found = shown(", ".join(asked)) if type(asked) is dict else type(asked).__name__
             raise RequestError("request", expected=f"a JSON object of at most {', '.join(known)}", found=found)
         return asked
+
+
+def _check_once(headers: Sequence[tuple[bytes, bytes]]) -> None:
+    """Of two that say who, what host or how long, nobody knows which another server on the way has heeded."""
+    names = [name for name, _ in headers]
+    for name in _ONCE:
+        if names.count(name) > 1:
+            raise RequestError(f"header {name.decode()}", expected="one", found=f"{names.count(name):,}")
 
 
 def _json(value: Any) -> Answer:

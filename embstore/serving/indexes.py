@@ -59,8 +59,15 @@ class Index:
         self, vectors_QD: NDArray[np.float32], k: int, *, token_Q: NDArray[np.uint64] | None = None, exact: bool = False
     ) -> tuple[pa.Array, NDArray[np.float32]]:
         """``Neighbors.search``; a value, if tokens say which, is not its own neighbour."""
+        positions_QK, scores_QK = self.nearest(vectors_QD, k, token_Q=token_Q, exact=exact)
+        return self.near.values_at(positions_QK), scores_QK
+
+    def nearest(
+        self, vectors_QD: NDArray[np.float32], k: int, *, token_Q: NDArray[np.uint64] | None = None, exact: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """As ``search``, with positions of values ``[Q, k]`` instead of values; -1 where there are fewer."""
         exclude_Q = None if token_Q is None else self.positions(token_Q)
-        return self.near.search(vectors_QD, k, exact=exact, exclude_Q=exclude_Q)
+        return self.near.positions(vectors_QD, k, exact=exact, exclude_Q=exclude_Q)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ NUMBERS: Mapping[str, np.dtype[Any]] = {
     }.items()
 }
 BYTES = "BYTES"
-_MAX_DIMS = 8
+MAX_DIMS = 8
 
 Raw = bytes | memoryview
 
@@ -69,10 +69,14 @@ class Tensor:
         Raises:
             RequestError: a shape that no tensor has.
         """
-        if len(self.shape) > _MAX_DIMS or any(type(n) is not int or n < 0 for n in self.shape):
-            expected = f"at most {_MAX_DIMS} numbers, 0 or more"
+        if len(self.shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in self.shape):
+            expected = f"at most {MAX_DIMS} numbers, 0 or more"
             raise self.wrong("a shape", expected, _shown(self.shape))
         return math.prod(self.shape)
+
+    def size(self) -> int:
+        """What it counts for: its values, or its rows where they have none, as ``[1000000, 0]`` has."""
+        return max(self.count(), self.shape[0] if self.shape else 1)
 
     def numbers(self) -> NDArray[Any]:
         """Its values, ``[count]``, as they are.
@@ -194,7 +198,7 @@ class InferResponse:
 
 def check_size(tensors: Sequence[Tensor], limits: Limits) -> None:
     """Raise ``LimitError`` where tensors have more values than a request may."""
-    total = sum(tensor.count() for tensor in tensors)
+    total = sum(tensor.size() for tensor in tensors)
     if total > limits.values:
         expected, do = f"at most {limits.values:,} values", "ask in several requests"
         raise LimitError("request", expected=expected, found=f"{total:,}", do=do)
@@ -208,7 +212,8 @@ def _numbers(tensor: Tensor, kind: np.dtype[Any]) -> NDArray[Any]:
         found = ", ".join(sorted(of.__name__ for of in types))
         raise tensor.wrong("data", expected, found)
     try:
-        return np.array(tensor.data, dtype=kind)
+        with np.errstate(over="ignore"):  # too large for a float: infinite
+            return np.array(tensor.data, dtype=kind)
     except (OverflowError, ValueError) as error:
         raise tensor.wrong("data", expected, str(error)) from error
 
@@ -219,5 +224,5 @@ def _bytes(value: Any) -> bytes:
 
 def _shown(value: Any) -> str:
     """A value from outside, for a message."""
-    text = repr(list(value) if isinstance(value, tuple) else value)
+    text = repr(list(value[:100]) if isinstance(value, tuple) else value[:100] if isinstance(value, str) else value)
     return text if len(text) <= 100 else f"{text[:97]}..."

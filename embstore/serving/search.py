@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -164,8 +165,7 @@ class Neighbors:
             DataError: a number that is not finite or too large.
         """
         positions_QK, scores_QK = self.positions(queries_QD, k, exact=exact, expansion=expansion, exclude_Q=exclude_Q)
-        flat = positions_QK.reshape(-1)
-        return self.values.take(pa.array(flat, mask=flat < 0)), scores_QK
+        return self.values_at(positions_QK), scores_QK
 
     def positions(
         self, queries_QD: Any, k: int, *, exact: bool = False, expansion: int | None = None, exclude_Q: Any = None
@@ -190,6 +190,29 @@ class Neighbors:
             index, scores = self._distinct_nearest(kept_QD, most, exact, expansion)
             spread(index, scores, self.starts_U1, self.order_N, excluded_Q[some], positions_QK[some], scores_QK[some])
         return positions_QK, scores_QK
+
+    def values_at(self, positions_QK: NDArray[np.int64]) -> pa.Array:
+        """Values of positions ``[Q * K]``, missing ones for -1."""
+        flat = positions_QK.reshape(-1)
+        return self.values.take(pa.array(flat, mask=flat < 0))
+
+    def value_bytes(self, positions_QK: NDArray[np.int64]) -> int:
+        """How many bytes ``values_at`` would take."""
+        return int(self._bytes_N[positions_QK[positions_QK >= 0]].sum())
+
+    @cached_property
+    def _bytes_N(self) -> NDArray[np.int64]:
+        kind = self.values.type
+        if kind in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
+            return pc.binary_length(self.values).cast(pa.int64()).to_numpy(zero_copy_only=False)
+        return np.full(len(self.values), 8, dtype=np.int64)
+
+    def products(self, queries: int, k: int, *, exact: bool = False) -> int:
+        """Numbers that a search multiplies, about: each query's with all vectors', or with those the graph visits."""
+        distinct = len(self.vectors_UD)
+        if self.graph is None or exact:
+            return queries * distinct * self.width
+        return queries * min(distinct, 32 * max(k, self.expansion)) * self.width
 
     def recall(self, k: int, *, sample: int = 1000, seed: int = 0, expansion: int | None = None) -> float:
         """Which part of the ``k`` nearest an approximate search finds, for some of the values themselves.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from embstore.errors import UnknownModelError, nearest
 from embstore.serving.access import Access
@@ -21,13 +21,15 @@ from embstore.serving.metrics import Metrics
 from embstore.serving.outcomes import OK, Outcome, message_of, outcome_of
 from embstore.serving.protocol import InferRequest, InferResponse, Limits
 from embstore.serving.reader import Reader
-from embstore.serving.service import infer
+from embstore.serving.service import infer, searches
 from embstore.serving.versions import Versions
 from embstore.store import VersionInfo
 from embstore.store.state import PRODUCTION
 
 log = logging.getLogger("embstore.serving")
 
+_T = TypeVar("_T")
+_MESSAGE = 2000  # characters
 SMALL_VALUES = 4096  # requests of no more are answered at once; others by a thread, beside them
 
 
@@ -56,8 +58,12 @@ class Server:
     def __post_init__(self) -> None:
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="serving")
 
-    async def infer(self, request: InferRequest) -> InferResponse:
+    async def infer(self, request: InferRequest, encode: Callable[[InferResponse], _T]) -> _T:
         """Answer a request.
+
+        Args:
+            encode: makes of a response what travels; where a thread answers it encodes too, so that no more responses
+                wait than there are threads.
 
         Raises:
             RequestError, LimitError, DeadlineError, VersionNotFoundError: and what ``service.infer`` raises.
@@ -66,11 +72,12 @@ class Server:
         reader = self.versions.ready(request.version)
         if reader is None:
             reader = await self.run(lambda: self.versions.get(request.version))
-        if not reader.waits and sum(tensor.count() for tensor in request.inputs) <= SMALL_VALUES:
-            return infer(request, reader, self.limits)
-        return await self.run(lambda: infer(request, reader, self.limits))
+        small = sum(tensor.size() for tensor in request.inputs) <= SMALL_VALUES and not searches(request)
+        if small and not reader.waits:
+            return encode(infer(request, reader, self.limits))
+        return await self.run(lambda: encode(infer(request, reader, self.limits)))
 
-    async def run(self, work: Callable[[], Any]) -> Any:
+    async def run(self, work: Callable[[], _T]) -> _T:
         """Do what takes long in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)
 
@@ -125,7 +132,7 @@ class Server:
         """A text as who asked may see it; where the store lies is not theirs to know."""
         for where in (str(self.versions.store.place), str(self.versions.store.root)):
             text = text.replace(where, self.name)
-        return text
+        return text if len(text) <= _MESSAGE else f"{text[: _MESSAGE - 3]}..."
 
     def close(self) -> None:
         """End the threads."""

@@ -40,6 +40,7 @@ from embstore.serving.values import LENGTHS, MISSING, tensor_tokens
 from embstore.tokens import Tokens
 
 MOST_NEIGHBORS = 10_000
+MOST_PRODUCTS = 1 << 33  # numbers multiplied in a search, some seconds
 EMBEDDING, STATUS, SCORE = "embedding", "status", "score"
 NEIGHBORS, SCORES, VECTOR = "neighbors", "scores", ".vector"
 
@@ -60,6 +61,11 @@ def infer(request: InferRequest, reader: Reader, limits: Limits) -> InferRespons
     return _Answer(request, reader, limits).response()
 
 
+def searches(request: InferRequest) -> bool:
+    """Whether neighbours are asked for, which take long even of few values."""
+    return any(output.name.endswith((f".{NEIGHBORS}", f".{SCORES}")) for output in request.outputs)
+
+
 class _Answer:
     """One request on its way; what several outputs need is computed once."""
 
@@ -77,6 +83,8 @@ class _Answer:
         wanted = [output.name for output in self.request.outputs] or [
             f"{feature.name}.{what}" for feature in self.features for what in (EMBEDDING, STATUS)
         ]
+        if len(set(wanted)) != len(wanted):
+            raise RequestError("outputs", expected="each once", found="one of them twice")
         if self.reader.waits:
             self._read_ahead(wanted)
         request, version = self.request, self.reader.version
@@ -110,6 +118,7 @@ class _Answer:
             raise RequestError(f"output {name!r}", do=nearest(name, [*known, EMBEDDING, SCORE]))
         tokens = self._of(self.reader.feature(feature))
         if what == STATUS:
+            self._take(len(tokens.values))
             return _tensor(name, self.reader.version.status(feature, tokens.values))
         return _tensor(name, self._vectors([self.reader.feature(feature)]))
 
@@ -142,8 +151,14 @@ class _Answer:
             token_Q = tokens.values if tokens.offsets is None else None
         else:
             vectors_QD = _vectors_of(self.tensors[feature + VECTOR], index.near.width)
+        work = index.near.products(len(vectors_QD), k, exact=exact)
+        if work > MOST_PRODUCTS:
+            expected, do = f"a search of at most {MOST_PRODUCTS:,} products", "ask for fewer values, or smaller k"
+            raise LimitError("request", expected=expected, found=f"{work:,}", do=do)
         self._take(len(vectors_QD) * k * 20)
-        self._found[feature] = index.search(vectors_QD, k, token_Q=token_Q, exact=exact)
+        positions_QK, scores_QK = index.nearest(vectors_QD, k, token_Q=token_Q, exact=exact)
+        self._take(index.near.value_bytes(positions_QK))
+        self._found[feature] = index.near.values_at(positions_QK), scores_QK
         return self._found[feature]
 
     def _embedding(self) -> NDArray[np.float32]:
@@ -201,7 +216,8 @@ def _vectors_of(tensor: Tensor, width: int) -> NDArray[np.float32]:
     if tensor.datatype not in ("FP16", "FP32", "FP64") or len(tensor.shape) != 2 or tensor.shape[1] != width:
         found = f"{tensor.datatype} {list(tensor.shape)}"
         raise tensor.wrong("vectors", f"FP32 [rows, {width}]", found)
-    return tensor.numbers().reshape(tensor.shape).astype(np.float32)
+    with np.errstate(over="ignore"):  # too large for float32: infinite, which search refuses
+        return tensor.numbers().reshape(tensor.shape).astype(np.float32)
 
 
 def _dense_numbers(tensor: Tensor) -> NDArray[np.float32]:

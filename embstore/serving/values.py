@@ -78,7 +78,7 @@ def tensor_tokens(tensors: Mapping[str, Tensor], feature: Feature, trained_on: s
     lengths, count = tensors.get(feature.name + LENGTHS), len(token_N)
     if lengths is not None:
         return _listed(token_N, _offsets(lengths, count), lengths.numbers() < 0, feature)
-    rows = tensor.shape[0] if tensor.shape else 1
+    rows = tensor.shape[0] if tensor.shape else 1  # ``check_size`` has bounded them
     if "list" not in (trained_on or "") and count == rows:
         return Tokens(token_N, None)
     width = count // max(rows, 1)

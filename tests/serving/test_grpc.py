@@ -7,8 +7,9 @@ import contextlib
 import datetime
 import ipaddress
 import random
+import threading
 from collections.abc import Iterator
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import grpc
@@ -313,7 +314,7 @@ def test_access(store: Store) -> None:
     ],
 )
 def test_outcomes(stub: Any, server: Server, monkeypatch: Any, error: Exception, code: grpc.StatusCode) -> None:
-    async def fail(_: InferRequest) -> None:
+    async def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(server, "infer", fail)
@@ -326,7 +327,7 @@ def test_outcomes(stub: Any, server: Server, monkeypatch: Any, error: Exception,
 def test_deadline(client: triton.InferenceServerClient, server: Server, monkeypatch: Any) -> None:
     seen = []
 
-    async def slow(of: InferRequest) -> None:
+    async def slow(of: InferRequest, _: object) -> None:
         seen.append(of.deadline)
         await asyncio.sleep(20)
 
@@ -437,6 +438,73 @@ def test_mutated_messages_are_parsed_or_refused() -> None:
             module.infer_request(bytes(of), Limits())
             parsed += 1
     assert 0 < parsed < 3000
+
+
+def test_messages_that_do_not_come(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MESSAGE_SECONDS", 0.1)
+    ended = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        ended.wait(60)
+        yield from ()
+
+    with grpc.insecure_channel(address) as channel:
+        refused(lambda: channel.stream_unary(f"/{SERVICE}/ModelInfer")(never(), timeout=60), Code.DEADLINE_EXCEEDED)
+        ended.set()
+        refused(lambda: channel.stream_unary(f"/{SERVICE}/ModelInfer")(iter([]), timeout=60), Code.INVALID_ARGUMENT)
+
+
+def test_who_waits_to_be_read_hurries_the_others(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "READING", 1)
+    monkeypatch.setattr(module, "MESSAGE_SECONDS", 600.0)
+    monkeypatch.setattr(module, "HURRIED_SECONDS", 0.1)
+    ended = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        ended.wait(60)
+        yield from ()
+
+    with running(server) as at, grpc.insecure_channel(at) as channel:
+        silent = channel.stream_unary(f"/{SERVICE}/ModelInfer")
+        calls = [silent.future(never(), timeout=60) for _ in range(3)]
+        stub = GRPCInferenceServiceStub(channel)
+        for _ in range(3):
+            assert stub.ModelInfer(request(), timeout=60).model_name == "shop"
+        ended.set()
+        for call in calls:
+            assert call.exception() is not None
+
+
+def test_requests_together_are_bounded(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, ended = server_of(store, limits=Limits(body_bytes=100_000)), threading.Event()
+    answer = server.infer
+
+    async def waits(*asked: Any) -> Any:
+        while not ended.is_set():
+            await asyncio.sleep(0.01)
+        return await answer(*asked)
+
+    monkeypatch.setattr(server, "infer", waits)
+    with running(server) as at, grpc.insecure_channel(at) as channel:
+        stub, large = GRPCInferenceServiceStub(channel), request(id="x" * 90_000)
+        calls = [stub.ModelInfer.future(large, timeout=60) for _ in range(6)]  # 400,000 bytes may be held
+        while sum(call.done() for call in calls) < 2:
+            sleep(0.01)
+        assert {call.code() for call in calls if call.done()} == {Code.UNAVAILABLE}
+        ended.set()
+        assert sum(call.exception() is None for call in calls) == 4
+        assert stub.ModelInfer(large, timeout=60).model_name == "shop"
+
+
+def test_responses_together_are_bounded_until_they_are_sent(store: Store) -> None:
+    server = server_of(store, limits=Limits(output_bytes=2 << 20))
+    options = [("grpc.max_receive_message_length", -1)]
+    with running(server) as at, grpc.insecure_channel(at, options) as channel:
+        items = request(raw_input_contents=[bytes(8 * 50_000)])
+        items.inputs[0].name, items.inputs[0].datatype, items.inputs[0].shape[0] = "item", "INT64", 50_000
+        items.outputs.add(name="item.embedding")
+        for _ in range(12):  # 1.6 MB each; 8 MiB may be on their way
+            assert GRPCInferenceServiceStub(channel).ModelInfer(items, timeout=60).model_name == "shop"
 
 
 def test_requests_are_counted(stub: GRPCInferenceServiceStub, server: Server) -> None:

@@ -529,7 +529,7 @@ def test_what_goes_wrong_inside_stays_there(
 ) -> None:
     with serving(store) as (server, address):
 
-        async def fails(request: object) -> None:
+        async def fails(*asked: object) -> None:
             raise ValueError("/srv/secret")
 
         monkeypatch.setattr(server, "infer", fails)

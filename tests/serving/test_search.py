@@ -493,3 +493,14 @@ def test_no_such_feature(version: Version) -> None:
         values_of(version, "user")
     with pytest.raises(SchemaError, match="no values of feature"):
         values_of(version, "tags", {"user": pa.array(["a"])})
+
+
+def test_what_a_search_costs() -> None:
+    """Known before: numbers multiplied, and bytes of the values found."""
+    values = pa.array(["a" * n for n in range(1, 9)])
+    near = Neighbors.build(values, np.eye(8, dtype=np.float32))
+    assert near.products(10, 3) == 10 * 8 * 8
+    positions_QK = np.array([[0, 7, -1], [1, 1, 1]])
+    assert near.value_bytes(positions_QK) == 1 + 8 + 3 * 2
+    assert near.values_at(positions_QK).to_pylist() == ["a", "a" * 8, None, "aa", "aa", "aa"]
+    assert Neighbors.build(pa.array([5, 7]), np.eye(2, dtype=np.float32)).value_bytes(np.array([[0, 1]])) == 16
