@@ -20,14 +20,15 @@ COPY pyproject.toml README.md LICENSE ./
 COPY embstore embstore
 COPY models models
 
-# Opens versions, looks values up, scores: neither fbgemm, torchrec nor Ray.
+# Serves versions: neither fbgemm, torchrec nor Ray. docs/serving has a compose file and a Kubernetes manifest.
 FROM base AS serve
-RUN pip install .
+RUN pip install ".[serve]"
 RUN useradd --create-home embstore
 USER embstore
 WORKDIR /data
 ENTRYPOINT ["embstore"]
-CMD ["versions", "--store", "/data/store"]
+EXPOSE 8000 8001
+CMD ["serve", "/data/store"]
 
 FROM base AS train
 ARG FLAVOR=cpu

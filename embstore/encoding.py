@@ -104,8 +104,7 @@ def encode(table: pa.Table | pa.RecordBatch, schema: Schema, *, labelled: bool =
     features = {feature.name: encode_feature(table, feature) for feature in schema.features}
     dense = np.empty((table.num_rows, len(schema.dense)), dtype=np.float32)
     for d, column in enumerate(schema.dense):
-        do = "declare it under features, or leave it out"
-        dense[:, d] = _numbers(_column(table, column.source), f"column {column.source!r} is used as a number", do)
+        dense[:, d] = dense_numbers(_column(table, column.source), column.source)
     label = weight = group = None
     if labelled and schema.label is not None:
         label = _label(_column(table, schema.label), schema.label, origin)
@@ -122,6 +121,16 @@ def encode_feature(table: pa.Table | pa.RecordBatch, feature: Feature) -> Tokens
     if feature.transform is not None:
         column = transforms.apply(column, feature.transform, name=feature.name)
     return tokenize(column, name=feature.name, max_length=feature.max_length)
+
+
+def dense_numbers(column: pa.Array | pa.ChunkedArray, source: str) -> NDArray[np.float32]:
+    """A dense column's numbers, NaN where missing.
+
+    Raises:
+        SchemaError: a type that is no number.
+    """
+    do = "declare it under features, or leave it out"
+    return _numbers(column, f"column {source!r} is used as a number", do)
 
 
 def column_of(values: Any, name: str) -> pa.Array | pa.ChunkedArray:

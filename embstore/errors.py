@@ -13,7 +13,15 @@
     │   ├── VersionNotFoundError   no version, alias or unique prefix of that name
     │   ├── CorruptVersionError    bytes differ from what the manifest promises
     │   └── LaterVersionError      a later embstore wrote it
-    └── DatasetError         raw files are not the data set they were said to be
+    ├── DatasetError         raw files are not the data set they were said to be
+    └── ServingError         a server can't answer a request
+        ├── RequestError           it is not a request, or none that the model can answer
+        │   └── UnknownModelError      the server has no such model
+        ├── LimitError             it asks for more than the server gives
+        ├── AccessError            who asks may not
+        │   └── UnknownCallerError     no token, or not one of the server's
+        ├── DeadlineError          its time was over
+        └── UnavailableError       the version isn't loaded yet, or the server is ending
 
 Catch ``EmbstoreError`` to catch them all; ``Interrupted`` (Ctrl-C while training) is none of them. Each message says
 what was expected, what was found, and what to do.
@@ -99,8 +107,43 @@ class DatasetError(EmbstoreError):
     """Raw files are not the data set they were said to be."""
 
 
+class ServingError(EmbstoreError):
+    """A server can't answer a request."""
+
+
+class RequestError(ServingError):
+    """It is not a request, or none that the model can answer."""
+
+
+class UnknownModelError(RequestError):
+    """The server has no such model."""
+
+
+class LimitError(ServingError):
+    """It asks for more than the server gives."""
+
+
+class AccessError(ServingError):
+    """Who asks may not."""
+
+
+class UnknownCallerError(AccessError):
+    """No token, or not one of the server's."""
+
+
+class DeadlineError(ServingError):
+    """Its time was over."""
+
+
+class UnavailableError(ServingError):
+    """The version isn't loaded yet, or the server is ending."""
+
+
 class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can go on
     """A run was asked to stop and has saved a checkpoint."""
+
+
+_COMPARED = 200  # characters of a name: comparing takes as long as it is
 
 
 def nearest(name: str, known: Iterable[str], *, also: Iterable[str] = ()) -> str:
@@ -110,7 +153,7 @@ def nearest(name: str, known: Iterable[str], *, also: Iterable[str] = ()) -> str
     Args:
         also: other names for those that are known, which may be meant but are not counted.
     """
-    known = sorted(known)
+    name, known = name[:_COMPARED], sorted(known)
     count, known = len(known), sorted({*known, *also})
     close = get_close_matches(name, known, n=1)
     if close:

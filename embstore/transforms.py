@@ -53,19 +53,28 @@ def apply_or_keep(column: pa.Array | pa.ChunkedArray, transform: str, *, name: s
         SchemaError: another type, or an integer that the transform never gives (seconds since 1970, say).
     """
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    low, high = _RESULTS[transform]
     if pa.types.is_null(kind):
         return column
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         return apply(column, transform, name=name)
-    what, expected = (
-        f"values of feature {name!r}",
-        f"timestamps, or what {transform!r} takes from them: {low} to {high}",
-    )
     if not pa.types.is_integer(kind):
-        raise SchemaError(what, expected=expected, found=str(column.type))
+        raise _not_a_result(transform, name, str(column.type))
     bounds = pc.min_max(column.cast(kind))
-    for bound in (bounds["min"].as_py(), bounds["max"].as_py()):
-        if bound is not None and not low <= bound <= high:
-            raise SchemaError(what, expected=expected, found=str(bound))
+    low, high = bounds["min"].as_py(), bounds["max"].as_py()
+    if low is not None:
+        check_results(low, high, transform, name=name)
     return column
+
+
+def check_results(low: int, high: int, transform: str, *, name: str) -> None:
+    """Raise ``SchemaError`` unless ``transform`` could have given all integers from ``low`` to ``high``."""
+    least, most = _RESULTS[transform]
+    for bound in (low, high):
+        if not least <= bound <= most:
+            raise _not_a_result(transform, name, str(bound))
+
+
+def _not_a_result(transform: str, name: str, found: str) -> SchemaError:
+    low, high = _RESULTS[transform]
+    expected = f"timestamps, or what {transform!r} takes from them: {low} to {high}"
+    return SchemaError(f"values of feature {name!r}", expected=expected, found=found)

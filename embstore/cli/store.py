@@ -100,6 +100,7 @@ def _show_published(version: Version, root: str, as_json: bool) -> None:
     from rich.filesize import decimal
 
     from embstore.cli.console import out
+    from embstore.store.listing import bytes_of
 
     table = version.manifest["table"]
     if as_json:
@@ -147,6 +148,7 @@ def compact(ref: str, root: str, encoding: str | None, as_json: bool) -> None:
 
     from embstore.cli.console import bytes_bar, out
     from embstore.store import Store
+    from embstore.store.listing import bytes_of
 
     store = Store(root)
     of = store.resolve(ref)
@@ -163,11 +165,6 @@ def compact(ref: str, root: str, encoding: str | None, as_json: bool) -> None:
         shown = f"published {version.id}, {of} whole: {decimal(bytes_of(version.manifest))}"
         out.print(shown, markup=False, highlight=False)
         _show_loss(version)
-
-
-def bytes_of(manifest: dict[str, Any]) -> int:
-    """Of all the files its manifest names; of a delta, its own."""
-    return sum(file["bytes"] for file in manifest["files"].values())
 
 
 @click.command(

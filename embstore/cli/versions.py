@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from embstore.cli.store import WHEN_DAMAGED, as_json_option, bytes_of, store_option
-
-if TYPE_CHECKING:
-    from embstore.store import Store, VersionInfo
-
-SPLITS = ("valid", "test")
+from embstore.cli.store import WHEN_DAMAGED, as_json_option, store_option
 
 
 @click.command(
@@ -34,9 +29,9 @@ def versions(root: str, as_json: bool) -> None:
     """
     from embstore.cli.console import out, plain_table
     from embstore.store import Store
+    from embstore.store.listing import SPLITS, listing
 
-    store = Store(root)
-    rows = _marked([_row(store, info) for info in store.versions()])[::-1]
+    rows = listing(Store(root))[::-1]
     if as_json:
         click.echo(json.dumps(rows))
         return
@@ -53,49 +48,10 @@ def versions(root: str, as_json: bool) -> None:
         out.print(WHEN_DAMAGED, markup=False, highlight=False)
 
 
-def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
-    """What ``versions`` shows of one; of a damaged version, what the log knows."""
-    from embstore.errors import CorruptVersionError, LaterVersionError
-
-    row = {
-        "version": info.id,
-        "created": info.created,
-        "aliases": list(info.aliases),
-        "tags": list(info.tags),
-        "parent": info.parent,
-        **dict.fromkeys(("table", "delta", "bytes", "model", "auc", "damaged")),
-    }
-    try:
-        manifest = store.manifest(info.id)
-    except (CorruptVersionError, LaterVersionError) as error:  # a disk or network that fails is no damage
-        return {**row, "damaged": str(error)}
-    delta = manifest.get("delta")
-    metrics = {split: manifest["metrics"].get(split) for split in SPLITS}
-    return {
-        **row,
-        "table": f"{manifest['table']['rows']:,} x {manifest['table']['dim']} {manifest['table']['dtype']}",
-        "delta": None if delta is None else {key: delta[key] for key in ("base", "rows", "depth")},
-        "bytes": bytes_of(manifest),
-        "model": manifest["model"]["name"],
-        "auc": {split: of.get("auc") if isinstance(of, dict) else None for split, of in metrics.items()},
-    }
-
-
-def _marked(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows, oldest first; those of deltas whose base is damaged or not there say so."""
-    seen: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        base = None if row["delta"] is None else row["delta"]["base"]
-        if base is not None and base not in seen:
-            row["damaged"] = f"a delta of {base}, which is not in the store"
-        elif base is not None and seen[base]["damaged"]:
-            row["damaged"] = f"a delta of {base}, which is damaged"
-        seen[row["version"]] = row
-    return rows
-
-
 def _cells(row: dict[str, Any], ids: Collection[str]) -> list[str]:
     from rich.filesize import decimal
+
+    from embstore.store.listing import SPLITS
 
     parent, delta, auc = row["parent"] or "", row["delta"], row["auc"] or {}
     table = "damaged" if row["damaged"] else row["table"]

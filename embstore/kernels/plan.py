@@ -167,12 +167,12 @@ class LookupPlan:
         """The known tokens of exact features, to look ranks up at once."""
         return index_known(self.arrays.known_K, self.arrays.known_start_F)
 
-    def only(self, feature: str) -> LookupPlan:
-        """The lookups of one feature, into the same table."""
-        if feature not in self._parts:
-            lookups = tuple(lookup for lookup in self.lookups if lookup.feature == feature)
-            self._parts[feature] = replace(self, names=(feature,), lookups=lookups)
-        return self._parts[feature]
+    def only(self, *features: str) -> LookupPlan:
+        """The lookups of these features, in this order, into the same table."""
+        if features not in self._parts:
+            lookups = tuple(lookup for name in features for lookup in self.lookups if lookup.feature == name)
+            self._parts[features] = replace(self, names=features, lookups=lookups)
+        return self._parts[features]
 
     @cached_property
     def by_row(self) -> LookupPlan:
@@ -183,7 +183,7 @@ class LookupPlan:
         return replace(self, names=tuple(lookup.feature for lookup in lookups), lookups=lookups, exact_tokens={})
 
     @cached_property
-    def _parts(self) -> dict[str, LookupPlan]:
+    def _parts(self) -> dict[tuple[str, ...], LookupPlan]:
         return {}
 
     def rows_of(self, lookup: Lookup, tokens_N: Tensor) -> Tensor:

@@ -58,15 +58,19 @@ _SERVERS = (  # variables that say whose bucket of a name is meant
 )
 
 
+def caches() -> Path:
+    """What can be made again lies here: ``$EMBSTORE_CACHE``, or in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("EMBSTORE_CACHE") or Path(home) / "embstore")
+
+
 def cache_folder(objects: ObjectStore, name: str, above: Path | None = None) -> Path:
     """The folder of this machine for a store's files: no other's, be it of that name on another server.
 
     Args:
         above: what it lies in; ``$EMBSTORE_CACHE`` or the user's cache folder when not given.
     """
-    if above is None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        above = Path(os.environ.get("EMBSTORE_CACHE") or Path(home) / "embstore")
+    above = above or caches()
     config = getattr(objects, "config", {})
     server = [str(config.get(key, "")) for key in ("endpoint", "account_name")]
     server += [os.environ.get(variable, "") for variable in _SERVERS]

@@ -13,14 +13,18 @@ Shape suffixes: N rows asked for, L of them not found yet, H found, R changed by
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from embstore.hashing import compiled
+from embstore.kernels import rows
 
 _SHARE = 4  # a run takes in the one below unless that is more than so many times as long
 _COST = 4  # nor if it were then more than so many times as long as the newest delta, which pays for the merge,
@@ -60,16 +64,29 @@ class Part(NamedTuple):
         into.index_copy_(0, self.at_H, changed_H)
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """Which of some rows have changed.
 
     Args:
         hit_N: bool.
-        parts: of each delta that was the last to change one.
+        at_H: which those are.
+        delta_H: the delta that was the last to change each.
+        place_H: the row's place among that delta's.
     """
 
     hit_N: Tensor
-    parts: list[Part]
+    at_H: NDArray[np.int64]
+    delta_H: NDArray[np.uint8]
+    place_H: NDArray[np.int64]
+
+    @property
+    def parts(self) -> list[Part]:
+        """Of each delta that was the last to change one."""
+        order_H = np.argsort(self.delta_H, kind="stable")
+        counts = np.bincount(self.delta_H).tolist()
+        at, place = (torch.from_numpy(of[order_H]).split(counts) for of in (self.at_H, self.place_H))
+        return [Part(delta, at[delta], place[delta]) for delta, count in enumerate(counts) if count]
 
 
 class _Run(NamedTuple):
@@ -140,7 +157,24 @@ class Overlays:
             overlays = overlays._under
         hit_N = np.ones(len(rows_N), dtype=bool)
         hit_N[at_L] = False
-        return Found(torch.from_numpy(hit_N), _by_delta(found))
+        none = np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.int64)
+        return Found(torch.from_numpy(hit_N), *(np.concatenate(column) for column in zip(none, *found, strict=True)))
+
+    def put(self, found: Found, into_ND: Tensor) -> None:
+        """The changed rows of those asked for, each where it was: a delta costs no more than its rows do."""
+        row_bytes = into_ND.shape[1] * into_ND.element_size()
+        if row_bytes % 4 or not into_ND.is_contiguous():
+            for part in found.parts:
+                part.put(self[part.delta].rows_RD, into_ND)
+            return
+        _copy_rows(found.at_H, found.delta_H, found.place_H, self._addresses, row_bytes, np.uint64(into_ND.data_ptr()))
+
+    @cached_property
+    def _addresses(self) -> NDArray[np.uint64]:
+        """Of each delta's rows."""
+        for part in self._parts:
+            assert part.rows_RD.is_contiguous()
+        return np.array([part.rows_RD.data_ptr() for part in self._parts], dtype=np.uint64)
 
     def within(self, start: int, stop: int) -> Iterator[Part]:
         """All changes of rows ``start`` to ``stop``, oldest first: the last of a row stands."""
@@ -173,18 +207,12 @@ def _places(run: _Run, place_H: NDArray[np.int64]) -> NDArray[np.int64]:
     return place_H if run.place_U is None else run.place_U[place_H]
 
 
-def _by_delta(
-    found: Iterable[tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64]]],
-) -> list[Part]:
-    """Of places asked for, deltas and places in these."""
-    columns = [np.concatenate(column) for column in zip(*found, strict=True)]
-    if not columns:
-        return []
-    at_H, delta_H, place_H = columns
-    order_H = np.argsort(delta_H, kind="stable")
-    counts = np.bincount(delta_H).tolist()
-    at, place = (torch.from_numpy(of[order_H]).split(counts) for of in (at_H, place_H))
-    return [Part(delta, at[delta], place[delta]) for delta, count in enumerate(counts) if count]
+@compiled(nogil=True)
+def _copy_rows(at_H, delta_H, place_H, address_D, row_bytes, into):  # type: ignore[no-untyped-def]
+    size = np.uint64(row_bytes)
+    for h in range(len(at_H)):
+        row = address_D[delta_H[h]] + np.uint64(place_H[h]) * size
+        rows.copy(into + np.uint64(at_H[h]) * size, row, row_bytes // 4)
 
 
 def _merge(runs: Sequence[_Run]) -> _Run:

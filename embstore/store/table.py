@@ -39,6 +39,8 @@ class Buckets:
         layout: of its table.
         files: its manifest's.
 
+    ``complete``: whether all were checked.
+
     Raises:
         CorruptVersionError: a file is not what its header and the layout say.
     """
@@ -55,6 +57,7 @@ class Buckets:
         self.bytes = self._region.bytes()
         self.rows = self.bytes.view(dtype).view(layout.rows, width)
         self._checked = [False] * layout.buckets
+        self.complete = False
         self._lock = threading.Lock()
 
     def check(self, numbers: Sequence[int], *, progress: Callable[[int], object] | None = None) -> None:
@@ -63,7 +66,7 @@ class Buckets:
         Raises:
             CorruptVersionError: one differs.
         """
-        if all(self._checked[number] for number in numbers):
+        if self.complete or all(self._checked[number] for number in numbers):
             return
         with self._lock:
             left = [number for number in numbers if not self._checked[number]]
@@ -73,6 +76,7 @@ class Buckets:
                     self._checked[number] = True
                     if progress:
                         progress(number)
+        self.complete = all(self._checked)
 
     def _check(self, number: int) -> int:
         if number not in self._headers:
@@ -215,22 +219,26 @@ class VersionTable:
             found = f"{int(rows.min())} to {int(rows.max())}"
             raise StoreError("rows to gather", expected=f"0 to {self.num_rows - 1}", found=found)
         if not self.overlays:
-            return self._stored(rows)
+            return self.stored(rows)
         changed = self.overlays.find(rows)
         left = rows[~changed.hit_N]
         if len(left):  # in place of changed rows one of these is read: buckets of changed rows alone are not
-            rows_ND = self._stored(rows.masked_fill(changed.hit_N, int(left[0])))
+            rows_ND = self.stored(rows.masked_fill(changed.hit_N, int(left[0])))
         else:
             rows_ND = torch.empty(len(rows), self.dim, dtype=self.dtype)
-        for part in changed.parts:
-            part.put(self.overlays[part.delta].rows_RD, rows_ND)
+        self.overlays.put(changed, rows_ND)
         return rows_ND
 
-    def _stored(self, rows: Tensor) -> Tensor:
-        """Rows as they lie below all deltas, a copy."""
-        asked = torch.zeros(self.layout.buckets, dtype=torch.bool)
-        asked[rows // self.layout.bucket_rows] = True
-        self.buckets.check(asked.nonzero().flatten().tolist())
+    def stored(self, rows: Tensor) -> Tensor:
+        """Rows as they lie below all deltas, a copy.
+
+        Args:
+            rows: as ``gather``'s, which are not looked at.
+        """
+        if not self.buckets.complete:
+            asked = torch.zeros(self.layout.buckets, dtype=torch.bool)
+            asked[rows // self.layout.bucket_rows] = True
+            self.buckets.check(asked.nonzero().flatten().tolist())
         return decode(self.buckets.rows.index_select(0, rows), self.encoding, self.dim)
 
     def describe(self) -> dict[str, Any]:

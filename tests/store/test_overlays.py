@@ -31,6 +31,9 @@ def rows_of(overlays: Overlays, rows: list[int]) -> list[float]:
     for part in found.parts:
         part.put(overlays[part.delta].rows_RD, into_ND)
     assert found.hit_N.tolist() == (into_ND != -1).flatten().tolist()
+    at_once_ND = torch.full((len(rows), 1), -1.0)
+    overlays.put(found, at_once_ND)
+    assert torch.equal(at_once_ND, into_ND)
     return into_ND.flatten().tolist()
 
 

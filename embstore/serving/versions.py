@@ -1,0 +1,179 @@
+"""Which version each name means now, opened and loaded; and how it comes to mean another.
+
+A swap is one assignment: requests that have begun keep the reader they began with, those that come after get the new
+one, and a version's memory goes when the last request lets go of it.
+
+    production ──> v1            store promotes v2; the watcher opens, reads and warms it
+    production ──> v2            v1 answers what it had begun
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from embstore.errors import EmbstoreError
+from embstore.serving.reader import Reader
+from embstore.store import Store, Version
+from embstore.store.state import PRODUCTION
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Following:
+    """How names are followed.
+
+    Args:
+        alias: what a request means that names no version; a tag or version id, too, which then stays what it is.
+        seconds: between two looks at the store.
+        kept: versions asked for by id or tag that stay loaded, those asked for last.
+    """
+
+    alias: str = PRODUCTION
+    seconds: float = 1.0
+    kept: int = 2
+
+
+class Versions:
+    """The versions of a store that are answered from; any number of threads may ask at once.
+
+    Args:
+        store: where they come from.
+        following: how.
+        open_reader: opens one; ``Reader`` with ``embstore.models.build``, say.
+        swapped: called with a name and the version it means, after each swap.
+        failed: called with a name that could not be swapped, each time it is tried.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        following: Following | None = None,
+        *,
+        open_reader: Callable[[Version], Reader] = Reader,
+        swapped: Callable[[str, Reader], object] = lambda name, reader: None,
+        failed: Callable[[str], object] = lambda name: None,
+    ) -> None:
+        self.store, self.following = store, following or Following()
+        self._open, self._swapped, self._failing = open_reader, swapped, failed
+        self._named: dict[str, Reader] = {}  # by alias
+        self._kept: OrderedDict[str, Reader] = OrderedDict()  # by id, tag or prefix
+        self._lock = threading.Lock()  # of the two
+        self._loading: dict[str, threading.Lock] = {}
+        self._failed: dict[str, str] = {}
+        self._stop = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    def ready(self, ref: str = "") -> Reader | None:
+        """The reader of an alias, tag, version id or unique prefix of one, if it is loaded; without any I/O."""
+        reader = self._named.get(ref or self.following.alias)
+        if reader is None and ref in self._kept:
+            with self._lock:
+                reader = self._kept.get(ref)
+                if reader is not None:
+                    self._kept.move_to_end(ref)
+        return reader
+
+    def get(self, ref: str = "") -> Reader:
+        """The same, loaded if it is not; an alias is followed from then on.
+
+        Raises:
+            VersionNotFoundError: it means nothing.
+            CorruptVersionError: the version is not what was published.
+            StoreError: the store can't be read.
+        """
+        ref = ref or self.following.alias
+        reader = self.ready(ref)
+        return reader if reader is not None else self._load(ref)
+
+    def loaded(self) -> dict[str, str]:
+        """Version ids by the names they are loaded under."""
+        with self._lock:
+            readers = {**self._kept, **self._named}
+        return {name: reader.version.id for name, reader in readers.items()}
+
+    def follow(self) -> None:
+        """Load the alias, and watch it, and those asked for later, from a thread of its own until ``close``.
+
+        Raises:
+            VersionNotFoundError, CorruptVersionError, StoreError: as ``get``.
+        """
+        self.get()
+        self._watcher = threading.Thread(target=self._watch, name="versions", daemon=True)
+        self._watcher.start()
+
+    def look(self) -> None:
+        """Look once whether aliases mean other versions now, and swap those that do.
+
+        A version that can't be loaded is logged, and the one before answers on.
+        """
+        for name, reader in list(self._named.items()):
+            try:
+                version = self.store.resolve(name)
+                if version != reader.version.id:
+                    self._load(name, instead_of=reader)
+                self._failed.pop(name, None)
+            except EmbstoreError as error:
+                if self._failed.get(name) != str(error):  # once, not every second
+                    about = {"alias": name, "version": reader.version.id, "error": str(error)}
+                    log.error("not swapped: the version before answers on", extra={"fields": about})
+                self._failed[name] = str(error)
+                self._failing(name)
+
+    def failures(self) -> dict[str, str]:
+        """Why an alias could not be swapped, by its name."""
+        return dict(self._failed)
+
+    def close(self) -> None:
+        """End watching."""
+        self._stop.set()
+        if self._watcher is not None:
+            self._watcher.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.following.seconds):
+            try:
+                self.look()
+            except Exception:  # a watcher that ends would leave an old version for good
+                log.exception("looking for new versions")
+
+    def _load(self, ref: str, instead_of: Reader | None = None) -> Reader:
+        """Open, read and name a version; the same one, asked for by several at once, is loaded once."""
+        with self._lock:
+            lock = self._loading.setdefault(ref, threading.Lock())
+        try:
+            with lock:
+                reader = self.ready(ref)
+                if reader is not None and reader is not instead_of:
+                    return reader
+                version = self.store.resolve(ref)
+                reader = self._loaded_already(version) or self._opened(version)
+                is_alias = ref == self.following.alias or self.store.aliases().get(ref) is not None
+                with self._lock:
+                    if is_alias:
+                        self._named[ref] = reader
+                    else:
+                        self._kept[ref] = reader
+                        while len(self._kept) > self.following.kept:
+                            self._kept.popitem(last=False)
+        finally:
+            with self._lock:  # also of names that mean nothing: there is no end of them
+                self._loading.pop(ref, None)
+        if is_alias:
+            log.info("loaded", extra={"fields": {"alias": ref, "version": version}})
+            self._swapped(ref, reader)
+        return reader
+
+    def _loaded_already(self, version: str) -> Reader | None:
+        with self._lock:
+            readers = [*self._named.values(), *self._kept.values()]
+        return next((reader for reader in readers if reader.version.id == version), None)
+
+    def _opened(self, version: str) -> Reader:
+        reader = self._open(self.store.open(version))
+        reader.load()
+        return reader
