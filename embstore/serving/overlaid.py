@@ -1,7 +1,7 @@
 """The rows of a version of deltas, each found by one probe however long the chain.
 
-``Overlays`` finds rows for whoever opens a version, and costs nothing before it is asked. A server asks all the time: here
-the last change of every row that has changed lies in one hash table, made when the version is loaded.
+``Overlays`` finds rows for whoever opens a version, and costs nothing before it is asked. A server asks all the time:
+here the last change of every row that has changed lies in one hash table, made when the version is loaded.
 
     row  ──hash──>  row | where its numbers lie     24 to 64 bytes for each changed row
 
