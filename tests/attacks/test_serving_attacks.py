@@ -66,7 +66,7 @@ def caller(attacked: Target) -> Iterator[Caller]:
     of.channel.close()
 
 
-@pytest.mark.parametrize("count", [2000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [3000, pytest.param(100_000, marks=pytest.mark.slow)])
 def test_mutated_requests(count: int, attacked: Target) -> None:
     """Rule: whatever is asked, there is an answer, and it says what is wrong."""
     good, attack = attacked.check(), Attack(attacked, seed=count)
