@@ -71,8 +71,8 @@ class Attack:
         self.target, self.choice = target, random.Random(seed)
         self.kept: socket | None = None
         self.caller = Caller(target.grpc)
-        self.good = good_message().SerializeToString()
-        self.typed = typed_message().SerializeToString()
+        self.good = good_message().SerializeToString(deterministic=True)
+        self.typed = typed_message().SerializeToString(deterministic=True)
         self.outcomes = Outcomes()
         self.kinds: Sequence[Callable[[], str]] = (
             *(self.json_values, self.json_bytes, self.tensors, self.binary, self.head, self.framing),
@@ -326,7 +326,7 @@ class Attack:
                     choice.choice(["model_name", "model_version", "id"]),
                     choice.choice(NAMES).replace("user", "shop"),
                 )
-        return self.call("ModelInfer", of.SerializeToString())
+        return self.call("ModelInfer", of.SerializeToString(deterministic=True))
 
     def other_methods(self) -> str:
         """Messages of other methods."""
