@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from embstore.counting import COUNT, VALUE
 from embstore.errors import DataError, SchemaError
 from embstore.hashing import MISSING_TOKEN, PRUNED_TOKEN
-from embstore.kernels.known import fill_status, index_known
+from embstore.kernels.known import fill_any_status, fill_status, index_known
 from embstore.tokens import MAX_BYTES, check_type, tokenize
 
 KEPT = "kept"
@@ -71,9 +71,8 @@ class TokenStatus:
     def of_any(tokens_N: NDArray[Any]) -> NDArray[np.uint8]:
         """As ``of``, where every value is known."""
         flat = np.ascontiguousarray(tokens_N).view(np.int64)
-        status_N = np.full(len(flat), ValueStatus.KNOWN, np.uint8)
-        status_N[flat == _MISSING] = ValueStatus.MISSING
-        status_N[flat == _PRUNED] = ValueStatus.PRUNED
+        status_N = np.empty(len(flat), np.uint8)
+        fill_any_status(flat, _MISSING, _PRUNED, status_N)
         return status_N
 
     def filtered(self, tokens_N: NDArray[Any]) -> NDArray[Any]:

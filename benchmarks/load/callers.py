@@ -35,14 +35,14 @@ def caller(name: str, addresses: dict[str, Any]) -> Callable[[Sequence[str]], An
 
 def _http(addresses: dict[str, Any]) -> Ask:
     client = _client(addresses)
-    return lambda values: client.lookup(FEATURE, values).vectors
+    return lambda values: client.lookup(FEATURE, values, status=False).vectors
 
 
 def _versioned(addresses: dict[str, Any]) -> Callable[[Sequence[str]], tuple[NDArray[np.float32], str]]:
     client = _client(addresses)
 
     def ask(values: Sequence[str]) -> tuple[NDArray[np.float32], str]:
-        found = client.lookup(FEATURE, values)
+        found = client.lookup(FEATURE, values, status=False)
         return found.vectors, found.version
 
     return ask

@@ -26,7 +26,7 @@ from embstore.kernels.cpu_lookup import Hits, Input, Memory
 from embstore.kernels.cpu_update import Penalty, Step
 from embstore.kernels.kernel import Table, TwoPassKernel
 from embstore.kernels.native import mixed_seed
-from embstore.kernels.outputs import LEAST, Outputs
+from embstore.kernels.outputs import Outputs
 from embstore.kernels.plan import LookupPlan, Request
 
 CHUNK_HITS = 2048  # of a thread's claim
@@ -60,31 +60,6 @@ class CpuKernel(TwoPassKernel):
 
     def forward(self, request: Request, table: Table) -> Tensor:
         return _Pass(request, table, self._outputs).output(sort=False)
-
-    def lookup(self, plan: LookupPlan, values_N: NDArray[np.int64], rows: int, table: Table) -> NDArray[np.float32]:
-        """``forward`` of features without lists, without torch: of few rows its calls would be most of the time.
-
-        Args:
-            values_N: tokens of the plan's features, ``rows`` of each, one feature after the other.
-        """
-        if len(values_N) != rows * len(plan.names):
-            expected = f"{rows:,} tokens for each of {len(plan.names)} features"
-            raise KernelError("batch", expected=expected, found=f"{len(values_N):,}", do="give all rows of each")
-        _check_size(plan, rows)
-        if not (values_N.flags.writeable and values_N.flags.c_contiguous):
-            values_N = values_N.copy()  # passes are compiled for such
-        arrays, memory = plan.arrays, _memory(table)
-        starts_F, at_F = _starts(tuple(range(0, len(values_N) + 1, rows)) if rows else (0,) * (len(plan.names) + 1))
-        batch, hits = Input(values_N, starts_F, _NO_ROWS, at_F, rows), rows * len(plan.lookups)
-        if rows * plan.width < LEAST:
-            out_BW = np.empty((rows, plan.width), dtype=np.float32)
-        else:
-            out_BW = self._outputs.take(rows, plan.width).numpy()
-        no_hits = Hits(_NO_ENTRIES, _NO_SCALES, _NO_BOUNDS, 0, max(CHUNK_HITS // max(len(plan.lookups), 1), 1))
-        where = arrays, plan.known_index, batch, memory, _ahead(memory.row_bytes), False, _NO_ROWS
-        pool = cpu_lookup.pool_of(_fixed_dim(memory))
-        _run(pool, hits, *where, no_hits, False, np.uint64(out_BW.ctypes.data))
-        return out_BW
 
     def begin(self, request: Request, table: Table) -> tuple[Tensor, Hits]:
         lookup = _Pass(request, table, self._outputs)

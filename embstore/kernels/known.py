@@ -64,6 +64,13 @@ def rank_tokens(token_N, index, feature, unknown, base, row_N):  # type: ignore[
 
 
 @compiled(nogil=True)
+def fill_any_status(token_N, missing, pruned, status_N):  # type: ignore[no-untyped-def]
+    """As ``fill_status``, where every value is known."""
+    for n in range(len(token_N)):
+        status_N[n] = 1 if token_N[n] == missing else (2 if token_N[n] == pruned else 0)
+
+
+@compiled(nogil=True)
 def fill_status(token_N, index, kept, missing, pruned, status_N):  # type: ignore[no-untyped-def]
     """What each token is, into ``status_N``; the codes are ``embstore.vocabulary.ValueStatus``.
 

@@ -49,12 +49,12 @@ class Found(NamedTuple):
 
     Args:
         vectors: float32 ``[B, width]``.
-        status: uint8, for each value: 0 known, 1 missing, 2 pruned, 3 unseen.
+        status: uint8, for each value: 0 known, 1 missing, 2 pruned, 3 unseen; ``None`` where it wasn't asked for.
         version: the immutable version they are from.
     """
 
     vectors: NDArray[np.float32]
-    status: NDArray[np.uint8]
+    status: NDArray[np.uint8] | None
     version: str
 
 
@@ -116,16 +116,17 @@ class Client:
         self._about: dict[str, Any] | None = None
         self._kinds: dict[str, str] = {}
 
-    def lookup(self, feature: str, values: Iterable[Any], version: str = "") -> Found:
+    def lookup(self, feature: str, values: Iterable[Any], version: str = "", *, status: bool = True) -> Found:
         """The vectors and statuses of raw values of one feature.
 
         Args:
             values: as the log's column holds them; of a feature with a transform, what the transform gives.
             version: an alias, tag or version id; the server's own alias when empty.
+            status: whether statuses are asked for, too.
         """
-        columns = {feature: values}
-        outputs, found = self._infer(columns, (f"{feature}.embedding", f"{feature}.status"), version)
-        return Found(outputs[0], outputs[1], found)
+        wanted = [f"{feature}.embedding", f"{feature}.status"] if status else [f"{feature}.embedding"]
+        outputs, found = self._infer({feature: values}, wanted, version)
+        return Found(outputs[0], outputs[1] if status else None, found)
 
     def embed(self, records: Records, version: str = "") -> Embedded:
         """The vectors of records, of all features.

@@ -188,12 +188,10 @@ class Servicer:
         """A response, and how many values were asked for."""
         self._arrived.check(len(data), "a request")
         self._arrived.held += len(data)
-        self.server.metrics.running(1)
         try:
             request = infer_request(data, self.server.limits, context.time_remaining())
             encoded = await self.server.infer(request, infer_response)
         finally:
-            self.server.metrics.running(-1)
             self._arrived.held -= len(data)
         if len(encoded) > LARGE_BYTES:
             self._leaving.check(len(encoded), "a response")

@@ -214,11 +214,7 @@ class App:
             return decode(body, length, model=server.name, version=call.version, limits=limits, waited=waited)
 
         decoded = request() if len(body) <= LARGE_BYTES else await server.run(request)
-        server.metrics.running(1)
-        try:
-            parts, json_bytes = await self._in_time(decoded)
-        finally:
-            server.metrics.running(-1)
+        parts, json_bytes = await self._in_time(decoded)
         self._leaving.check(sum(len(part) for part in parts), "a response")
         values = sum(of.count() for of in decoded.inputs if not of.name.endswith((LENGTHS, MISSING)))
         server.ended("http", call.started, None, values=values)

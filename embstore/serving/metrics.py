@@ -57,7 +57,6 @@ class Metrics:
             "request_seconds", "From a whole request to its response.", ("protocol", "outcome"), buckets=_SECONDS, **of
         )
         self._values = Counter("values", "Values looked up.", **of)
-        self._running = Gauge("running_requests", "Requests being answered.", multiprocess_mode="livesum", **of)
         self._swaps = Counter("swaps", "Times that an alias came to mean another version.", ("alias",), **of)
         self._version = Gauge(
             "version_loaded",
@@ -78,10 +77,6 @@ class Metrics:
         self._values.inc(values)
         if outcome == "ok":
             self.recent.add(seconds)
-
-    def running(self, change: int) -> None:
-        """One more or one fewer."""
-        self._running.inc(change)
 
     def swapped(self, alias: str, version: str) -> None:
         """An alias means another version."""

@@ -28,6 +28,7 @@ from embstore.encoding import column_of, dense_numbers
 from embstore.errors import ConfigError, RequestError, SchemaError, nearest
 from embstore.kernels import Table, TableOptimizer
 from embstore.kernels.cpu import DTYPES, CpuKernel
+from embstore.kernels.few import MOST, FewLookup
 from embstore.kernels.plan import LookupPlan, Request
 from embstore.kernels.reference import pooled
 from embstore.normalization import StreamingNormalizer
@@ -95,7 +96,21 @@ class Prepared:
             RequestError: features of different numbers of rows.
         """
         rows = check_alike({name: count(of) for name, of in tokens.items()})
+        few = self._few
+        if few is not None and rows * self.plan.width <= MOST and all(of.offsets is None for of in tokens.values()):
+            values = [tokens[name].values for name in self.plan.names]
+            return few((values[0] if len(values) == 1 else np.concatenate(values)).view(np.int64), rows)
         return self.reader.vectors(self.plan, tokens, rows)
+
+    @cached_property
+    def _made(self) -> FewLookup | None:
+        weight_ND = self.reader.mapped_rows
+        return None if weight_ND is None else FewLookup(self.plan, weight_ND)
+
+    @property
+    def _few(self) -> FewLookup | None:
+        """For few rows, where the table is read as it lies, and was checked."""
+        return self._made if self.reader.version.table.buckets.complete else None
 
 
 class Reader:
@@ -312,10 +327,6 @@ class Reader:
     def vectors(self, plan: LookupPlan, tokens: Mapping[str, Tokens], rows: int) -> NDArray[np.float32]:
         """The output of a plan, float32 ``[rows, plan.width]``."""
         table = self._table if self.version.table.buckets.complete else None
-        if table is not None and all(tokens[name].offsets is None for name in plan.names):
-            values = [tokens[name].values.view(np.int64) for name in plan.names]
-            values_N = values[0] if len(values) == 1 else np.concatenate(values)
-            return self._kernel.lookup(plan, values_N, rows, table)
         columns = {
             name: (
                 torch.from_numpy(of.values.view(np.int64)),
@@ -332,6 +343,11 @@ class Reader:
     def _gather(self, rows_T: torch.Tensor) -> torch.Tensor:
         rows_TD = (self._overlaid or self.version.table).gather(rows_T)
         return rows_TD.float() if rows_TD.dtype == torch.float64 else rows_TD
+
+    @property
+    def mapped_rows(self) -> torch.Tensor | None:
+        """The table's rows, if they lie in files as they are read."""
+        return None if self._table is None else self._table.weight_ND
 
     @property
     def _kernel(self) -> CpuKernel:

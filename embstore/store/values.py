@@ -13,6 +13,7 @@ import codecs
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -240,6 +241,7 @@ def scan(
     return iter(source.scanner(columns=dict(columns), filter=only, batch_size=size, **ahead).to_batches())
 
 
+@cache
 def element_type(kind: str) -> str:
     """An Arrow type as text, the lists and dictionaries around it taken off.
 

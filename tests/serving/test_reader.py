@@ -14,6 +14,7 @@ from embstore.batch import FeatureTokens
 from embstore.ctr import CtrModel
 from embstore.encoding import encode
 from embstore.errors import ConfigError, KernelError, RequestError, SchemaError
+from embstore.kernels.few import MOST, FewLookup
 from embstore.models import build
 from embstore.serving.reader import Reader
 from embstore.store import Change, Store, Version
@@ -39,14 +40,23 @@ def test_vectors_of_several_features_are_the_versions(reader: Reader, version: V
 
 
 def test_a_lookup_takes_all_rows_of_each_feature(reader: Reader) -> None:
-    plan = reader.prepare("item", "country").plan
-    assert reader._table is not None
+    prepared = reader.prepare("item", "country")
+    assert reader.mapped_rows is not None
+    few = FewLookup(prepared.plan, reader.mapped_rows)
     with pytest.raises(KernelError, match="5 tokens for each of 2 features; found 9"):
-        reader._kernel.lookup(plan, np.zeros(9, dtype=np.int64), 5, reader._table)
+        few(np.zeros(9, dtype=np.int64), 5)
     fixed = np.arange(10, dtype=np.int64)
-    expected = reader._kernel.lookup(plan, fixed.copy(), 5, reader._table)
+    expected = few(fixed.copy(), 5)
     fixed.flags.writeable = False
-    assert reader._kernel.lookup(plan, fixed, 5, reader._table).tobytes() == expected.tobytes()
+    assert few(fixed, 5).tobytes() == expected.tobytes()
+
+
+def test_many_values_are_read_as_few_are(reader: Reader) -> None:
+    values = [f"u{i}" for i in range(40_000)]  # two lookups of 8 numbers: more than a single compiled call takes
+    many = reader.lookup("user", values).vectors_BW
+    assert many.size > MOST
+    few = np.concatenate([reader.lookup("user", values[at : at + 500]).vectors_BW for at in range(0, len(values), 500)])
+    assert many.tobytes() == few.tobytes()
 
 
 def test_status_says_what_is_known(reader: Reader) -> None:

@@ -193,8 +193,7 @@ def test_a_killed_worker_is_not_missed(four: Running, shop: Store) -> None:
     assert len(four.workers) == 4
     (died,) = (line for line in four.log if line["message"].startswith("worker died"))
     assert (died["worker_pid"], died["code"]) == (killed, -signal.SIGKILL)
-    # Gauges of the dead one are gone, what it counted is not.
-    assert four.metric("embstore_running_requests") == 0
+    # What the dead one counted is not lost.
     assert four.metric('embstore_request_seconds_count{outcome="ok",protocol="http"}') >= answers[0]
 
 
