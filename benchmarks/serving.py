@@ -7,6 +7,7 @@ clients and servers share the machine's cores. Contenders take turns, cell by ce
     p50_vs_redis, p99_vs_redis                 open loop, as many requests a second of both: ``FRACTIONS[0]`` of what
                                                saturates Redis; latency from when a request is due (``load.latency``)
     p50_closed_loop_vs_redis, ...              one connection, one request after another
+    ..._vs_hiredis                             the same against redis-py with its C parser, an extra of it
     throughput_vs_redis                        vectors a second when clients ask as fast as they are answered, with as
                                                many clients as are best for each
     grpc_..., tritonclient_..._vs_redis        the same over gRPC, and with the stock tritonclient
@@ -40,6 +41,7 @@ from benchmarks.load.callers import (
     FEAST,
     FEATURE,
     GRPC,
+    HIREDIS,
     HTTP,
     REDIS,
     SCORE,
@@ -56,11 +58,12 @@ from embstore.serving.reader import Reader
 from embstore.threads import usable_cores
 
 WORKERS = 2  # processes of embstore serve
-CLIENTS = (2, 4, 8)  # tried for saturation; the load of the open loop comes from OPEN of them
+CLIENTS = (2, 4)  # tried for saturation; the load of the open loop comes from OPEN of them
 OPEN = 4
-FRACTIONS = (0.3, 0.6, 0.9)  # of what saturates Redis, for all; of what saturates embstore over HTTP, for it alone
+FRACTIONS = (0.5, 0.9)  # of what saturates Redis, for all; of what saturates embstore over HTTP, for it alone
 IN_PROCESS = (1_000, 64)
-CONTENDERS = (HTTP, REDIS, GRPC, TRITON_HTTP, TRITON_GRPC)
+CONTENDERS = (HTTP, REDIS, HIREDIS, GRPC, TRITON_HTTP, TRITON_GRPC)
+PEERS = {REDIS: "redis", HIREDIS: "hiredis"}
 OTHERS = 0.1  # of the cores' time, used by other processes: more, and claims are ``disturbed``
 PACKAGES = ("pyarrow", "uvicorn", "httptools", "orjson", "grpcio", "protobuf", "tritonclient", "redis", "hiredis")
 _SHORT = {HTTP: "", GRPC: "grpc_", TRITON_HTTP: "tritonclient_http_", TRITON_GRPC: "tritonclient_grpc_"}
@@ -77,7 +80,8 @@ class Sizes:
         self.rounds = 2 if quick else 10
         self.requests = 400 if quick else 100_000
         self.most_seconds = 1.0 if quick else 60.0  # of a round of a cell
-        self.saturation_seconds = 1.0 if quick else 6.0
+        self.closed_requests = 400 if quick else 20_000
+        self.saturation_seconds = 1.0 if quick else 4.0
         self.clients = (OPEN,) if quick else CLIENTS
         self.fractions = FRACTIONS[:1] if quick else FRACTIONS
 
@@ -108,7 +112,8 @@ class _Run:
         self.servers: dict[str, servers.Process] = dict.fromkeys((HTTP, GRPC, TRITON_HTTP, TRITON_GRPC, SCORE), ours)
         absent = redis_server.missing()
         if absent is None:
-            self.servers[REDIS] = stack.enter_context(redis_server.redis(folder, values, self.vectors_VD))
+            redis = stack.enter_context(redis_server.redis(folder, values, self.vectors_VD))
+            self.servers |= dict.fromkeys(PEERS, redis)
         else:
             self.left_out["..._vs_redis"] = absent
         self.names = [name for name in CONTENDERS if name in self.servers]
@@ -119,7 +124,7 @@ class _Run:
 
     def result(self) -> Result:
         in_process(self.folder, self.sizes, self.claims, self.samples)
-        saturated = self._saturation([HTTP, GRPC, REDIS])
+        saturated = self._saturation([HTTP, GRPC, *PEERS])
         self._closed([*self.names, SCORE])
         self._open(saturated)
         self._feast(saturated[HTTP])
@@ -137,11 +142,13 @@ class _Run:
             "zipf_exponent": EXPONENT,
             "values": shop.VALUES,
             "dim": DIM,
-            "requests": "few: the quick run's tails mean little" if sizes.quick else f"{sizes.requests:,} a cell",
+            "requests": "few: the quick run's tails mean little"
+            if sizes.quick
+            else f"{sizes.requests:,} a cell of the open loop, {sizes.closed_requests:,} of the closed one",
             "workers": WORKERS,
             "clients": "Python processes with a connection each; they and the servers share the machine's cores",
             "open_loop_clients": OPEN,
-            "redis": "one process, no persistence; redis-py with hiredis",
+            "redis": "one process, no persistence; redis-py as pip installs it, and with hiredis",
             "feast": f"{sizes.feast_values:,} entities, SQLite, workers: {sizes.feast_workers}",
             "left_out": self.left_out,
             "load_average": self.loads,
@@ -167,11 +174,10 @@ class _Run:
             name: max((cells[name, count] for count in self.sizes.clients), key=lambda cell: cell.rate)
             for name in names
         }
-        if REDIS in best:
-            for name in names:
-                if name != REDIS:
-                    rates = (best[of].rate * shop.VALUES for of in (name, REDIS))
-                    self._claim(f"{_SHORT[name]}throughput_vs_redis", *rates, "vectors/s")
+        for peer in (of for of in PEERS if of in best):
+            for name in (of for of in names if of in _SHORT):
+                rates = (best[of].rate * shop.VALUES for of in (name, peer))
+                self._claim(f"{_SHORT[name]}throughput_vs_{PEERS[peer]}", *rates, "vectors/s", peer=peer)
         return best
 
     def _closed(self, names: Sequence[str]) -> None:
@@ -179,7 +185,7 @@ class _Run:
         cells = {name: Cell() for name in names}
         for turn in range(self.sizes.rounds):
             for name in _turned(names, turn):
-                count = self.sizes.requests // self.sizes.rounds
+                count = self.sizes.closed_requests // self.sizes.rounds
                 seconds = self.sizes.most_seconds
                 self._take(cells[name], self.clients.closed, name, seconds=seconds, clients=1, count=count)
         self.samples["closed_loop"] = {name: cell.shown() for name, cell in cells.items()}
@@ -193,14 +199,12 @@ class _Run:
         sweep: dict[str, Any] = {}
         reference = REDIS if REDIS in saturated else HTTP
         for fraction in self.sizes.fractions:
-            every = fraction == FRACTIONS[0] and not self.sizes.quick
-            names = self.names if every else [of for of in (HTTP, REDIS, GRPC) if of in saturated]
-            cells = self._at_rate(names, fraction * saturated[reference].rate)
+            cells = self._at_rate(list(saturated), fraction * saturated[reference].rate)
             sweep[f"{fraction} of {reference}'s saturation"] = {name: cell.shown() for name, cell in cells.items()}
             suffix = "" if fraction == FRACTIONS[0] else f"_at_{fraction}"
             self._latency_claims(cells, suffix)
         if reference == REDIS and not self.sizes.quick:
-            for fraction in FRACTIONS:
+            for fraction in FRACTIONS[:1]:
                 cells = self._at_rate([HTTP], fraction * saturated[HTTP].rate)
                 sweep[f"{fraction} of {HTTP}'s saturation"] = {name: cell.shown() for name, cell in cells.items()}
         self.samples["open_loop"] = sweep
@@ -216,10 +220,12 @@ class _Run:
         return cells
 
     def _latency_claims(self, cells: Mapping[str, Cell], suffix: str) -> None:
-        for name in (of for of in cells if REDIS in cells and of in _SHORT):
-            for label, share in (("p50", 0.5), ("p99", 0.99)):
-                ours, theirs = (cells[of].milliseconds(share) for of in (name, REDIS))
-                self._claim(f"{_SHORT[name]}{label}{suffix}_vs_redis", ours, theirs, "ms", higher_is_better=False)
+        for peer in (of for of in PEERS if of in cells):
+            for name in (of for of in cells if of in _SHORT):
+                for label, share in (("p50", 0.5), ("p99", 0.99)):
+                    ours, theirs = (cells[of].milliseconds(share) for of in (name, peer))
+                    claimed = f"{_SHORT[name]}{label}{suffix}_vs_{PEERS[peer]}"
+                    self._claim(claimed, ours, theirs, "ms", peer=peer, higher_is_better=False)
 
     def _feast(self, ours: Cell) -> None:
         absent = feast_server.missing()

@@ -19,7 +19,7 @@ Ask = Callable[[Sequence[str]], NDArray[np.float32]]
 
 HTTP, GRPC, TRITON_HTTP, TRITON_GRPC = "embstore HTTP", "embstore gRPC", "tritonclient HTTP", "tritonclient gRPC"
 SCORE, VERSIONED = "embstore HTTP score", "embstore HTTP with version"
-REDIS, FEAST = "Redis MGET", "Feast"
+REDIS, HIREDIS, FEAST = "Redis MGET", "Redis MGET, hiredis", "Feast"
 
 _PRICES = np.linspace(0, 10, 100_000)
 
@@ -113,10 +113,24 @@ def _triton(library: Any, client: Any, **binary: bool) -> Ask:
 
 
 def _redis(addresses: dict[str, Any]) -> Ask:
-    from redis import Redis
+    """redis-py as pip installs it, which parses answers in Python."""
+    from redis._parsers import _RESP2Parser
+
+    return _mget(addresses, _RESP2Parser)
+
+
+def _hiredis(addresses: dict[str, Any]) -> Ask:
+    """The same with its extra ``hiredis``, which parses them in C."""
+    from redis._parsers import _HiredisParser
+
+    return _mget(addresses, _HiredisParser)
+
+
+def _mget(addresses: dict[str, Any], parser: type) -> Ask:
+    from redis import ConnectionPool, Redis
 
     host, _, port = addresses["redis"].rpartition(":")
-    client = Redis(host=host, port=int(port))
+    client = Redis(connection_pool=ConnectionPool(host=host, port=int(port), parser_class=parser, protocol=2))
     return lambda values: np.frombuffer(b"".join(client.mget(values)), np.float32).reshape(-1, DIM)
 
 
@@ -145,5 +159,6 @@ _CALLERS: dict[str, Callable[[dict[str, Any]], Callable[[Sequence[str]], Any]]] 
     TRITON_HTTP: _triton_http,
     TRITON_GRPC: _triton_grpc,
     REDIS: _redis,
+    HIREDIS: _hiredis,
     FEAST: _feast,
 }
