@@ -62,15 +62,12 @@ class Prepared:
     Args:
         reader: whose.
         features: in the order of the output.
+        plan: of their rows.
     """
 
     reader: Reader
     features: tuple[Feature, ...]
-
-    @cached_property
-    def plan(self) -> LookupPlan:
-        """Of these features' rows."""
-        return self.reader.version.plan.only(*(feature.name for feature in self.features))
+    plan: LookupPlan
 
     @property
     def width(self) -> int:
@@ -113,7 +110,8 @@ class Reader:
         self.version, self._build, self._indexes = version, build, indexes
         self._features = {feature.name: feature for feature in version.schema.features}
         self._trained_on = version.manifest["columns"]
-        self._prepared: dict[tuple[str, ...], Prepared] = {}
+        # Not what is prepared: in a circle with its reader, a version would stay in memory until it is collected.
+        self._resolved: dict[tuple[str, ...], tuple[tuple[Feature, ...], LookupPlan]] = {}
         self._kernels = threading.local()
         self._table = _mapped(version)
         self._overlaid: Overlaid | None = None
@@ -172,9 +170,10 @@ class Reader:
             SchemaError: no such feature.
         """
         names = features or tuple(self._features)
-        if names not in self._prepared:
-            self._prepared[names] = Prepared(self, tuple(self.feature(name) for name in names))
-        return self._prepared[names]
+        if names not in self._resolved:
+            features = tuple(self.feature(name) for name in names)
+            self._resolved[names] = features, self.version.plan.only(*names)
+        return Prepared(self, *self._resolved[names])
 
     def lookup(self, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Looked:
         """The vectors and statuses of raw values of one feature.
