@@ -11,7 +11,7 @@ from shop import RECORDS, bundle
 from embstore.errors import VersionNotFoundError
 from embstore.serving.reader import Reader
 from embstore.serving.versions import Following, Versions
-from embstore.store import Change, Store
+from embstore.store import Change, Store, Version
 
 
 def test_an_alias_is_followed(store: Store) -> None:
@@ -78,6 +78,33 @@ def test_a_damaged_version_leaves_the_one_before(store: Store) -> None:
     store.promote(before.version.id)
     versions.look()
     assert not versions.failures()
+
+
+def test_what_nobody_thought_of_leaves_the_one_before(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """A bug in loading one alias's version neither ends the watch nor keeps others from being swapped."""
+    failed: list[str] = []
+
+    def opened(version: Version) -> Reader:
+        if version.id == bad.id:
+            raise RuntimeError("inside")
+        return Reader(version)
+
+    bad, good = store.publish(bundle(1)), store.publish(bundle(2))
+    store.promote("production", "canary")
+    versions = Versions(store, open_reader=opened, failed=failed.append)
+    before = versions.get("production")
+    versions.get("canary")
+    store.promote(bad.id)
+    store.promote(good.id, "canary")
+    for _ in range(2):
+        versions.look()
+    assert versions.ready("production") is before
+    assert versions.get("canary").version.id == good.id
+    assert failed == ["production"] * 2
+    assert versions.failures() == {"production": "the server failed; its log says at what"}
+    (line,) = [record for record in caplog.records if record.message.startswith("not swapped")]
+    assert line.exc_info is not None
+    assert "inside" in str(line.exc_info[1])
 
 
 def test_a_thread_follows(store: Store) -> None:
