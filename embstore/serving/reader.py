@@ -110,8 +110,6 @@ class Reader:
         self.version, self._build, self._indexes = version, build, indexes
         self._features = {feature.name: feature for feature in version.schema.features}
         self._trained_on = version.manifest["columns"]
-        # Not what is prepared: in a circle with its reader, a version would stay in memory until it is collected.
-        self._resolved: dict[tuple[str, ...], tuple[tuple[Feature, ...], LookupPlan]] = {}
         self._kernels = threading.local()
         self._table = _mapped(version)
         self._overlaid: Overlaid | None = None
@@ -170,10 +168,8 @@ class Reader:
             SchemaError: no such feature.
         """
         names = features or tuple(self._features)
-        if names not in self._resolved:
-            features = tuple(self.feature(name) for name in names)
-            self._resolved[names] = features, self.version.plan.only(*names)
-        return Prepared(self, *self._resolved[names])
+        # Made anew: kept by its reader, in a circle, it would keep a version in memory until the garbage is collected.
+        return Prepared(self, tuple(self.feature(name) for name in names), self.version.plan.only(*names))
 
     def lookup(self, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Looked:
         """The vectors and statuses of raw values of one feature.
