@@ -130,7 +130,7 @@ class Server:
         return self.told(message_of(error))
 
     def told(self, text: str) -> str:
-        """A text as who asked may see it; where the store lies is not theirs to know, if it is a whole path or a URI."""
+        """A text as who asked may see it; where the store lies, a whole path or a URI, is not theirs to know."""
         for where in (str(self.versions.store.place), str(self.versions.store.root)):
             if "://" in where or where.startswith("/"):  # others, as ``store`` or ``.``, are words of any text
                 text = text.replace(where, self.name)
