@@ -47,7 +47,7 @@ class Versions:
         following: how.
         open_reader: opens one; ``Reader`` with ``embstore.models.build``, say.
         swapped: called with a name and the version it means, after each swap.
-        failed: called with a name that could not be swapped, each time it is tried.
+        failed: called with a name and whether it can't be swapped: each time it is tried, and when that is over.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Versions:
         *,
         open_reader: Callable[[Version], Reader] = Reader,
         swapped: Callable[[str, Reader], object] = lambda name, reader: None,
-        failed: Callable[[str], object] = lambda name: None,
+        failed: Callable[[str, bool], object] = lambda name, fails: None,
     ) -> None:
         self.store, self.following = store, following or Following()
         self._open, self._swapped, self._failing = open_reader, swapped, failed
@@ -119,7 +119,8 @@ class Versions:
                 version = self.store.resolve(name)
                 if version != reader.version.id:
                     self._load(name, instead_of=reader)
-                self._failed.pop(name, None)
+                if self._failed.pop(name, None) is not None:
+                    self._failing(name, False)
             except Exception as error:  # also of what nobody thought of: other aliases, and the next look, go on
                 found = f"{type(error).__name__}: {error}"
                 if self._failed.get(name, ("", ""))[0] != found:  # once, not every second
@@ -128,7 +129,7 @@ class Versions:
                     text = "not swapped: the version before answers on"
                     log.error(text, extra={"fields": about}, exc_info=unforeseen)
                 self._failed[name] = found, message_of(error)
-                self._failing(name)
+                self._failing(name, True)
 
     def failures(self) -> dict[str, str]:
         """Why an alias could not be swapped, by its name."""

@@ -68,8 +68,8 @@ def test_a_version_can_be_stayed_at(store: Store) -> None:
 
 
 def test_a_damaged_version_leaves_the_one_before(store: Store) -> None:
-    failed: list[str] = []
-    versions = Versions(store, failed=failed.append)
+    failed: list[tuple[str, bool]] = []
+    versions = Versions(store, failed=lambda *said: failed.append(said))
     before = versions.get()
     damaged = store.publish(bundle(1))
     path = next((damaged.folder / "table").iterdir())
@@ -79,15 +79,17 @@ def test_a_damaged_version_leaves_the_one_before(store: Store) -> None:
     versions.look()
     assert versions.ready() is before
     assert "sha256" in versions.failures()["production"]
-    assert failed == ["production"]
+    assert failed == [("production", True)]
     store.promote(before.version.id)
-    versions.look()
+    for _ in range(2):
+        versions.look()
     assert not versions.failures()
+    assert failed[1:] == [("production", False)]
 
 
 def test_what_nobody_thought_of_leaves_the_one_before(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     """A bug in loading one alias's version neither ends the watch nor keeps others from being swapped."""
-    failed: list[str] = []
+    failed: list[tuple[str, bool]] = []
 
     def opened(version: Version) -> Reader:
         if version.id == bad.id:
@@ -96,7 +98,7 @@ def test_what_nobody_thought_of_leaves_the_one_before(store: Store, caplog: pyte
 
     bad, good = store.publish(bundle(1)), store.publish(bundle(2))
     store.promote("production", "canary")
-    versions = Versions(store, open_reader=opened, failed=failed.append)
+    versions = Versions(store, open_reader=opened, failed=lambda *said: failed.append(said))
     before = versions.get("production")
     versions.get("canary")
     store.promote(bad.id)
@@ -105,7 +107,7 @@ def test_what_nobody_thought_of_leaves_the_one_before(store: Store, caplog: pyte
         versions.look()
     assert versions.ready("production") is before
     assert versions.get("canary").version.id == good.id
-    assert failed == ["production"] * 2
+    assert failed == [("production", True)] * 2
     assert versions.failures() == {"production": "the server failed; its log says at what"}
     (line,) = [record for record in caplog.records if record.message.startswith("not swapped")]
     assert line.exc_info is not None
