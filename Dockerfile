@@ -19,6 +19,7 @@ RUN pip install ${TORCH_INDEX:+--index-url ${TORCH_INDEX}} torch==2.13.0
 COPY pyproject.toml README.md LICENSE ./
 COPY embstore embstore
 COPY models models
+COPY pipelines pipelines
 
 # Serves versions: neither fbgemm, torchrec nor Ray. docs/serving has a compose file and a Kubernetes manifest.
 FROM base AS serve

@@ -21,7 +21,7 @@
         ├── AccessError            who asks may not
         │   └── UnknownCallerError     no token, or not one of the server's
         ├── DeadlineError          its time was over
-        └── UnavailableError       the version isn't loaded yet, or the server is ending
+        └── UnavailableError       not now: it has no room for more, or doesn't answer
 
 Catch ``EmbstoreError`` to catch them all; ``Interrupted`` (Ctrl-C while training) is none of them. Each message says
 what was expected, what was found, and what to do.
@@ -136,7 +136,7 @@ class DeadlineError(ServingError):
 
 
 class UnavailableError(ServingError):
-    """The version isn't loaded yet, or the server is ending."""
+    """Not now: it has no room for more, or doesn't answer."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run was asked to stop, and can go on

@@ -8,8 +8,8 @@ The proxy asks the only application there is, or the one that the metadata ``app
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -55,9 +55,11 @@ class Context:
 
     Args:
         of: ``ray.serve.grpc_util.RayServegRPCContext``.
+        at_end: called when the answer has left for the proxy, which holds it from then on.
     """
 
     of: Any
+    at_end: list[Callable[[Any], object]] = field(default_factory=list)
 
     def invocation_metadata(self) -> Any:
         """The caller's."""
@@ -65,6 +67,10 @@ class Context:
 
     def time_remaining(self) -> None:
         """Not known: the proxy cancels a call whose caller has left."""
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        """Call something at the end."""
+        self.at_end.append(callback)
 
     async def abort(self, code: grpc.StatusCode, details: str) -> None:
         """End it."""
@@ -89,16 +95,26 @@ class Methods:
             context.set_details(f"message; expected at most {self.body_bytes:,} bytes; found {len(request):,}")
             return Encoded()
         handler = next(found for of in self.handlers if (found := of.service(_Path(path, None))) is not None)
+        call = Context(context)
         try:
-            return Encoded(await handler.unary_unary(request, Context(context)))
+            if handler.request_streaming:  # its one message is here
+                return Encoded(await handler.stream_unary(_alone(request), call))
+            return Encoded(await handler.unary_unary(request, call))
         except AbortedError:
             return Encoded()
+        finally:
+            for callback in call.at_end:
+                callback(context)
 
 
 @dataclass(frozen=True, slots=True)
 class _Path:
     method: str
     invocation_metadata: Any
+
+
+async def _alone(message: bytes) -> AsyncIterator[bytes]:
+    yield message
 
 
 def _method(path: str) -> Callable[..., Any]:

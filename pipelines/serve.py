@@ -12,8 +12,6 @@ the alias by itself, so for as long as a swap takes some answer from the version
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,10 +22,9 @@ from embstore.continuous import place_of
 from embstore.errors import ConfigError
 from embstore.serving.settings import ServeSettings
 from embstore.store import Store
-from embstore.threads import usable_cores
 
-_TO_A_CORE = 4  # processes here at most; more only wait for each other
-_REACH_SECONDS = 10.0
+from .cluster import cluster
+
 _AT_ONCE = 256  # requests of a replica; others wait in the proxies,
 _WAITING = 4096  # no more than so many in each, then they are told to come again
 _KEEP_ALIVE_SECONDS = 75
@@ -106,7 +103,9 @@ def serve_store(settings: ServeSettings, ray_settings: RaySettings | None = None
     settings = replace(settings, store=str(place_of(settings.store)))
     _check_version(settings, spread)
     ray, serve = _load_ray()
-    with _cluster(ray, spread):
+    _, most = spread.processes
+    cpus, what = ceil(most * spread.cpus), "replicas and shards"
+    with cluster(ray, spread.address, cpus=cpus, processes=most, what=what, error=ConfigError):
         _check_room(ray, spread)
         _check_free(ray)
         try:
@@ -199,7 +198,6 @@ def _check_version(settings: ServeSettings, spread: RaySettings) -> None:
 
 
 def _load_ray() -> tuple[Any, Any]:
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
         from ray import serve
@@ -208,43 +206,6 @@ def _load_ray() -> tuple[Any, Any]:
         raise ConfigError("Ray can't be loaded", expected="ray with its serve extra", found=found, do=do) from error
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     return ray, serve
-
-
-@contextmanager
-def _cluster(ray: Any, spread: RaySettings) -> Iterator[None]:
-    """A connection to the cluster; one started here ends with the server."""
-    address = spread.address
-    if address is None and ray.is_initialized():
-        yield
-        return
-    where = address or os.environ.get("RAY_ADDRESS")
-    limit, (_, processes) = _TO_A_CORE * usable_cores(), spread.processes
-    if not where and processes > limit:
-        expected, do = f"at most {limit}", "take fewer, or a cluster by RAY_ADDRESS"
-        raise ConfigError("replicas and shards on this machine", expected=expected, found=str(processes), do=do)
-    here: dict[str, Any] = {"num_cpus": ceil(processes * spread.cpus), "include_dashboard": False}
-    try:
-        if where:
-            _knock(where)
-        ray.init(address=where, logging_level=logging.ERROR, log_to_driver=False, **({} if where else here))
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"no Ray cluster at {where or 'this machine'}",
-            expected="one that can be reached",
-            found=str(error).strip().split("\n")[0],
-            do="see `ray status` there, or leave the address out (and RAY_ADDRESS) to start one here",
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _knock(address: str) -> None:
-    """Ray itself waits for minutes where nobody answers."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
 
 
 def _check_room(ray: Any, spread: RaySettings) -> None:

@@ -241,7 +241,6 @@ class DistantReader(WarmReader):
         tokens_of = {name: torch.from_numpy(of.values.view(np.int64)) for name, of in tokens.items()}
         rows = [plan.rows_of(lookup, tokens_of[lookup.feature]) for lookup in plan.lookups]
         near = copy(self)
-        near._prepared = {}
         near._rows = self._shards.gather(self.version, torch.cat(rows), deadline)
         return near
 

@@ -15,16 +15,11 @@ to a folder that they share.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
-import socket
-import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import ceil
@@ -39,13 +34,12 @@ from embstore.interruption import Interruption
 from embstore.progress import Progress, no_progress
 from embstore.run import Run
 from embstore.settings import RunConfig
-from embstore.threads import usable_cores
 
+from .cluster import cluster
 from .mailbox import Letters, Mailbox, Reader, listening
 
 _OF_DISKS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.ENOENT}  # starting again mends none
-_TO_A_CORE = 4  # workers here at most; more only wait for each other
-_POLL_SECONDS, _REACH_SECONDS, _ANSWER_SECONDS = 0.2, 10.0, 120.0
+_POLL_SECONDS, _ANSWER_SECONDS = 0.2, 120.0
 
 
 def train(
@@ -84,7 +78,7 @@ def train(
     ray = _load_ray()
     asked = Interruption()
     with (
-        _cluster(ray, address, workers),
+        cluster(ray, address, cpus=workers, processes=workers, what="workers", error=GroupError),
         tempfile.TemporaryDirectory(prefix="embstore-ray-") as storage,
         asked.watched(),
     ):
@@ -256,72 +250,6 @@ def _load_ray() -> Any:
             "Ray can't be loaded", expected="ray with its train extra", found=str(error), do="pip install 'ray[train]'"
         ) from error
     return ray
-
-
-@contextmanager
-def _cluster(ray: Any, address: str | None, workers: int) -> Iterator[None]:
-    """A connection to the cluster; one started here ends with the run."""
-    if address is None and ray.is_initialized():
-        yield
-        return
-    where = address or os.environ.get("RAY_ADDRESS")
-    most = _TO_A_CORE * usable_cores()
-    if not where and workers > most:
-        do = "take fewer, or a cluster by RAY_ADDRESS"
-        raise GroupError("workers on this machine", expected=f"at most {most}", found=str(workers), do=do)
-    options: dict[str, Any] = {} if where else {"num_cpus": workers, "include_dashboard": False}
-    if not where:  # Ray asks whether it may send these, of which nothing would be seen
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        if where:
-            _knock(where)
-        with nullcontext() if where else _sessions_of_their_own():
-            ray.init(address=where or "local", logging_level=logging.ERROR, log_to_driver=False, **options)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise GroupError(
-            f"no Ray cluster at {where or 'this machine'}",
-            expected="one that can be reached",
-            found=str(error).strip().split("\n")[0],
-            do="see `ray status` there, or leave the address out (and RAY_ADDRESS) to start one here",
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-_apart = threading.Event()
-
-
-def _leave_session() -> None:
-    if _apart.is_set():
-        os.setsid()
-
-
-@contextmanager
-def _sessions_of_their_own() -> Iterator[None]:
-    """For processes started within, where the kernel ends them with this one: a signal to its process group (Ctrl-C,
-    ``timeout``, a supervisor) is for this process, whose workers still have a checkpoint to save.
-
-    Ray has no option for it, but has Python run code in the new process, and with it such hooks.
-    """
-    if sys.platform == "linux":
-        _apart.set()
-    try:
-        yield
-    finally:
-        _apart.clear()
-
-
-if sys.platform == "linux":
-    os.register_at_fork(after_in_child=_leave_session)
-
-
-def _knock(address: str) -> None:
-    """Ray itself waits for minutes where nobody answers."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_REACH_SECONDS).close()
 
 
 def _check_room(ray: Any, workers: int, gpus: bool) -> None:

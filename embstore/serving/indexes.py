@@ -26,7 +26,7 @@ from embstore.errors import CorruptVersionError, SchemaError, nearest
 from embstore.serving.scores import Metric
 from embstore.serving.search import Neighbors, values_of, vectors_of
 from embstore.store.export import escaped
-from embstore.store.files import make_folder
+from embstore.store.files import make_folder, unwritable
 from embstore.store.objects import caches
 from embstore.store.version import Version
 from embstore.tokens import tokenize
@@ -92,9 +92,9 @@ class Indexes:
         Raises:
             ConfigError: the version has no vocabulary of a feature.
             SchemaError: no such feature.
-            StoreError: an index can't be written.
+            StoreError: an index can't be written or read.
         """
-        return {name: Index(name, self._open(version, name)) for name in self._names(version)}
+        return {name: Index(name, self._opened(version, name)) for name in self._names(version)}
 
     def _names(self, version: Version) -> Sequence[str]:
         if isinstance(self.features, str):
@@ -105,9 +105,15 @@ class Indexes:
                 raise SchemaError(f"no feature {name!r} to search in version {version.id}", do=nearest(name, known))
         return self.features
 
-    def _open(self, version: Version, feature: str) -> Neighbors:
+    def _opened(self, version: Version, feature: str) -> Neighbors:
         root = self.folder or caches() / "neighbors"
         folder = root / version.digest / f"{escaped(feature)}-{self.metric}"
+        try:
+            return self._built_once(version, feature, folder)
+        except OSError as error:
+            raise unwritable(folder, error) from error
+
+    def _built_once(self, version: Version, feature: str, folder: Path) -> Neighbors:
         with _alone(folder):
             if folder.exists():
                 try:

@@ -46,9 +46,15 @@ class PlainLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).strftime("%H:%M:%S")
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-        fields = "".join(f" {key}={value}" for key, value in getattr(record, "fields", {}).items())
+        fields = "".join(f" {key}={_shown(value)}" for key, value in getattr(record, "fields", {}).items())
         trace = f"\n{self.formatException(record.exc_info)}" if record.exc_info else ""
         return f"{time} {self._about}{level}{record.getMessage()}{fields}{trace}"
+
+
+def _shown(value: Any) -> str:
+    """A value that may be from outside: neither a line of its own nor an order to the terminal."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)
 
 
 def configure(level: str, about: Mapping[str, Any] | None = None, stream: TextIO | None = None) -> None:

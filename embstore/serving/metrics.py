@@ -88,9 +88,9 @@ class Metrics:
         self._behind.labels(alias).set(0)
         self._meant[alias] = version
 
-    def failing(self, alias: str) -> None:
-        """An alias could not be swapped."""
-        self._behind.labels(alias).set(1)
+    def failing(self, alias: str, fails: bool) -> None:
+        """Whether an alias can't be swapped."""
+        self._behind.labels(alias).set(int(fails))
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

@@ -63,15 +63,12 @@ class Prepared:
     Args:
         reader: whose.
         features: in the order of the output.
+        plan: of their rows.
     """
 
     reader: Reader
     features: tuple[Feature, ...]
-
-    @cached_property
-    def plan(self) -> LookupPlan:
-        """Of these features' rows."""
-        return self.reader.version.plan.only(*(feature.name for feature in self.features))
+    plan: LookupPlan
 
     @property
     def width(self) -> int:
@@ -128,7 +125,6 @@ class Reader:
         self.version, self._build, self._indexes = version, build, indexes
         self._features = {feature.name: feature for feature in version.schema.features}
         self._trained_on = version.manifest["columns"]
-        self._prepared: dict[tuple[str, ...], Prepared] = {}
         self._kernels = threading.local()
         self._table = _mapped(version)
         self._overlaid: Overlaid | None = None
@@ -187,9 +183,8 @@ class Reader:
             SchemaError: no such feature.
         """
         names = features or tuple(self._features)
-        if names not in self._prepared:
-            self._prepared[names] = Prepared(self, tuple(self.feature(name) for name in names))
-        return self._prepared[names]
+        # Made anew: kept by its reader, in a circle, it would keep a version in memory until the garbage is collected.
+        return Prepared(self, tuple(self.feature(name) for name in names), self.version.plan.only(*names))
 
     def lookup(self, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Looked:
         """The vectors and statuses of raw values of one feature.

@@ -25,6 +25,7 @@ from embstore.serving.service import infer, searches
 from embstore.serving.versions import Versions
 from embstore.store import VersionInfo
 from embstore.store.state import PRODUCTION
+from embstore.store.values import element_type
 
 log = logging.getLogger("embstore.serving")
 
@@ -129,9 +130,10 @@ class Server:
         return self.told(message_of(error))
 
     def told(self, text: str) -> str:
-        """A text as who asked may see it; where the store lies is not theirs to know."""
+        """A text as who asked may see it; where the store lies, a whole path or a URI, is not theirs to know."""
         for where in (str(self.versions.store.place), str(self.versions.store.root)):
-            text = text.replace(where, self.name)
+            if "://" in where or where.startswith("/"):  # others, as ``store`` or ``.``, are words of any text
+                text = text.replace(where, self.name)
         return text if len(text) <= _MESSAGE else f"{text[: _MESSAGE - 3]}..."
 
     def close(self) -> None:
@@ -180,8 +182,6 @@ def features(reader: Reader) -> list[dict[str, Any]]:
 
 def datatype_of(reader: Reader, feature: str) -> str:
     """What a feature's values travel as: as it was trained on."""
-    from embstore.store.values import element_type
-
     kind = element_type(reader.trained_on(feature) or "string")
     integers = reader.feature(feature).transform is not None or kind.startswith(("int", "uint", "bool"))
     return "INT64" if integers else "BYTES"

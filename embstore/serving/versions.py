@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from embstore.errors import EmbstoreError
+from embstore.serving.outcomes import message_of
 from embstore.serving.reader import Reader
 from embstore.store import Store, Version
 from embstore.store.state import PRODUCTION
@@ -46,7 +47,7 @@ class Versions:
         following: how.
         open_reader: opens one; ``Reader`` with ``embstore.models.build``, say.
         swapped: called with a name and the version it means, after each swap.
-        failed: called with a name that could not be swapped, each time it is tried.
+        failed: called with a name and whether it can't be swapped: each time it is tried, and when that is over.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class Versions:
         *,
         open_reader: Callable[[Version], Reader] = Reader,
         swapped: Callable[[str, Reader], object] = lambda name, reader: None,
-        failed: Callable[[str], object] = lambda name: None,
+        failed: Callable[[str, bool], object] = lambda name, fails: None,
     ) -> None:
         self.store, self.following = store, following or Following()
         self._open, self._swapped, self._failing = open_reader, swapped, failed
@@ -64,7 +65,7 @@ class Versions:
         self._kept: OrderedDict[str, Reader] = OrderedDict()  # by id, tag or prefix
         self._lock = threading.Lock()  # of the two
         self._loading: dict[str, threading.Lock] = {}
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, tuple[str, str]] = {}  # what went wrong, and what who asks is told
         self._stop = threading.Event()
         self._watcher: threading.Thread | None = None
 
@@ -109,24 +110,30 @@ class Versions:
     def look(self) -> None:
         """Look once whether aliases mean other versions now, and swap those that do.
 
-        A version that can't be loaded is logged, and the one before answers on.
+        A version that can't be loaded, for whatever reason, is logged, and the one before answers on.
         """
-        for name, reader in list(self._named.items()):
+        with self._lock:
+            named = list(self._named.items())
+        for name, reader in named:
             try:
                 version = self.store.resolve(name)
                 if version != reader.version.id:
                     self._load(name, instead_of=reader)
-                self._failed.pop(name, None)
-            except EmbstoreError as error:
-                if self._failed.get(name) != str(error):  # once, not every second
+                if self._failed.pop(name, None) is not None:
+                    self._failing(name, False)
+            except Exception as error:  # also of what nobody thought of: other aliases, and the next look, go on
+                found = f"{type(error).__name__}: {error}"
+                if self._failed.get(name, ("", ""))[0] != found:  # once, not every second
                     about = {"alias": name, "version": reader.version.id, "error": str(error)}
-                    log.error("not swapped: the version before answers on", extra={"fields": about})
-                self._failed[name] = str(error)
-                self._failing(name)
+                    unforeseen = None if isinstance(error, EmbstoreError) else error
+                    text = "not swapped: the version before answers on"
+                    log.error(text, extra={"fields": about}, exc_info=unforeseen)
+                self._failed[name] = found, message_of(error)
+                self._failing(name, True)
 
     def failures(self) -> dict[str, str]:
         """Why an alias could not be swapped, by its name."""
-        return dict(self._failed)
+        return {name: told for name, (_, told) in self._failed.copy().items()}
 
     def close(self) -> None:
         """End watching."""
@@ -136,10 +143,7 @@ class Versions:
 
     def _watch(self) -> None:
         while not self._stop.wait(self.following.seconds):
-            try:
-                self.look()
-            except Exception:  # a watcher that ends would leave an old version for good
-                log.exception("looking for new versions")
+            self.look()
 
     def _load(self, ref: str, instead_of: Reader | None = None) -> Reader:
         """Open, read and name a version; the same one, asked for by several at once, is loaded once."""
@@ -162,7 +166,8 @@ class Versions:
                             self._kept.popitem(last=False)
         finally:
             with self._lock:  # also of names that mean nothing: there is no end of them
-                self._loading.pop(ref, None)
+                if self._loading.get(ref) is lock:  # else it was done before, and others wait by another
+                    del self._loading[ref]
         if is_alias:
             log.info("loaded", extra={"fields": {"alias": ref, "version": version}})
             self._swapped(ref, reader)

@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, cast
 
 import torch
@@ -48,6 +49,7 @@ from embstore.serving.settings import ServeSettings
 from embstore.serving.tls import server_context, server_credentials
 from embstore.serving.versions import Following, Versions
 from embstore.store import Store, Version
+from embstore.store.place import location
 
 log = logging.getLogger("embstore.serving")
 
@@ -77,12 +79,12 @@ def server_of(settings: ServeSettings, open_reader: OpenReader | None = None, *,
         open_reader: of a version, and what builds its network, if that is wanted; ``WarmReader`` when not given.
         threads: ``Server``'s.
     """
-    metrics = Metrics()
+    metrics, place = Metrics(), location(settings.store)
     features = "all" if "all" in settings.search else settings.search
     indexes = Indexes(features=features, metric=cast(Metric, settings.metric)) if settings.search else None
     opened = open_reader or (lambda version, build: WarmReader(version, build, indexes))
     versions = Versions(
-        Store(settings.store),
+        Store(place.absolute() if isinstance(place, Path) else place),  # a whole path, which ``told`` knows in a text
         Following(alias=settings.alias, seconds=settings.poll_seconds),
         open_reader=lambda version: opened(version, build if settings.scores else None),
         swapped=lambda name, reader: metrics.swapped(name, reader.version.id),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -30,11 +31,12 @@ from embstore.cli.serve import serve as command
 from embstore.errors import ConfigError, VersionNotFoundError
 from embstore.models import build
 from embstore.serving.grpc import Servicer
-from embstore.serving.messages import SERVICE
+from embstore.serving.messages import SERVICE, message
 from embstore.serving.protocol import Limits
 from embstore.serving.reader import Reader
 from embstore.serving.server import Server
 from embstore.serving.settings import ServeSettings
+from embstore.serving.versions import Versions
 from embstore.store import Store, format
 
 pytest.importorskip("ray.serve", exc_type=ImportError)
@@ -335,14 +337,59 @@ def test_settings_that_ray_cannot_do(store: Store) -> None:
         pass
 
 
-def test_the_proxies_know_the_methods_that_replicas_answer() -> None:
-    handlers = Servicer(cast(Server, None)).handlers()
+def test_the_proxies_know_the_methods_that_replicas_answer(store: Store) -> None:
+    server = Server(name="shop", versions=Versions(store))
+    handlers = Servicer(server).handlers()
+    server.close()
     for service, names in SERVICES.items():
         for name in names:
             details = Details(f"/{service}/{name}")
             assert any(of.service(details) is not None for of in handlers), name
             assert callable(getattr(Methods, name))
     assert set(SERVICES[SERVICE]) < set(dir(over_grpc.service_pb2_grpc.GRPCInferenceServiceServicer))
+
+
+class Given:
+    """A call's context as Ray Serve gives it: what is said at its end, and who asks."""
+
+    def __init__(self) -> None:
+        self.code: grpc.StatusCode | None = None
+        self.details = ""
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+
+@pytest.mark.parametrize("rows", [1, 10_000], ids=["small", "large"])
+def test_replicas_answer_messages_as_the_single_host(store: Store, rows: int) -> None:
+    server = Server(name="shop", versions=Versions(store))
+    servicer, methods = Servicer(server), Methods()
+    methods.handlers, methods.body_bytes = servicer.handlers(), 1 << 20
+
+    def ask(model: str) -> tuple[bytes, Given]:
+        request = message("ModelInferRequest")(model_name=model)
+        request.inputs.add(name="item", datatype="INT64", shape=[rows]).contents.int64_contents.extend(range(rows))
+        given = Given()
+        return asyncio.run(methods.ModelInfer(request.SerializeToString(), given)).data, given  # type: ignore[attr-defined]
+
+    try:
+        data, given = ask("shop")
+        assert (given.code, given.details) == (None, "")
+        answer = message("ModelInferResponse").FromString(data)
+        expected = server.versions.get().lookup("item", range(rows))
+        assert answer.raw_output_contents[0] == expected.vectors_BW.tobytes()
+        assert servicer._leaving.held == servicer._arrived.held == 0
+        data, given = ask("sohp")
+        assert (data, given.code) == (b"", grpc.StatusCode.NOT_FOUND)
+        assert "shop" in given.details
+    finally:
+        server.close()
 
 
 class Details(NamedTuple):
@@ -424,7 +471,7 @@ def test_the_command(tmp_path: Path, store: Store) -> None:
         asked = urllib.request.Request(f"https://127.0.0.1:{port}/v2/models/shop", headers=_headers(READ))
         with urllib.request.urlopen(asked, context=context) as answer:
             assert json.load(answer)["versions"] == [store.resolve("production")]
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: Ray's processes must not get it
         assert process.wait(120) == 0
     finally:
         process.kill()

@@ -10,7 +10,7 @@ import pytest
 from shop import VOCABULARY, bundle
 from test_service import ask, numbers, texts
 
-from embstore.errors import ConfigError, RequestError, SchemaError
+from embstore.errors import ConfigError, RequestError, SchemaError, StoreError
 from embstore.serving.indexes import Indexes
 from embstore.serving.protocol import InferRequest, Limits, RequestedOutput, Tensor
 from embstore.serving.reader import Reader
@@ -82,3 +82,10 @@ def test_bad_input(searched: Reader, reader: Reader, store: Store, tmp_path: Pat
             infer(request, searched, Limits())
     with pytest.raises(RequestError, match=r"FP32 \[rows, 8\]"):
         ask(searched, [Tensor("item.vector", "FP32", (1, 3), bytes(12))], "item.neighbors")
+
+
+def test_a_cache_that_takes_nothing(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    version = store.publish(bundle(vocabulary=VOCABULARY))
+    with pytest.raises(StoreError, match="expected a file that can be written"):
+        Reader(version, indexes=Indexes(features="all", folder=tmp_path / "file")).load()

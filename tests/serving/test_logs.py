@@ -50,3 +50,12 @@ def test_plain_lines_on_a_terminal() -> None:
     logs.configure("debug", {"worker": 3}, stream)
     logging.getLogger("embstore.serving").warning("not swapped", extra={"fields": {"alias": "production"}})
     assert stream.getvalue().endswith(" worker 3 warning: not swapped alias=production\n")
+
+
+def test_what_comes_from_outside_stays_on_its_line() -> None:
+    stream = Terminal()
+    logs.configure("debug", stream=stream)
+    path = "/v2\n12:00:00 error: worker died\x1b[2J"
+    logging.getLogger("embstore.serving").debug("request", extra={"fields": {"path": path}})
+    (line,) = stream.getvalue().splitlines()
+    assert line.endswith(r"request path='/v2\n12:00:00 error: worker died\x1b[2J'")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from shop import DIM, FEATURES, RECORDS, SCHEMA, bundle
+from shop import DIM, FEATURES, RECORDS, SCHEMA, VOCABULARY, bundle
 
 from embstore.batch import FeatureTokens
 from embstore.ctr import CtrModel
@@ -16,7 +18,9 @@ from embstore.encoding import encode
 from embstore.errors import ConfigError, KernelError, RequestError, SchemaError
 from embstore.kernels.few import MOST, FewLookup
 from embstore.models import build
+from embstore.serving.indexes import Indexes
 from embstore.serving.reader import Reader
+from embstore.serving.worker import WarmReader
 from embstore.store import Change, Store, Version
 from embstore.vocabulary import ValueStatus
 
@@ -120,9 +124,27 @@ def test_a_chain_of_deltas(store: Store, encoding: str) -> None:
 
 def test_prepared_features(reader: Reader) -> None:
     prepared = reader.prepare("item", "user")
-    assert prepared is reader.prepare("item", "user")
+    assert prepared.plan is reader.prepare("item", "user").plan
     assert (prepared.width, prepared.slices["user"]) == (3 * DIM, slice(DIM, 3 * DIM))
     assert (prepared.embed(RECORDS)[:, DIM:] == reader.lookup("user", RECORDS["user"]).vectors_BW).all()
+
+
+def test_a_version_goes_with_its_last_reader(store: Store) -> None:
+    """Without waiting for the garbage collector, which may not look for hours where little is allocated."""
+    base = store.open("production")
+    delta = store.publish(bundle(7, vocabulary=VOCABULARY), change=Change(base=base, touched=torch.arange(100)))
+    indexes = Indexes(features=["user"], folder=store.root.parent / "indexes")
+    reader = WarmReader(delta, build, indexes)
+    reader.load()
+    reader.score(RECORDS)
+    held = [weakref.ref(reader), weakref.ref(delta), weakref.ref(base), weakref.ref(reader.indexes["user"].near)]
+    gc.collect()
+    gc.disable()
+    try:
+        del reader, delta, base
+        assert [of() for of in held] == [None] * 4
+    finally:
+        gc.enable()
 
 
 def test_threads_share_a_reader(reader: Reader) -> None:
