@@ -34,11 +34,13 @@ from benchmarks.report import Result, claim, main
 from benchmarks.serving import PACKAGES
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.serving.reader import Reader
+from embstore.serving.versions import Following
 from embstore.store import Change, Store
 
 WORKERS, CLIENTS, LOAD = 2, 4, 0.7
 _POLL = 0.1  # seconds between two looks of a worker at the alias
-_SETTLE = 3.0  # seconds for the last version to be let go of
+_SETTLE = 3.0  # seconds for requests to let go of a version
+_LINGERS = Following().lingers  # seconds that workers keep one that was swapped out
 
 
 class _Versions:
@@ -110,6 +112,7 @@ def measure(quick: bool) -> Result:
         )
         made, seen = versions.swaps - made, _seen(server) - seen
         versions.promote(versions.first.id)
+        time.sleep(_LINGERS)
         after_swaps = clients.open(VERSIONED, rate=rate, seconds=_SETTLE, seed=3)
         after = _memory(server)
     cells = {"saturation": saturation, "steady": steady, "during": during, "after": after_swaps}

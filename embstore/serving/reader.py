@@ -93,21 +93,11 @@ class Prepared:
             RequestError: features of different numbers of rows.
         """
         rows = check_alike({name: count(of) for name, of in tokens.items()})
-        few = self._few
+        few = self.reader.few(self.plan)
         if few is not None and rows * self.plan.width <= MOST and all(of.offsets is None for of in tokens.values()):
             values = [tokens[name].values for name in self.plan.names]
             return few((values[0] if len(values) == 1 else np.concatenate(values)).view(np.int64), rows)
         return self.reader.vectors(self.plan, tokens, rows)
-
-    @cached_property
-    def _made(self) -> FewLookup | None:
-        weight_ND = self.reader.mapped_rows
-        return None if weight_ND is None else FewLookup(self.plan, weight_ND)
-
-    @property
-    def _few(self) -> FewLookup | None:
-        """For few rows, where the table is read as it lies, and was checked."""
-        return self._made if self.reader.version.table.buckets.complete else None
 
 
 class Reader:
@@ -125,6 +115,7 @@ class Reader:
         self.version, self._build, self._indexes = version, build, indexes
         self._features = {feature.name: feature for feature in version.schema.features}
         self._trained_on = version.manifest["columns"]
+        self._few: dict[tuple[str, ...], FewLookup] = {}
         self._kernels = threading.local()
         self._table = _mapped(version)
         self._overlaid: Overlaid | None = None
@@ -339,10 +330,13 @@ class Reader:
         rows_TD = (self._overlaid or self.version.table).gather(rows_T)
         return rows_TD.float() if rows_TD.dtype == torch.float64 else rows_TD
 
-    @property
-    def mapped_rows(self) -> torch.Tensor | None:
-        """The table's rows, if they lie in files as they are read."""
-        return None if self._table is None else self._table.weight_ND
+    def few(self, plan: LookupPlan) -> FewLookup | None:
+        """A plan's lookup of few rows, made once, where the table is read as it lies and was checked."""
+        if self._table is None or not self.version.table.buckets.complete:
+            return None
+        if plan.names not in self._few:
+            self._few[plan.names] = FewLookup(plan, self._table.weight_ND)
+        return self._few[plan.names]
 
     @property
     def _kernel(self) -> CpuKernel:

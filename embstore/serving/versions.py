@@ -14,6 +14,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic
 
 from embstore.errors import EmbstoreError
 from embstore.serving.outcomes import message_of
@@ -32,11 +33,13 @@ class Following:
         alias: what a request means that names no version; a tag or version id, too, which then stays what it is.
         seconds: between two looks at the store.
         kept: versions asked for by id or tag that stay loaded, those asked for last.
+        lingers: seconds that a version stays loaded after a swap, so that going back to it is immediate.
     """
 
     alias: str = PRODUCTION
     seconds: float = 1.0
     kept: int = 2
+    lingers: float = 30.0
 
 
 class Versions:
@@ -63,7 +66,8 @@ class Versions:
         self._open, self._swapped, self._failing = open_reader, swapped, failed
         self._named: dict[str, Reader] = {}  # by alias
         self._kept: OrderedDict[str, Reader] = OrderedDict()  # by id, tag or prefix
-        self._lock = threading.Lock()  # of the two
+        self._left: dict[str, tuple[Reader, float]] = {}  # by id, swapped out, until when they linger
+        self._lock = threading.Lock()  # of the three
         self._loading: dict[str, threading.Lock] = {}
         self._failed: dict[str, tuple[str, str]] = {}  # what went wrong, and what who asks is told
         self._stop = threading.Event()
@@ -114,6 +118,7 @@ class Versions:
         """
         with self._lock:
             named = list(self._named.items())
+            self._left = {version: of for version, of in self._left.items() if monotonic() < of[1]}
         for name, reader in named:
             try:
                 version = self.store.resolve(name)
@@ -159,6 +164,9 @@ class Versions:
                 is_alias = ref == self.following.alias or self.store.aliases().get(ref) is not None
                 with self._lock:
                     if is_alias:
+                        before = self._named.get(ref)
+                        if before is not None:
+                            self._left[before.version.id] = before, monotonic() + self.following.lingers
                         self._named[ref] = reader
                     else:
                         self._kept[ref] = reader
@@ -175,7 +183,7 @@ class Versions:
 
     def _loaded_already(self, version: str) -> Reader | None:
         with self._lock:
-            readers = [*self._named.values(), *self._kept.values()]
+            readers = [*self._named.values(), *self._kept.values(), *(reader for reader, _ in self._left.values())]
         return next((reader for reader in readers if reader.version.id == version), None)
 
     def _opened(self, version: str) -> Reader:

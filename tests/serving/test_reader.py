@@ -16,7 +16,7 @@ from embstore.batch import FeatureTokens
 from embstore.ctr import CtrModel
 from embstore.encoding import encode
 from embstore.errors import ConfigError, KernelError, RequestError, SchemaError
-from embstore.kernels.few import MOST, FewLookup
+from embstore.kernels.few import MOST
 from embstore.models import build
 from embstore.serving.indexes import Indexes
 from embstore.serving.reader import Reader
@@ -45,8 +45,8 @@ def test_vectors_of_several_features_are_the_versions(reader: Reader, version: V
 
 def test_a_lookup_takes_all_rows_of_each_feature(reader: Reader) -> None:
     prepared = reader.prepare("item", "country")
-    assert reader.mapped_rows is not None
-    few = FewLookup(prepared.plan, reader.mapped_rows)
+    few = reader.few(prepared.plan)
+    assert few is not None
     with pytest.raises(KernelError, match="5 tokens for each of 2 features; found 9"):
         few(np.zeros(9, dtype=np.int64), 5)
     fixed = np.arange(10, dtype=np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -183,3 +184,23 @@ def test_a_thread_follows(store: Store) -> None:
     versions.close()
     expected = Reader(delta).lookup("user", RECORDS["user"])
     assert reader.lookup("user", RECORDS["user"]).vectors_BW.tobytes() == expected.vectors_BW.tobytes()
+
+
+def test_going_back_is_immediate_for_a_while(store: Store) -> None:
+    versions = Versions(store, Following(lingers=1000))
+    first = versions.get()
+    store.promote(store.publish(bundle(1)).id)
+    versions.look()
+    assert versions.ready() is not first
+    store.rollback()
+    versions.look()
+    assert versions.ready() is first
+
+
+def test_who_lingers_goes(store: Store) -> None:
+    versions = Versions(store, Following(lingers=0))
+    first = weakref.ref(versions.get())
+    store.promote(store.publish(bundle(1)).id)
+    versions.look()
+    versions.look()
+    assert first() is None
