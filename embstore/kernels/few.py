@@ -17,11 +17,13 @@ from torch import Tensor
 from embstore.errors import KernelError
 from embstore.hashing import compiled, fill_rows
 from embstore.kernels import rows as words
+from embstore.kernels.changed import ChangedRows, find_row
 from embstore.kernels.known import KnownIndex, rank_tokens
 from embstore.kernels.native import prefetch_row, widen
 from embstore.kernels.plan import LookupPlan
 
 MOST = 1 << 18  # numbers of an output; more are for the kernel and its threads
+_NO_ROWS, _NO_ADDRESSES = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
 _AHEAD = 64  # table rows that are on their way to the cache while one is read
 
 
@@ -31,14 +33,16 @@ class FewLookup:
     Args:
         plan: without lists in what it is called with.
         weight_ND: float32, float16 or bfloat16, contiguous, on the host; it stays where it is.
+        changed: rows that lie elsewhere, in the same dtype.
     """
 
-    def __init__(self, plan: LookupPlan, weight_ND: Tensor) -> None:
+    def __init__(self, plan: LookupPlan, weight_ND: Tensor, changed: ChangedRows | None = None) -> None:
         arrays, index = plan.arrays, plan.known_index
         self._weight_ND, self._width, self._features = weight_ND, plan.width, len(plan.names)
         self._lookups = arrays.feature_L, arrays.salt_L, arrays.base_L, arrays.size_L, arrays.exact_L
         self._known = index.token_K, index.rank_K, index.start_F, index.mask_F
         narrow, half = weight_ND.element_size() == 2, weight_ND.dtype == torch.float16
+        self._changed = (_NO_ROWS, _NO_ADDRESSES) if changed is None else (changed.row_K, changed.address_K)
         self._table = np.uint64(weight_ND.data_ptr()), plan.dim, narrow, half
 
     def __call__(self, token_N: NDArray[np.int64], rows: int) -> NDArray[np.float32]:
@@ -56,7 +60,7 @@ class FewLookup:
         if not token_N.flags.writeable:
             token_N = token_N.copy()  # it is compiled for such
         out_BW = np.empty((rows, self._width), dtype=np.float32)
-        _read(token_N, rows, *self._lookups, *self._known, *self._table, out_BW)
+        _read(token_N, rows, *self._lookups, *self._known, *self._changed, *self._table, out_BW)
         return out_BW
 
 
@@ -73,6 +77,8 @@ def _read(  # type: ignore[no-untyped-def]
     rank_K,
     start_F,
     mask_F,
+    row_K,
+    address_K,
     weight,
     dim,
     narrow,
@@ -99,7 +105,8 @@ def _read(  # type: ignore[no-untyped-def]
         for _ in range(rows):
             if h + _AHEAD < len(row_H):
                 prefetch_row(weight, row_H[h + _AHEAD], row_bytes)
-            row = weight + np.uint64(row_H[h]) * np.uint64(row_bytes)
+            place = find_row(row_H[h], row_K) if len(row_K) else -1
+            row = address_K[place] if place >= 0 else weight + np.uint64(row_H[h]) * np.uint64(row_bytes)
             if narrow:
                 widen(to, row, half, dim)
             else:

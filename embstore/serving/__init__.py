@@ -1,7 +1,7 @@
 """Vectors and scores of published versions for ranking services: in process, and by the Open Inference Protocol.
 
 one version    reader.py (raw values -> vectors, statuses, scores), values.py (raw values, in Arrow or in the protocol's
-               tensors -> tokens), overlaid.py (rows of deltas), search.py and indexes.py (nearest neighbours among a
+               tensors -> tokens), search.py and indexes.py (nearest neighbours among a
                feature's values)
 a request      protocol.py (tensors, requests, responses, the same for both protocols), service.py (request -> response)
 a server       versions.py (which version each name means now; a swap loses no request), server.py, access.py,

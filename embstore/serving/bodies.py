@@ -90,7 +90,7 @@ def decode(
         inputs=inputs,
         outputs=[_requested(entry) for entry in _entries(request, "outputs")] if request.get("outputs") else (),
         parameters=parameters,
-        deadline=_deadline(parameters, waited) if "timeout" in parameters else None,
+        deadline=deadline_of(parameters["timeout"], waited) if "timeout" in parameters else None,
     )
 
 
@@ -190,9 +190,8 @@ def _requested(entry: dict[str, Any]) -> RequestedOutput:
     return RequestedOutput(name, parameters)
 
 
-def _deadline(parameters: dict[str, Any], waited: float) -> float | None:
-    """By Triton's ``timeout``, in microseconds; 0: none."""
-    timeout = parameters["timeout"]
+def deadline_of(timeout: Any, waited: float = 0.0) -> float | None:
+    """By Triton's parameter ``timeout``, in microseconds; 0: none."""
     if type(timeout) is not int or timeout < 0:
         raise _wrong_type("timeout", "microseconds", timeout)
     return monotonic() - waited + min(timeout / 1e6, _LONGEST_SECONDS) if timeout else None

@@ -132,7 +132,7 @@ class Client:
         """The vectors of records, of all features.
 
         Args:
-            records: columns by name, or rows.
+            records: columns by name, rows, or an Arrow table.
         """
         outputs, found = self._infer(self._columns(records, dense=False), ("embedding",), version)
         return Embedded(outputs[0], found)
@@ -168,9 +168,12 @@ class Client:
     def _columns(self, records: Records, dense: bool) -> dict[str, Iterable[Any]]:
         about = self._about or self.features()
         names = [feature["name"] for feature in about["features"]] + (about["dense"] if dense else [])
+        if hasattr(records, "to_pydict"):  # an Arrow table
+            records = records.to_pydict()
         if isinstance(records, Mapping):
             return {name: records[name] for name in names if name in records}  # the server says what is absent
-        return {name: [row.get(name) for row in records] for name in names}
+        given = set().union(*records)
+        return {name: [row.get(name) for row in records] for name in names if name in given}
 
     def _infer(
         self, columns: Mapping[str, Iterable[Any]], outputs: Sequence[str], version: str

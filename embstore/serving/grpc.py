@@ -19,6 +19,7 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from embstore.errors import ConfigError, DeadlineError, LimitError, RequestError, StoreError
+from embstore.serving.bodies import deadline_of
 from embstore.serving.held import Held
 from embstore.serving.messages import SERVICE, message
 from embstore.serving.protocol import MAX_DIMS, InferRequest, InferResponse, Limits, Raw, RequestedOutput, Tensor
@@ -341,7 +342,10 @@ def infer_request(data: bytes, limits: Limits, seconds: float | None = None) -> 
         request = _InferRequest.FromString(head)
     except DecodeError as error:
         raise _damaged("ModelInferRequest", str(error)) from error
-    inputs = request.inputs
+    inputs, parameters = request.inputs, _parameters(request.parameters)
+    if "timeout" in parameters:
+        asked = deadline_of(parameters["timeout"])
+        deadline = asked if deadline is None or (asked is not None and asked < deadline) else deadline
     if raws and len(raws) != len(inputs):
         expected = f"{len(inputs):,}, as there are inputs"
         raise RequestError("raw_input_contents", expected=expected, found=f"{len(raws):,}")
@@ -351,7 +355,7 @@ def infer_request(data: bytes, limits: Limits, seconds: float | None = None) -> 
         id=request.id,
         inputs=[_tensor(tensor, raws[at] if raws else None, limits) for at, tensor in enumerate(inputs)],
         outputs=[RequestedOutput(of.name, _parameters(of.parameters, of.name)) for of in request.outputs],
-        parameters=_parameters(request.parameters),
+        parameters=parameters,
         deadline=deadline,
     )
 

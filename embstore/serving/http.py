@@ -243,7 +243,9 @@ class App:
 
         def index() -> list[dict[str, str]]:
             loaded, meant = set(server.versions.loaded().values()), server.versions.store.aliases()
-            failed = {meant[alias]: why for alias, why in server.versions.failures().items() if alias in meant}
+            failed = {
+                meant[alias]: server.told(why) for alias, why in server.versions.failures().items() if alias in meant
+            }
             found = []
             for info in server.versions.store.versions():
                 state, reason = (

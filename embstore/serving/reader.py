@@ -27,6 +27,7 @@ from embstore.ctr import BuildNetwork, build_network
 from embstore.encoding import column_of, dense_numbers
 from embstore.errors import ConfigError, RequestError, SchemaError, nearest
 from embstore.kernels import Table, TableOptimizer
+from embstore.kernels.changed import ChangedRows
 from embstore.kernels.cpu import DTYPES, CpuKernel
 from embstore.kernels.few import MOST, FewLookup
 from embstore.kernels.plan import LookupPlan, Request
@@ -34,10 +35,10 @@ from embstore.kernels.reference import pooled
 from embstore.normalization import StreamingNormalizer
 from embstore.schema import Feature
 from embstore.serving.indexes import Index, Indexes
-from embstore.serving.overlaid import Overlaid
 from embstore.serving.protocol import BYTES, Tensor
 from embstore.serving.values import byte_tokens, check_alike, tokens_of
 from embstore.store.quantization import encoding_of
+from embstore.store.table import VersionTable
 from embstore.store.version import Version
 from embstore.tokens import Tokens
 
@@ -117,8 +118,10 @@ class Reader:
         self._trained_on = version.manifest["columns"]
         self._few: dict[tuple[str, ...], FewLookup] = {}
         self._kernels = threading.local()
-        self._table = _mapped(version)
-        self._overlaid: Overlaid | None = None
+        table = version.table
+        self._is_plain = table.dtype in DTYPES and table.encoding == encoding_of(table.dtype)  # it lies as it is read
+        self._table = _mapped(table) if self._is_plain and not table.overlays else None
+        self._changed: ChangedRows | None = None  # by deltas, once they are at hand
 
     def load(self, *, progress: Any = None) -> None:
         """Read, and check, all of the table and build the network, so that no request waits for a disk.
@@ -139,8 +142,10 @@ class Reader:
         """Have the table's rows at hand, checked."""
         table = self.version.table
         table.buckets.check(range(table.layout.buckets), progress=progress)
-        if Overlaid.serves(table):
-            self._overlaid = Overlaid(table)
+        overlays = table.overlays
+        if overlays and ChangedRows.serves(table.dim, table.dtype):
+            changes = [(of.index_R.numpy(), of.rows_RD) for of in (overlays[delta] for delta in range(len(overlays)))]
+            self._changed = ChangedRows(changes, table.num_rows)
 
     def ahead(self, tokens: Mapping[str, Tokens], deadline: float | None = None) -> Reader:
         """A reader that has the rows of these tokens, by feature, at hand: this one, unless it ``waits``.
@@ -327,15 +332,21 @@ class Reader:
             return pooled(request, self._gather).numpy()
 
     def _gather(self, rows_T: torch.Tensor) -> torch.Tensor:
-        rows_TD = (self._overlaid or self.version.table).gather(rows_T)
+        table = self.version.table
+        if self._changed is None:
+            rows_TD = table.gather(rows_T)
+        else:
+            rows_TD = table.stored(rows_T)
+            self._changed.put(rows_T, rows_TD)
         return rows_TD.float() if rows_TD.dtype == torch.float64 else rows_TD
 
     def few(self, plan: LookupPlan) -> FewLookup | None:
-        """A plan's lookup of few rows, made once, where the table is read as it lies and was checked."""
-        if self._table is None or not self.version.table.buckets.complete:
+        """A plan's lookup of few rows, made once, where the table is read as it lies, and is at hand."""
+        table = self.version.table
+        if not (self._is_plain and table.buckets.complete) or (table.overlays and self._changed is None):
             return None
         if plan.names not in self._few:
-            self._few[plan.names] = FewLookup(plan, self._table.weight_ND)
+            self._few[plan.names] = FewLookup(plan, table.buckets.rows, self._changed)
         return self._few[plan.names]
 
     @property
@@ -352,11 +363,8 @@ def count(tokens: Tokens) -> int:
     return len(tokens.values) if tokens.offsets is None else len(tokens.offsets) - 1
 
 
-def _mapped(version: Version) -> Table | None:
-    """The table as kernels take it, if its rows lie in files as they are read."""
-    table = version.table
-    if table.overlays or table.dtype not in DTYPES or table.encoding != encoding_of(table.dtype):
-        return None
+def _mapped(table: VersionTable) -> Table:
+    """The table as kernels take it."""
     return Table(
         weight_ND=table.buckets.rows,
         state={},

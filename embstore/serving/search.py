@@ -311,7 +311,7 @@ def values_of(version: Version, feature: str, source: Values | None = None) -> p
     spec = version.schema.feature(feature, of=f"version {version.id}")
     if source is None:
         if version.vocabulary is None or feature not in version.vocabulary:
-            do = "publish it with one (publish.vocabulary), or give a file of values"
+            do = "publish it with one: publish.vocabulary of its run (docs/store.md)"
             raise ConfigError(f"neighbours of {feature!r}", expected="its values", found="no vocabulary", do=do)
         known = version.vocabulary[feature]
         return known.values if known.kept.all() else known.values.filter(pa.array(known.kept))

@@ -1,7 +1,7 @@
 """Which version each name means now, opened and loaded; and how it comes to mean another.
 
 A swap is one assignment: requests that have begun keep the reader they began with, those that come after get the new
-one, and a version's memory goes when the last request lets go of it.
+one. A version that was swapped out stays loaded for a while; then its memory goes with the last request on it.
 
     production ──> v1            store promotes v2; the watcher opens, reads and warms it
     production ──> v2            v1 answers what it had begun
@@ -33,7 +33,8 @@ class Following:
         alias: what a request means that names no version; a tag or version id, too, which then stays what it is.
         seconds: between two looks at the store.
         kept: versions asked for by id or tag that stay loaded, those asked for last.
-        lingers: seconds that a version stays loaded after a swap, so that going back to it is immediate.
+        lingers: seconds that a version stays loaded after a swap, so that going back to it is immediate; no more than
+            ``kept`` do.
     """
 
     alias: str = PRODUCTION
@@ -166,7 +167,10 @@ class Versions:
                     if is_alias:
                         before = self._named.get(ref)
                         if before is not None:
+                            self._left.pop(before.version.id, None)
                             self._left[before.version.id] = before, monotonic() + self.following.lingers
+                            while len(self._left) > self.following.kept:
+                                self._left.pop(next(iter(self._left)))
                         self._named[ref] = reader
                     else:
                         self._kept[ref] = reader

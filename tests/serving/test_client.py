@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from running import serving
 from shop import FEATURES, RECORDS, bundle
@@ -50,9 +51,20 @@ def test_lookups_are_the_readers(client: Client, shared: tuple[Reader, str]) -> 
 
 def test_records(client: Client, shared: tuple[Reader, str]) -> None:
     reader, rows = shared[0], [dict(zip(RECORDS, row, strict=True)) for row in zip(*RECORDS.values(), strict=True)]
-    for records in (RECORDS, rows):
+    for records in (RECORDS, rows, pa.table(RECORDS)):
         assert client.embed(records).vectors.tobytes() == reader.embed(RECORDS).tobytes()
         assert client.score(records).scores.tobytes() == reader.score(RECORDS).tobytes()
+
+
+def test_records_without_a_feature_are_refused(client: Client) -> None:
+    """Whatever form they have: what is absent is not missing."""
+    columns = {name: values for name, values in RECORDS.items() if name != "item"}
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    for records in (columns, rows, pa.table(columns)):
+        with pytest.raises(RequestError, match="found no item"):
+            client.embed(records)
+        with pytest.raises(RequestError, match="found no item"):
+            client.score(records)
 
 
 def test_arrays(client: Client, shared: tuple[Reader, str]) -> None:

@@ -335,7 +335,10 @@ def test_deadline(client: triton.InferenceServerClient, server: Server, monkeypa
     monkeypatch.setattr(server, "infer", slow)
     refused(lambda: client.infer("shop", asked, client_timeout=0.3), Code.DEADLINE_EXCEEDED)
     assert monotonic() - 10 < seen[0] < monotonic() + 1
+    refused(lambda: client.infer("shop", asked, timeout=5_000_000, client_timeout=0.3), Code.DEADLINE_EXCEEDED)
+    assert seen[1] < monotonic() + 1  # the earlier of the two
     monkeypatch.setattr(server, "infer", answer)
+    refused(lambda: client.infer("shop", asked, timeout=1), Code.DEADLINE_EXCEEDED)  # microseconds
     assert client.infer("shop", asked, client_timeout=30).as_numpy("user.status").tolist() == [0]
 
 

@@ -204,3 +204,13 @@ def test_who_lingers_goes(store: Store) -> None:
     versions.look()
     versions.look()
     assert first() is None
+
+
+def test_no_more_linger_than_are_kept(store: Store) -> None:
+    versions = Versions(store, Following(lingers=1000, kept=1))
+    gone = [weakref.ref(versions.get())]
+    for seed in (1, 2):
+        store.promote(store.publish(bundle(seed)).id)
+        versions.look()
+        gone.append(weakref.ref(versions.get()))
+    assert [of() is not None for of in gone] == [False, True, True]
