@@ -3,7 +3,7 @@
 Every version's rows are a known function of the row and the version's number (``benchmarks.load.numbered``), so each
 answer is compared, bit by bit, with what the version that it names must give. A third of the swaps publish a delta of
 1% of the rows and promote it, a third roll back, a third promote the newest again; whoever publishes shares the
-machine's cores with servers and clients.
+machine's cores with servers and clients, niced.
 
     errors, wrong_answers           of all requests, before and during; 0
     swaps_seen                      of those made, how many a worker has followed on average, as the metrics say
@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -158,7 +159,8 @@ def _there_and_back(versions: _Versions) -> None:
 
 
 def _swap(versions: _Versions, count: int, seconds: float) -> None:
-    """So many swaps, evenly over the time; late ones follow at once."""
+    """So many swaps, evenly over the time; late ones follow at once. The server goes first, as beside any batch job."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
     turns = _turns(versions)
     start = time.monotonic()
     for number in range(count):

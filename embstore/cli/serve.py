@@ -76,7 +76,8 @@ SIGTERM and Ctrl-C end it when what has begun is answered; a second one at once.
     "--log-level", type=click.Choice(("debug", "info", "warning", "error")), default="info", show_default=True
 )
 @serve_ray.options
-def serve(max_values: int, max_body: int, **options: Any) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print where it listens as a line of JSON.")
+def serve(max_values: int, max_body: int, as_json: bool, **options: Any) -> None:
     """Answer lookups and scores of STORE (a folder, or a URI) by the Open Inference Protocol, HTTP and gRPC.
 
     Requests that name no version get the one that --alias means, and the next one from when it is promoted; none fails
@@ -91,10 +92,18 @@ def serve(max_values: int, max_body: int, **options: Any) -> None:
     spread = serve_ray.take(options)
     settings = _settings(limits, **options)
     if spread is not None:
-        serve_ray.run(settings, spread)
+        serve_ray.run(settings, spread, as_json=as_json)
         return
     logs.configure(settings.log_level)
-    Supervisor(settings, lambda listening: _show(settings, listening, options["token_file"])).run()
+
+    def ready(listening: Listening) -> None:
+        if as_json:
+            about = {"name": settings.name, "alias": settings.alias, "version": listening.version}
+            click.echo(json.dumps({**about, "http": listening.http, "grpc": listening.grpc}))
+        else:
+            _show(settings, listening, options["token_file"])
+
+    Supervisor(settings, ready).run()
 
 
 def _settings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -79,7 +80,7 @@ def take(given: dict[str, Any]) -> RaySettings | None:
     return RaySettings(**chosen)
 
 
-def run(settings: ServeSettings, spread: RaySettings) -> None:
+def run(settings: ServeSettings, spread: RaySettings, *, as_json: bool) -> None:
     """Serve until Ctrl-C or SIGTERM."""
     from embstore.interruption import Interruption
     from embstore.pipelines.serve import serve_store
@@ -87,9 +88,13 @@ def run(settings: ServeSettings, spread: RaySettings) -> None:
     asked = Interruption()
     with asked.watched(), serve_store(settings, spread):
         scheme = "http" if settings.tls is None else "https"
-        click.echo(f"{settings.name}: ready on Ray")
-        click.echo(f"HTTP  {scheme}://{settings.host}:{settings.http_port} on each node")
-        if spread.grpc:
-            click.echo(f"gRPC  port {settings.grpc_port} on each node, at all its addresses")
+        if as_json:
+            ports = {"http": settings.http_port, "grpc": settings.grpc_port if spread.grpc else None}
+            click.echo(json.dumps({"name": settings.name, "alias": settings.alias, "ports": ports}))
+        else:
+            click.echo(f"{settings.name}: ready on Ray")
+            click.echo(f"HTTP  {scheme}://{settings.host}:{settings.http_port} on each node")
+            if spread.grpc:
+                click.echo(f"gRPC  port {settings.grpc_port} on each node, at all its addresses")
         while not asked.asked():
             time.sleep(_POLL_SECONDS)

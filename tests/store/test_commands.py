@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from commands import output
 
 from embstore.cli import cli
-from embstore.cli.versions import _marked
 from embstore.errors import CorruptVersionError, StoreError
 from embstore.store import Bundle, Change, Store, Version
+from embstore.store.listing import _marked
 from embstore.store.local import LocalFiles
 
 MakeBundle = Callable[..., Bundle]
