@@ -97,6 +97,10 @@ class Shard:
         )
         self._versions.follow()
 
+    def close(self) -> None:
+        """End watching."""
+        self._versions.close()
+
     async def load(self, version: str) -> None:
         """Have a version at hand."""
         await self._reader(version)

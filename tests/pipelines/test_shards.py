@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -37,6 +37,17 @@ class Response:
 
     def cancel(self) -> None:
         pass
+
+
+_watching: list[Shard] = []
+
+
+@pytest.fixture(autouse=True)
+def ended() -> Iterator[None]:
+    """Shards end with their test: what they go on reading of the store would be a request of another test's."""
+    yield
+    while _watching:
+        _watching.pop().close()
 
 
 class Handle:
@@ -75,7 +86,9 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 def _handles(store: Store, shards: int) -> list[Handle]:
     settings = ServeSettings(store=str(store.root))
-    return [Handle(Shard(settings, shard, shards)) for shard in range(shards)]
+    made = [Shard(settings, shard, shards) for shard in range(shards)]
+    _watching.extend(made)
+    return [Handle(shard) for shard in made]
 
 
 def _distant(version: Version, handles: list[Handle]) -> DistantReader:

@@ -134,4 +134,4 @@ def test_values_are_read_in_bounded_memory(tmp_path: Path) -> None:
         assert piece.num_rows <= 1000
         held.append(pa.total_allocated_bytes() - before)
     assert len(held) == 30
-    assert max(held) < 16 << 20  # of 30 MB; how far threads read ahead is theirs
+    assert max(held) < 8 << 20  # of 30 MB
