@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[fbgemm-$(FLAVOR),torchrec,ray,serve,tensorboard,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[fbgemm-$(FLAVOR),torchrec,ray,serve,graphs,tensorboard,dev]'
 	$(BIN)/python -m pip install --quiet --no-deps $(TORCHREC)
 	touch $@
 

@@ -13,6 +13,7 @@
     │   ├── VersionNotFoundError   no version, alias or unique prefix of that name
     │   ├── CorruptVersionError    bytes differ from what the manifest promises
     │   └── LaterVersionError      a later embstore wrote it
+    ├── GraphError           a graph is not one, or none to walk on
     ├── DatasetError         raw files are not the data set they were said to be
     └── ServingError         a server can't answer a request
         ├── RequestError           it is not a request, or none that the model can answer
@@ -101,6 +102,10 @@ class CorruptVersionError(StoreError):
 
 class LaterVersionError(StoreError):
     """A later embstore wrote it."""
+
+
+class GraphError(EmbstoreError):
+    """A graph is not one, or none to walk on."""
 
 
 class DatasetError(EmbstoreError):
