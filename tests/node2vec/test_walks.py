@@ -54,7 +54,9 @@ GRAPHS = {
     "hub": hub(weighted=False),
     "weighted hub": hub(weighted=True),
     "extremes": Graph.of_edges(
-        np.array([0, 0, 1, 2, 3, 3]), np.array([1, 2, 2, 3, 4, 0]), np.array([1e-30, 1e-30, 2e-30, 1e30, 1e30, 1e30])
+        np.array([0, 0, 1, 2, 3, 3, 4, 5]),
+        np.array([1, 2, 2, 3, 4, 5, 5, 6]),
+        np.array([1e30, 1e30, 1e30, 2e-30, 1e-30, 1e-30, 2e-30, 1e-30]),
     ),
 }
 PQ = [
