@@ -67,8 +67,7 @@ class Graph:
         """The sum of each node's weights, ``[N]``."""
         if self.weights_E is None:
             return self.degrees().astype(np.float64)
-        sums_E = np.concatenate([[0.0], np.cumsum(self.weights_E, dtype=np.float64)])
-        return sums_E[self.indptr_N[1:]] - sums_E[self.indptr_N[:-1]]
+        return row_sums(self.indptr_N, self.weights_E)
 
     def sources(self) -> NDArray[np.int32]:
         """Whose row each entry is in, ``[E]``."""
@@ -183,6 +182,15 @@ class Graph:
             do = "say directed, or add the transposed matrix"
             raise GraphError("an undirected graph", expected="a symmetric matrix", found="one that is not", do=do)
         return cls(indptr_N=graph.indptr_N, indices_E=graph.indices_E, weights_E=graph.weights_E, nodes=nodes)
+
+
+def row_sums(indptr_N: NDArray[np.int64], values_E: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The sum of each row, ``[N]``; each of its own numbers only, which may be far smaller than those of others."""
+    sum_N = np.zeros(len(indptr_N) - 1)
+    some_N = indptr_N[1:] > indptr_N[:-1]
+    if some_N.any():
+        sum_N[some_N] = np.add.reduceat(values_E, indptr_N[:-1][some_N], dtype=np.float64)
+    return sum_N
 
 
 def _numbers(array: NDArray[Any], name: str) -> NDArray[np.int64]:

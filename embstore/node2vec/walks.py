@@ -6,7 +6,19 @@
 A neighbour is drawn by weight (Vose's alias tables, one entry an edge) and kept with probability alpha / max(1, 1/q):
 no table of pairs of edges is ever made. What goes back is drawn apart where 1/p is the greatest, and where nothing was
 kept for long, all alphas are computed and one is drawn outright; so no p and q make a step slow, and none changes the
-law.
+law. Where a directed graph has no arc back, a walk goes on without it; "near" asks for an arc from t to x, as the
+paper's distance from t does and PecanPy (the authors' code asks for one from x to t).
+
+node2vec+ (Liu, Hirn & Krishnan 2023) looks at weights, too. An edge is weak at a node when its weight is below that
+node's mean weight plus gamma standard deviations (of its own row; 0 if that is negative), which is c(node) here:
+
+    alpha(t, x) = 1/p                           where x is t
+                  1                             where t-x is an edge that isn't weak at x
+                  min(1, 1/q)                   elsewhere, where v-x is weak at v
+                  1/q + (1 - 1/q) w(t, x)/c(x)  elsewhere; w is 0 where there is no edge
+
+These are PecanPy's probabilities for sparse graphs but for one case: it has no mean for a node without arcs, which here
+has none that are weak. Without weights no edge is weak, and all is node2vec.
 
 Walk ``number`` of ``num_walks * N`` starts at the node that round ``number // N`` has in place ``number % N``; its
 random numbers are a function of (seed, node, round) alone. So walks are the same for any division of the work.
@@ -26,7 +38,8 @@ from numpy.typing import NDArray
 
 from embstore.errors import ConfigError, GraphError
 from embstore.hashing import compiled, mulhi64_scalar, splitmix64_scalar
-from embstore.node2vec.graph import Graph
+from embstore.node2vec.alias import alias_rows
+from embstore.node2vec.graph import Graph, row_sums
 from embstore.threads import share
 
 NO_NODE = -1  # after the end of a walk that couldn't go on
@@ -35,7 +48,7 @@ _CHUNK = 256  # walks claimed by a thread at once
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ROUND = np.uint64(0xD1B54A32D192ED03)  # apart from the counter's stride
-_U1, _U11 = np.uint64(1), np.uint64(11)
+_U11 = np.uint64(11)
 _UNIT = 2.0**-53
 
 
@@ -97,7 +110,23 @@ class Walker:
         if not len(graph.indices_E):
             found = f"{graph.num_nodes:,} nodes and no edge"
             raise GraphError("a graph to walk on", expected="at least one edge", found=found)
+        _check_arrays(graph)
         self.graph, self.settings = graph, settings
+        self._last_order = -1, np.empty(0, dtype=np.int32)  # replaced as one: threads may ask at the same time
+
+    def __reduce__(self) -> tuple[type[Walker], tuple[Graph, WalkSettings]]:
+        """Pickled without its alias tables, which are sooner made than sent."""
+        return Walker, (self.graph, self.settings)
+
+    @property
+    def num_nodes(self) -> int:
+        """Of the graph."""
+        return self.graph.num_nodes
+
+    @property
+    def length(self) -> int:
+        """Nodes of a walk at most."""
+        return self.settings.length
 
     @property
     def num_walks(self) -> int:
@@ -138,89 +167,75 @@ class Walker:
             yield first, min(first + size, end)
 
     def _order(self, walk_round: int) -> NDArray[np.int32]:
-        if walk_round not in self._orders:
-            self._orders.clear()
+        known, order_N = self._last_order
+        if known != walk_round:
             generator = np.random.Generator(np.random.Philox(key=[self.settings.seed, walk_round]))
-            self._orders[walk_round] = generator.permutation(self.graph.num_nodes).astype(np.int32)
-        return self._orders[walk_round]
-
-    @cached_property
-    def _orders(self) -> dict[int, NDArray[np.int32]]:
-        return {}
+            order_N = generator.permutation(self.graph.num_nodes).astype(np.int32)
+            self._last_order = walk_round, order_N
+        return order_N
 
     @cached_property
     def _arguments(self) -> tuple[Any, ...]:
         graph, how = self.graph, self.settings
-        none_f, none_i = np.empty(0, np.float32), np.empty(0, np.int32)
-        weight_E = none_f if graph.weights_E is None else graph.weights_E
-        keep_E, other_E = (none_f, none_i) if graph.weights_E is None else alias_rows(graph)
-        strength_N = np.empty(0) if graph.weights_E is None else graph.strengths()
-        weak_N = none_f
-        if how.plus and graph.weights_E is not None:
-            weak_N = _weak_below(graph, how.gamma)
-        return (
-            *(graph.indptr_N, graph.indices_E, weight_E, keep_E, other_E, strength_N, weak_N),
-            *(1.0 / how.p, 1.0 / how.q, graph.directed, np.uint64(how.seed)),
-        )
+        weight_E = keep_E = weak_N = np.empty(0, dtype=np.float32)
+        other_E, strength_N = np.empty(0, dtype=np.int32), np.empty(0)
+        if graph.weights_E is not None:
+            weight_E, strength_N = graph.weights_E, graph.strengths()
+            keep_E, other_E = alias_rows(graph.indptr_N, weight_E)
+            if how.plus:
+                weak_N = _weak_below(graph, how.gamma)
+        arrays = (graph.indptr_N, graph.indices_E, weight_E, keep_E, other_E, strength_N, weak_N)
+        return *[_frozen(array) for array in arrays], 1.0 / how.p, 1.0 / how.q, graph.directed, np.uint64(how.seed)
 
 
-def alias_rows(graph: Graph) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Vose's alias tables of a weighted graph's rows: how likely each entry keeps a draw, and who has it otherwise.
+def check_walks(walks_WL: NDArray[np.int32], num_nodes: int) -> None:
+    """Refuse what would make native code read beside its arrays.
 
-    Returns:
-        float32 ``[E]`` in [0, 1], and int32 ``[E]``, places within the row.
+    Raises:
+        GraphError: no int32 ``[W, L]``, or numbers that are no nodes.
     """
-    assert graph.weights_E is not None
-    keep_E = np.empty(len(graph.indices_E), dtype=np.float32)
-    other_E = np.empty(len(graph.indices_E), dtype=np.int32)
-    _alias_rows(graph.indptr_N, graph.weights_E, keep_E, other_E)
-    return keep_E, other_E
+    if not isinstance(walks_WL, np.ndarray) or walks_WL.dtype != np.int32 or walks_WL.ndim != 2:
+        kind = f"{walks_WL.dtype} {list(walks_WL.shape)}" if isinstance(walks_WL, np.ndarray) else type(walks_WL)
+        raise GraphError("walks", expected="int32 [walks, nodes of each]", found=str(kind))
+    greatest, least = int(walks_WL.max(initial=NO_NODE)), int(walks_WL.min(initial=NO_NODE))
+    if greatest >= num_nodes or least < NO_NODE:
+        expected = f"nodes below {num_nodes:,}, and {NO_NODE} after a walk's end"
+        raise GraphError("walks", expected=expected, found=str(greatest if greatest >= num_nodes else least))
+
+
+def _check_arrays(graph: Graph) -> None:
+    indptr_N, indices_E, weights_E = graph.indptr_N, graph.indices_E, graph.weights_E
+    kinds = [indptr_N.dtype == np.int64, indices_E.dtype == np.int32]
+    kinds += [weights_E is None or (weights_E.dtype == np.float32 and weights_E.shape == indices_E.shape)]
+    if not all(kinds):
+        found = ", ".join(f"{a.dtype} {list(a.shape)}" for a in (indptr_N, indices_E, weights_E) if a is not None)
+        raise GraphError("a graph's arrays", expected="int64 [N + 1], int32 [E], float32 [E] or none", found=found)
+    if indptr_N[0] != 0 or indptr_N[-1] != len(indices_E) or (indptr_N[1:] < indptr_N[:-1]).any():
+        expected = f"bounds that ascend from 0 to {len(indices_E):,}"
+        raise GraphError("a graph's indptr", expected=expected, found="others")
+    if indices_E.min() < 0 or indices_E.max() >= graph.num_nodes:
+        found = f"{indices_E.min():,} to {indices_E.max():,}"
+        raise GraphError("a graph's indices", expected=f"nodes below {graph.num_nodes:,}", found=found)
+    if weights_E is not None and not (weights_E.min() > 0 and weights_E.max() < np.inf):
+        found = f"{weights_E.min()} to {weights_E.max()}"
+        raise GraphError("a graph's weights", expected="finite numbers above 0", found=found)
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    """Read-only, as arrays mapped or shared by processes are: the same code is compiled for all."""
+    array = np.asarray(array).view()
+    array.flags.writeable = False
+    return array
 
 
 def _weak_below(graph: Graph, gamma: float) -> NDArray[np.float32]:
-    """The weight below which an edge of a node is weak, ``[N]`` (node2vec+, equation 5)."""
+    """The weight below which an edge is weak at a node, ``[N]``: c in the above."""
     assert graph.weights_E is not None
     count_N = np.maximum(graph.degrees(), 1)
     mean_N = graph.strengths() / count_N
     deviation_E = (graph.weights_E - mean_N[graph.sources()]) ** 2
-    sums_E = np.concatenate([[0.0], np.cumsum(deviation_E)])
-    deviation_N = np.sqrt(np.maximum(sums_E[graph.indptr_N[1:]] - sums_E[graph.indptr_N[:-1]], 0) / count_N)
+    deviation_N = np.sqrt(row_sums(graph.indptr_N, deviation_E) / count_N)
     return np.maximum(mean_N + gamma * deviation_N, 0).astype(np.float32)
-
-
-@compiled(nogil=True)
-def _alias_rows(indptr_N, weight_E, keep_E, other_E):  # type: ignore[no-untyped-def]
-    widest = 0
-    for n in range(len(indptr_N) - 1):
-        widest = max(widest, indptr_N[n + 1] - indptr_N[n])
-    scaled, small, large = np.empty(widest), np.empty(widest, np.int32), np.empty(widest, np.int32)
-    for n in range(len(indptr_N) - 1):
-        begin, degree = indptr_N[n], indptr_N[n + 1] - indptr_N[n]
-        total = 0.0
-        for e in range(degree):
-            total += weight_E[begin + e]
-        smalls = larges = 0
-        for e in range(degree):
-            scaled[e] = weight_E[begin + e] * (degree / total)
-            if scaled[e] < 1.0:
-                small[smalls] = e
-                smalls += 1
-            else:
-                large[larges] = e
-                larges += 1
-        while smalls > 0 and larges > 0:
-            smalls -= 1
-            low, high = small[smalls], large[larges - 1]
-            keep_E[begin + low], other_E[begin + low] = scaled[low], high
-            scaled[high] -= 1.0 - scaled[low]
-            if scaled[high] < 1.0:
-                larges -= 1
-                small[smalls] = high
-                smalls += 1
-        for e in range(smalls):  # what rounding has left
-            keep_E[begin + small[e]], other_E[begin + small[e]] = 1.0, small[e]
-        for e in range(larges):
-            keep_E[begin + large[e]], other_E[begin + large[e]] = 1.0, large[e]
 
 
 @compiled(forceinline=True)
@@ -253,7 +268,6 @@ def _alpha(indptr_N, indices_E, weight_E, weak_N, t, v_weight, v_weak, x, back, 
         place = _place(indptr_N, indices_E, t, x)
     if len(weak_N) == 0:
         return on if place < 0 else 1.0
-    # node2vec+, equation 7.
     near = 0.0 if place < 0 else np.float64(weight_E[place])
     if near >= weak_N[x] and place >= 0:
         return 1.0
