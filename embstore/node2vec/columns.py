@@ -32,7 +32,7 @@ def flat(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, NDArray[np.int64
     """
     check_type(column.type, name)
     plain = _plain(column)
-    if _is_list(plain.type):
+    if is_list(plain.type):
         row_V = pc.list_parent_indices(plain).to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
         values = pc.list_flatten(plain)
         if pa.types.is_dictionary(values.type):
@@ -43,11 +43,16 @@ def flat(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, NDArray[np.int64
         row_V = row_V[pc.is_valid(values).to_numpy(zero_copy_only=False)]
         values = values.drop_null()
     values = values.cast(value_type(values.type))
+    check_length(values, f"column {name!r}")
+    return values, row_V
+
+
+def check_length(values: pa.Array, what: str) -> None:
+    """Raise ``DataError`` where a text is longer than a feature's values may be."""
     if not pa.types.is_integer(values.type) and len(values):
         longest = pc.max(pc.binary_length(values)).as_py()
         if longest > MAX_BYTES:
-            raise DataError(f"column {name!r}", expected=f"values of at most {MAX_BYTES:,} bytes", found=f"{longest:,}")
-    return values, row_V
+            raise DataError(what, expected=f"values of at most {MAX_BYTES:,} bytes", found=f"one of {longest:,}")
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
@@ -130,10 +135,8 @@ def times(column: pa.ChunkedArray, name: str) -> tuple[NDArray[np.int64], NDArra
     kind = plain.type
     try:
         if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-            micros = plain.cast(pa.timestamp("us", kind.tz if pa.types.is_timestamp(kind) else None), safe=False)
-            micros = micros.cast(pa.int64())
-            if (pa.types.is_timestamp(kind) and kind.unit == "s") or pa.types.is_date(kind):
-                plain.cast(pa.timestamp("us", kind.tz if pa.types.is_timestamp(kind) else None))  # whether it fits
+            zone, unit = (kind.tz, kind.unit) if pa.types.is_timestamp(kind) else (None, "")
+            micros = plain.cast(pa.timestamp("us", zone), safe=unit != "ns").cast(pa.int64())  # ns are cut off
         elif pa.types.is_integer(kind):
             micros = pc.multiply_checked(plain.cast(pa.int64()), SECOND)
         elif pa.types.is_null(kind):
@@ -181,13 +184,14 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
         return _plain(column.cast(pa.large_list(kind.value_type)))
     if pa.types.is_dictionary(kind):
         return _plain(column.cast(kind.value_type))
-    if not (_is_list(kind) or pa.types.is_null(kind)) and (pa.types.is_string(kind) or pa.types.is_binary(kind)):
+    if not (is_list(kind) or pa.types.is_null(kind)) and (pa.types.is_string(kind) or pa.types.is_binary(kind)):
         column = column.cast(value_type(kind))
     whole = column.combine_chunks()
     return whole if isinstance(whole, pa.Array) else pa.concat_arrays(whole.chunks)
 
 
-def _is_list(kind: pa.DataType) -> bool:
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column's rows are lists of any length."""
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 

@@ -51,6 +51,7 @@ __all__ = [
 ]
 
 _PIECE = 2**24  # entries of a piece, in one process
+_ROWS = 2**22  # rows of sessions that are sorted at once
 
 
 def pair_edges(table: pa.Table, settings: GraphSettings, survey: Survey, *, first_row: int = 0) -> pa.Table:
@@ -183,8 +184,8 @@ def ranges(survey: Survey, count: int) -> list[int]:
 def build_graph(settings: GraphSettings, progress: Callable[[int], object] | None = None) -> Graph:
     """The graph that the settings describe, built in this process.
 
-    Memory is that of the distinct edges, some 30 bytes each and half as much again while they are merged, and of
-    44 bytes for each row of sessions; the log itself is streamed, twice.
+    Memory is linear in the distinct edges and values, and for sessions in their rows (36 bytes each, 44 where weights
+    are no counts); the log itself is streamed, twice.
 
     Args:
         settings: what of.
@@ -200,21 +201,24 @@ def build_graph(settings: GraphSettings, progress: Callable[[int], object] | Non
     tell = progress or (lambda rows: None)
     survey = _surveyed(log, settings, tell)
     edges = EdgeSums()
-    rows: list[list[pa.Table]] = [[] for _ in settings.sessions]
+    rows: list[list[list[pa.Table]]] = [[] for _ in settings.sessions]
+    parts = min(-(-log.rows // _ROWS), 2**16)
     for first_row, table in log.tables():
         if settings.pairs:
             edges.add(pair_edges(table, settings, survey, first_row=first_row))
         for number in range(len(rows)):
-            rows[number].append(session_rows(table, number, settings, survey, first_row=first_row))
+            of = session_rows(table, number, settings, survey, first_row=first_row)
+            rows[number].append(by_session(of, parts))
         tell(table.num_rows)
-    for number, of in enumerate(rows):
-        edges.add(session_edges(of, number, settings))
-        of.clear()
+    for number, cut in enumerate(rows):
+        for part in range(parts):
+            edges.add(session_edges([of[part] for of in cut], number, settings))
+        cut.clear()
     whole = edges.table()
     bounds = ranges(survey, -(-2 * whole.num_rows // _PIECE) or 1)
-    parts = by_source(whole, bounds, directed=settings.directed)
+    entries = by_source(whole, bounds, directed=settings.directed)
     del whole, edges
-    return assembled((piece_of([part], settings, survey) for part in parts), settings, survey)
+    return assembled((piece_of([part], settings, survey) for part in entries), settings, survey)
 
 
 def _surveyed(log: blocks.LogBlocks, settings: GraphSettings, tell: Callable[[int], object]) -> Survey:

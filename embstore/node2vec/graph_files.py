@@ -62,6 +62,7 @@ def read_edges(
 
     Raises:
         GraphError: no such file, an empty one, one cut short, or a line that is no edge, with its number.
+        DataError: an id too long.
         LogError, SchemaError: of Parquet, as for logs.
     """
     text = str(path)
@@ -70,6 +71,7 @@ def read_edges(
     if not len(source):
         raise GraphError(f"edges of {path}", expected="at least one edge", found="none")
     values = columns.joined([source.unique(), target.unique()], feature)
+    columns.check_length(values, f"edges of {path}: ids")
     ends = [columns.numbers(columns.as_type(end, values.type, feature), values) for end in (source, target)]
     del source, target
     if not loops:

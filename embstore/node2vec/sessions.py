@@ -10,6 +10,7 @@ An edge weighs what the later of its two rows does. Suffixes: R rows, E edges.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +50,7 @@ def session_rows(
     high_R, low_R, there_R = row_weights(table, settings, survey, first_row=first_row)
     place_R = first_row + np.arange(table.num_rows, dtype=np.int64)
     if session.by is None:
-        if "list" not in str(column.type):
+        if not columns.is_list(column.type) and not pa.types.is_fixed_size_list(column.type):
             do = "say by which column rows make a session"
             raise SchemaError(f"sessions of column {session.column!r}", expected="lists", found=str(column.type), do=do)
         token_R = place_R.view(np.uint64)
@@ -75,9 +76,13 @@ def session_rows(
 
 
 def by_session(rows: pa.Table, parts: int) -> list[pa.Table]:
-    """Rows by hash of their session, in their order: all of a session are in one part."""
+    """Rows by hash of their session, in their order: all of a session are in one of so many parts, at most 65,536."""
     part_R = ((rows["session"].to_numpy() >> np.uint64(32)) * np.uint64(parts)) >> np.uint64(32)
-    return [rows.filter(pa.array(part_R == part)) for part in range(parts)]
+    if parts == 1:
+        return [rows]
+    rows = rows.take(pa.array(np.argsort(part_R.astype(np.uint16), kind="stable")))
+    ends = np.cumsum(np.bincount(part_R.astype(np.int64), minlength=parts)).tolist()
+    return [rows.slice(begin, end - begin) for begin, end in pairwise([0, *ends])]
 
 
 def session_edges(rows: Sequence[pa.Table], session: SessionSettings, *, directed: bool) -> pa.Table:
@@ -87,9 +92,9 @@ def session_edges(rows: Sequence[pa.Table], session: SessionSettings, *, directe
     order_R = np.lexsort((row_R, time_R, token_R))  # stable: elements of one list stay in order
     token_R, time_R, node_R, high_R = (whole[name].to_numpy()[order_R] for name in ("session", "time", "node", "high"))
     low_R = whole["low"].to_numpy()[order_R] if "low" in whole.column_names else None
-    window = 2**63 - 1 if session.window is None else microseconds(session.window, "sessions.window")
+    window = 2**64 - 1 if session.window is None else microseconds(session.window, "sessions.window")
     followers_R = np.empty(len(token_R), dtype=np.int64)
-    _followers(token_R, time_R, window, session.steps or 2**31, followers_R)
+    _followers(token_R, time_R, np.uint64(window), session.steps or 2**31, followers_R)
     ends_R = np.cumsum(followers_R)
     edges = EdgeSums()
     begin, done = 0, 0
@@ -115,7 +120,7 @@ def _followers(token_R, time_R, window, steps, followers_R):  # type: ignore[no-
         end = max(end, r + 1)
         while end < len(token_R) and token_R[end] == token_R[r]:
             # Differences of times of either sign may be beyond 63 bits.
-            if np.uint64(time_R[end]) - np.uint64(time_R[r]) > np.uint64(window):
+            if np.uint64(time_R[end]) - np.uint64(time_R[r]) > window:
                 break
             end += 1
         followers_R[r] = min(end - r - 1, steps)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -213,6 +215,22 @@ def test_files_and_row_groups_decide_nothing(tmp_path: Path) -> None:
     plain = table.set_column(0, "user", table["user"].cast(pa.large_string()))
     plain = plain.set_column(1, "item", plain["item"].cast(pa.int64()))
     assert same(graph, built(one, [plain.slice(0, 100), plain.slice(100)]))
+
+
+def test_graphs_need_no_torch() -> None:
+    code = "import sys, embstore.node2vec.edges; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_sessions_sorted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sessions = (edges.SessionSettings(column="item", by="user", time="time", window="20m"),)
+    how = GraphSettings(log=write(tmp_path / "log", clicks()), sessions=sessions, weight="w")
+    graph = build_graph(how)
+    monkeypatch.setattr(edges, "_ROWS", 50)
+    monkeypatch.setattr(edges, "_PIECE", 40)
+    monkeypatch.setattr("embstore.node2vec.sessions._EDGES", 3)
+    monkeypatch.setattr("embstore.node2vec.sums._WAITING", 10)
+    assert same(graph, build_graph(how))
 
 
 def test_blocks_and_settings_can_be_sent_to_workers(tmp_path: Path) -> None:

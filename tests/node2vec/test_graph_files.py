@@ -17,7 +17,7 @@ import scipy.sparse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embstore.errors import EmbstoreError, GraphError
+from embstore.errors import DataError, EmbstoreError, GraphError
 from embstore.node2vec import edge_text
 from embstore.node2vec.edges import GraphSettings, build_graph
 from embstore.node2vec.graph import Graph
@@ -142,6 +142,11 @@ def test_text_that_is_no_list_of_edges(tmp_path: Path, content: str | bytes, mes
 def test_an_endless_line(tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="without an end of line"):
         read_edges(text(tmp_path, b"a" * (edge_text.CHUNK * 2 + 1)))
+
+
+def test_an_id_too_long_for_a_feature(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="65,536 bytes"):
+        read_edges(text(tmp_path, "a " + "b" * 70_000 + "\n"))
 
 
 def test_no_file(tmp_path: Path) -> None:
