@@ -33,7 +33,8 @@ def flat(column: pa.ChunkedArray, name: str) -> tuple[pa.Array, NDArray[np.int64
     check_type(column.type, name)
     plain = _plain(column)
     if is_list(plain.type):
-        row_V = pc.list_parent_indices(plain).to_numpy(zero_copy_only=False).astype(np.int64, copy=False)
+        length_R = pc.list_value_length(plain).fill_null(0).to_numpy(zero_copy_only=False)  # those of nulls may be more
+        row_V = np.repeat(np.arange(len(plain), dtype=np.int64), length_R)
         values = pc.list_flatten(plain)
         if pa.types.is_dictionary(values.type):
             values = values.cast(values.type.value_type)
@@ -176,12 +177,10 @@ def weights(column: pa.ChunkedArray, name: str, first_row: int) -> tuple[NDArray
 
 
 def _plain(column: pa.ChunkedArray) -> pa.Array:
-    """One array, without extension types, dictionaries and lists of fixed size; text with wide offsets."""
+    """One array, without extension types and dictionaries; text with wide offsets."""
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType):
         return _plain(column.cast(kind.storage_type))
-    if pa.types.is_fixed_size_list(kind):
-        return _plain(column.cast(pa.large_list(kind.value_type)))
     if pa.types.is_dictionary(kind):
         return _plain(column.cast(kind.value_type))
     if not (is_list(kind) or pa.types.is_null(kind)) and (pa.types.is_string(kind) or pa.types.is_binary(kind)):
@@ -191,8 +190,8 @@ def _plain(column: pa.ChunkedArray) -> pa.Array:
 
 
 def is_list(kind: pa.DataType) -> bool:
-    """Whether a column's rows are lists of any length."""
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    """Whether a column's rows are lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def text_of(values: pa.Array) -> tuple[NDArray[Any], NDArray[np.uint8]]:

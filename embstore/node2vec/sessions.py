@@ -50,7 +50,7 @@ def session_rows(
     high_R, low_R, there_R = row_weights(table, settings, survey, first_row=first_row)
     place_R = first_row + np.arange(table.num_rows, dtype=np.int64)
     if session.by is None:
-        if not columns.is_list(column.type) and not pa.types.is_fixed_size_list(column.type):
+        if not columns.is_list(column.type):
             do = "say by which column rows make a session"
             raise SchemaError(f"sessions of column {session.column!r}", expected="lists", found=str(column.type), do=do)
         token_R = place_R.view(np.uint64)

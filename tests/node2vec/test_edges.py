@@ -405,3 +405,59 @@ def test_movielens_100k_in_sessions(shared_data: Callable[[str], Path]) -> None:
     how = parse(GraphSettings, {"log": str(log), **given})
     plain = table.set_column(2, "timestamp", table["timestamp"].cast(pa.timestamp("s")).cast(pa.int64())).to_pylist()
     assert named(built(how, [table.slice(0, 3000), table.slice(3000)], parts=3)) == judged(how, plain)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[1, 2], None, [3, 3]], pa.list_(pa.int8(), 2)),
+        pa.array([[1, 2], [], [3, None, 3]], pa.large_list(pa.int64())),
+        pa.ListArray.from_arrays([0, 2, 2, 4], pa.array([1, 2, 3, 3]).dictionary_encode()),
+        pa.array([[9, 9], [1, 2], None, [3, 3]], pa.list_(pa.int32(), 2)).slice(1),
+        pa.ListArray.from_arrays(
+            pa.array([0, 2, 4, 6], pa.int32()), pa.array([1, 2, 9, 9, 3, 3]), mask=pa.array([False, True, False])
+        ),
+    ],
+)
+def test_lists_however_they_are_stored(column: pa.Array) -> None:
+    how = GraphSettings(log="log", pairs=(("b", "list"),), sessions=(edges.SessionSettings(column="list", steps=1),))
+    graph = built(how, [pa.table({"b": [True, False, None], "list": column})])
+    assert named(graph) == {
+        (("b", 1), ("list", 1)): 1,
+        (("b", 1), ("list", 2)): 1,
+        (("list", 1), ("b", 1)): 1,
+        (("list", 2), ("b", 1)): 1,
+        (("list", 1), ("list", 2)): 1,
+        (("list", 2), ("list", 1)): 1,
+    }
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.string_view(), pa.large_binary(), pa.binary(2), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_text_however_it_is_stored(kind: pa.DataType) -> None:
+    values = [b"ab", b"cd", b"ab"] if "binary" in str(kind) else ["ab", "cd", "ab"]
+    graph = built(
+        GraphSettings(log="log", pairs=(("a", "b"),)), [pa.table({"a": pa.array(values, kind), "b": [1, 1, 1]})]
+    )
+    assert graph.nodes is not None
+    assert graph.nodes["a"].to_pylist() == values[:2]
+    assert graph.weights_E is not None
+    assert graph.weights_E.tolist() == [2, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([0, 60, 121]),
+        pa.array([0, 60, 121], pa.timestamp("s")),
+        pa.array([0, 60_000, 121_000], pa.timestamp("ms", "Europe/Berlin")),
+        pa.array([1, 60 * 10**9 + 999, 121 * 10**9], pa.timestamp("ns")),
+        pa.array([0, 1, 3], pa.date32()),
+    ],
+)
+def test_times_however_they_are_stored(column: pa.Array) -> None:
+    window = "1d" if pa.types.is_date(column.type) else "1m"
+    how = GraphSettings(log="log", sessions=(edges.SessionSettings(column="i", by="u", time="t", window=window),))
+    graph = built(how, [pa.table({"u": ["x"] * 3, "i": ["a", "b", "c"], "t": column})])
+    assert named(graph).keys() == {(("i", "a"), ("i", "b")), (("i", "b"), ("i", "a"))}
