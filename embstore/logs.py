@@ -13,8 +13,6 @@ Two threads run ahead: one decodes and encodes the next window, one gathers batc
 
 from __future__ import annotations
 
-import fnmatch
-import glob
 import hashlib
 import itertools
 import os
@@ -34,6 +32,7 @@ from embstore.batch import Batch
 from embstore.column_types import kind_of, tokens_of, value_type
 from embstore.encoding import Rows, check_types, encode
 from embstore.errors import DataError, LogError, SchemaError
+from embstore.parquet_files import find, named, reading
 from embstore.prefetch import Prefetch
 from embstore.schema import Schema
 
@@ -96,7 +95,7 @@ class ParquetLog:
         compare_all: bool = False,
     ) -> None:
         self.source, self.schema, self.labelled = source, schema, labelled
-        self.filesystem, self.paths = _find(source)
+        self.filesystem, self.paths = find(source)
         extra = () if labelled else tuple(n for n in (schema.label, schema.weight, schema.group) if n)
         inputs = {f.source for f in schema.features} | {d.source for d in schema.dense}
         self.columns = [name for name in schema.columns if name in inputs or name not in extra]
@@ -104,14 +103,14 @@ class ParquetLog:
         self.rows = sum(piece.rows for piece in self.pieces)
         if self.rows == 0:
             raise LogError(
-                f"log {_show(source)}", expected="at least one row", found=f"{len(self.paths)} file(s) without rows"
+                f"log {named(source)}", expected="at least one row", found=f"{len(self.paths)} file(s) without rows"
             )
 
     def _open(self, compare_all: bool) -> tuple[pa.Schema, list[Piece]]:
         pieces: list[Piece] = []
         first: pa.Schema | None = None
         for path in self.paths:
-            with _reading(path), pq.ParquetFile(path, filesystem=self.filesystem) as file:
+            with reading(path), pq.ParquetFile(path, filesystem=self.filesystem) as file:
                 metadata, columns = file.metadata, file.schema_arrow
             if first is None:
                 first = columns
@@ -197,7 +196,7 @@ class ParquetLog:
         cursor = cursor or Cursor()
         if cursor.fingerprint not in ("", self.fingerprint):
             raise LogError(
-                f"log {_show(self.source)} is not the one this run was reading",
+                f"log {named(self.source)} is not the one this run was reading",
                 expected=f"fingerprint {cursor.fingerprint}",
                 found=self.fingerprint,
                 do="restore the log, or start a fresh run",
@@ -231,7 +230,7 @@ class ParquetLog:
                 start -= piece.rows
                 continue
             position = 0
-            with _reading(piece.path), pq.ParquetFile(piece.path, filesystem=self.filesystem) as file:
+            with reading(piece.path), pq.ParquetFile(piece.path, filesystem=self.filesystem) as file:
                 chunks = file.iter_batches(batch_size=DECODE_ROWS, row_groups=[piece.row_group], columns=self.columns)
                 for chunk in chunks:
                     skip = min(max(start - position, 0), chunk.num_rows)
@@ -267,7 +266,7 @@ def check_alike(logs: Mapping[str, ParquetLog]) -> None:
             if ours != theirs and not ("null" in ours or "null" in theirs):  # a column without values has no type
                 raise SchemaError(
                     f"column {column!r} of the {name} log",
-                    expected=f"{expected} as in the {first} log ({_show(reference.source)})",
+                    expected=f"{expected} as in the {first} log ({named(reference.source)})",
                     found=f"{found} in {log.paths[0]}",
                     do="write the column alike in both: values of another type are other values",
                 )
@@ -351,97 +350,3 @@ def _sizes(group: pq.RowGroupMetaData) -> tuple[int, ...]:
 
 def _generator(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
-
-
-def _find(source: str | Path | Sequence[str | Path]) -> tuple[pafs.FileSystem, list[str]]:
-    if isinstance(source, (str, Path)):
-        filesystem, paths = _find_one(str(source))
-    else:
-        found = [_find_one(str(one)) for one in source]
-        if not found:
-            raise LogError("log", expected="at least one path", found="an empty list")
-        filesystem, paths = found[0][0], [path for _, paths in found for path in paths]
-        if any(other != filesystem for other, _ in found):
-            raise LogError("log", expected="paths of one file system", found="several", do="give one log for each")
-        twice = [path for path in paths if paths.count(path) > 1] if len(set(paths)) < len(paths) else []
-        if twice:
-            raise LogError("log", expected="each file once", found=f"{twice[0]} twice", do="take it out of the list")
-    if not paths:
-        raise LogError(
-            f"log {_show(source)}",
-            expected="a .parquet file, a folder of them, a glob or a URI",
-            found="no Parquet file there",
-        )
-    return filesystem, paths
-
-
-def _find_one(source: str) -> tuple[pafs.FileSystem, list[str]]:
-    if "://" in source:
-        return _find_uri(source)
-    local = pafs.LocalFileSystem()
-    source = os.path.expanduser(source)
-    if os.path.isfile(source):
-        return local, [source]
-    if os.path.isdir(source):
-        return local, _parquet_below(local, source)
-    return local, sorted(path for path in glob.glob(source, recursive=True) if os.path.isfile(path))
-
-
-def _find_uri(source: str) -> tuple[pafs.FileSystem, list[str]]:
-    base = source
-    pattern = ""
-    if any(mark in source for mark in "*?["):
-        cut = source.rindex("/", 0, min(source.find(mark) for mark in "*?[" if mark in source))
-        base, pattern = source[:cut], source[cut + 1 :]
-    try:
-        filesystem, root = pafs.FileSystem.from_uri(base)
-        info = filesystem.get_file_info(root)
-        if info.type == pafs.FileType.File:
-            return filesystem, [root]
-        paths = _parquet_below(filesystem, root) if info.type == pafs.FileType.Directory else []
-    except (OSError, pa.ArrowException) as error:
-        raise LogError(f"log {source}", expected="a URI that can be read", found=str(error)) from error
-    if pattern:
-        paths = [path for path in paths if _matches(os.path.relpath(path, root).split("/"), pattern.split("/"))]
-    return filesystem, paths
-
-
-def _matches(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """As local globs match: segment by segment, ``**`` for any number of folders."""
-    if not pattern or not parts:
-        return not parts and all(segment == "**" for segment in pattern)
-    if pattern[0] == "**":
-        return _matches(parts, pattern[1:]) or _matches(parts[1:], pattern)
-    return fnmatch.fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
-
-
-def _parquet_below(filesystem: pafs.FileSystem, root: str) -> list[str]:
-    """Parquet files below a folder in name order; names starting with ``_`` or ``.`` are not data."""
-    infos = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
-    files = [info.path for info in infos if info.type == pafs.FileType.File and info.path.endswith((".parquet", ".pq"))]
-    return sorted(p for p in files if not any(part[0] in "_." for part in Path(os.path.relpath(p, root)).parts))
-
-
-def _show(source: Any) -> str:
-    if isinstance(source, (str, Path)):
-        return str(source)
-    return str(source[0]) if len(source) == 1 else f"of {len(source)} paths"
-
-
-class _reading:  # noqa: N801 - reads as a phrase: with _reading(path)
-    """Turns what Arrow raises for a broken or vanished file into ``LogError``."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (OSError, pa.ArrowException)):
-            raise LogError(
-                f"{self.path} can't be read",
-                expected="a whole Parquet file",
-                found=str(error).split("\n")[0],
-                do="write it again, or move it out of the log",
-            ) from error

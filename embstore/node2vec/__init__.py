@@ -5,8 +5,9 @@
 The job that does all of it, on one machine or a Ray cluster, is ``embstore.pipelines.node2vec``.
 """
 
+from embstore.node2vec.edges import GraphSettings, build_graph
 from embstore.node2vec.graph import Graph
 from embstore.node2vec.skipgram import SkipGram, SkipGramSettings
 from embstore.node2vec.walks import Walker, WalkSettings
 
-__all__ = ["Graph", "SkipGram", "SkipGramSettings", "WalkSettings", "Walker"]
+__all__ = ["Graph", "GraphSettings", "SkipGram", "SkipGramSettings", "WalkSettings", "Walker", "build_graph"]
