@@ -60,7 +60,8 @@ def vectors_table(
     Raises:
         GraphError: vectors or weights of another number of nodes, or that can't be used.
 
-    >>> graph = Graph.of_edges(np.array([0, 0]), np.array([1, 2]), nodes={"user": pa.array(["ann"]), "item": pa.array([7, 8])})
+    >>> nodes = {"user": pa.array(["ann"]), "item": pa.array([7, 8])}
+    >>> graph = Graph.of_edges(np.array([0, 0]), np.array([1, 2]), nodes=nodes)
     >>> tables = vectors_table(graph, np.zeros((3, 4)))
     >>> tables["item"].select(["value", "weight"]).to_pydict()
     {'value': [7, 8], 'weight': [1.0, 1.0]}
