@@ -189,7 +189,7 @@ def check_features(entries: Sequence[WarmStartSettings], schema: Schema) -> None
             if name in seen:
                 raise ConfigError(f"table.warm_start: feature {name!r}", expected="in one entry", found="in several")
             if entry.frozen and not known[name].exact:
-                do = f"say exact: true of it; another feature may read its column: {{name: {name}_frozen, column: ...}}"
+                do = f"give the vectors a feature of their own: {{name: {name}_frozen, column: ..., exact: true}}"
                 raise ConfigError(
                     f"table.warm_start: frozen {name!r}", expected="an exact feature", found="a hashed one", do=do
                 )
