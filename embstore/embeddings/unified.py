@@ -163,7 +163,7 @@ class UnifiedEmbedding(nn.Module):
 
         Args:
             source: what ``describe``, ``exact_tokens`` and ``read_rows`` give.
-            settings: ``optimizer`` and ``kernel``, as for a new table; the optimizer starts afresh.
+            settings: ``optimizer``, ``kernel`` and ``frozen``, as for a new table; the optimizer starts afresh.
         """
         about = source.describe()
         names = {f.name for f in fields(Feature)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 
 from embstore import models
 from embstore.config import parse
@@ -133,6 +134,38 @@ def test_a_row_of_values_of_several_features_is_their_weighted_mean() -> None:
     assert (done.values, done.unknown) == (6, 0)
     assert done.rows == (weight > 0).sum() == 3
     np.testing.assert_allclose(table.weight.numpy(), sums / weight[:, None], rtol=1e-5)
+
+
+def test_each_shard_s_rows_are_those_of_the_whole_table() -> None:
+    def make() -> UnifiedEmbedding:
+        return UnifiedEmbedding([Feature(name="a", lookups=2)], 9, 2, init_std=1.0)
+
+    values, vectors = list(range(6)), np.random.default_rng(0).normal(size=(6, 4)).tolist()
+    given = {"a": ValueVectors.read(pa.table({"value": values, "vector": vectors}))}
+    whole, parts, rows = make(), [], 0
+    done = set_rows(whole, given)
+    for shard in (range(0, 4), range(4, 9)):
+        part = make()
+        part.shard, part.weight = shard, part.weight[shard.start : shard.stop].clone()
+        rows += set_rows(part, given).rows
+        parts.append(part.weight)
+    assert torch.equal(torch.cat(parts), whole.weight)
+    assert rows == done.rows
+
+
+def test_the_command_trains_a_config_with_the_key(place: Path) -> None:
+    from click.testing import CliRunner
+
+    from embstore.cli import cli
+
+    config = asdict(make_config(place, of_store(place, scale=0.1)))
+    del config["start"], config["publish"], config["label"]
+    (place / "config.yaml").write_text(yaml.safe_dump(config))
+    ran = CliRunner().invoke(cli, ["train", str(place / "config.yaml"), "--json"], catch_exceptions=False)
+    assert ran.exit_code == 0
+    kept = Run.open(place / "run", models.build)
+    assert len(kept.config.table.warm_start[0].sha256 or "") == 64
+    assert kept.files.lineage()["node2vec"]["warm_start"][0]["values"] == USERS + ITEMS
 
 
 def test_a_store_and_parquet_of_the_same_vectors_are_the_same_run(place: Path) -> None:
