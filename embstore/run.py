@@ -267,7 +267,8 @@ class Run:
     @staticmethod
     def parameters(model: CtrModel) -> dict[str, int]:
         """Trained numbers: in the table, in the network, in all."""
-        table, network = model.table.num_rows * model.table.dim, sum(p.numel() for p in model.network.parameters())
+        table = (model.table.num_rows - model.table.frozen_rows) * model.table.dim
+        network = sum(p.numel() for p in model.network.parameters())
         return {"table": table, "network": network, "total": table + network}
 
     def _open_start(self, start: StartSettings) -> Version:
@@ -301,9 +302,12 @@ class Run:
         columns = logs["train"].value_types()
         if self.start is not None:
             check_columns(columns, self.start)
-        elif not self.files.begun():  # a run that goes on needs no vectors
+        else:
             for given in self._given:
-                given.check_types(self.schema, columns)
+                if self.files.begun():  # a run that goes on needs no vectors
+                    given.forget()
+                else:
+                    given.check_types(self.schema, columns)
         learnt_from = {name: logs[name].fingerprint for name in ("train", "valid") if name in logs}
         self.group.lead(lambda: self.files.claim(self.config, self.schema, learnt_from, columns))
 
@@ -319,6 +323,8 @@ class Run:
         elif self._given:
             done = [given.set_rows(trainer.model.table, self.config.table.init_std) for given in self._given]
             self.group.lead(lambda: self.files.write_warm_start(done))
+            for given in self._given:
+                given.forget()
 
     def _check_store(self, store: str) -> None:
         """Try now what would fail when hours of training are over."""

@@ -132,6 +132,10 @@ class GivenVectors:
         version = self.settings.version if self.version is None else self.version.id
         return replace(self.settings, version=version, sha256=_digest(self.by_feature))
 
+    def forget(self) -> None:
+        """Let go of what was read: training needs the memory."""
+        self.__dict__.pop("by_feature", None)
+
     def check_types(self, schema: Schema, columns: Mapping[str, str]) -> None:
         """Refuse values of another type than the log's: they would have other tokens.
 

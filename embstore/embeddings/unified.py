@@ -453,6 +453,7 @@ class UnifiedEmbedding(nn.Module):
         if features and "sum" not in dict(self._state_buffers):
             expected = "rowwise_adagrad or adagrad, whose state can hold rows still"
             raise ConfigError("table.optimizer with frozen features", expected=expected, found=self.optimizer.name)
+        self.frozen_rows = 0  # of the whole table
         for name in features:
             if not self.feature(name).exact:
                 raise ConfigError(f"frozen feature {name!r}", expected="an exact one", found="one that shares rows")
@@ -460,6 +461,7 @@ class UnifiedEmbedding(nn.Module):
                 first = max(lookup.base - self.shard.start, 0)
                 last = max(lookup.base + lookup.size - self.shard.start, 0)
                 self.state_sum[first:last] = torch.inf
+                self.frozen_rows += lookup.size
 
     def _apply(self, fn: Any, recurse: bool = True) -> UnifiedEmbedding:
         """``to``, ``cuda`` and their like: another device is fine, another dtype would break the optimizer's state."""

@@ -222,6 +222,7 @@ def test_what_is_published_says_what_it_started_from_and_scores_as_trained(place
     run = Run(config, models.build)
     run.train()
     version, model = Store(place / "store").open(), run.trained()
+    assert run.files.result()["parameters"]["table"] == 4 * 4096
     warm, still = version.manifest["lineage"]["node2vec"]["warm_start"]
     assert warm["version"] == Store(place / "n2v").resolve("latest")
     assert warm["of"]["walks"] == {"q": 2.0}
