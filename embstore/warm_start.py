@@ -259,7 +259,7 @@ def _digest(vectors: Mapping[str, ValueVectors]) -> str:
         order = np.argsort(of.tokens_V, kind="stable")
         digest.update(f"{len(name.encode())} {name} {of.vectors_VW.shape}\n".encode())
         for array in (of.tokens_V, of.vectors_VW, of.weights_V):
-            digest.update(memoryview(np.ascontiguousarray(array[order])).cast("B"))
+            digest.update(np.ascontiguousarray(array[order]).reshape(-1).data)
     return digest.hexdigest()
 
 
@@ -278,7 +278,7 @@ def _fitted(table: UnifiedEmbedding, given: Mapping[str, ValueVectors]) -> tuple
         return dict(given), None
     mean_W, basis_WD, kept = principal_components([of.vectors_VW for of in given.values()], max(wanted.values()))
     return {
-        name: replace(of, vectors_VW=(of.vectors_VW - mean_W) @ basis_WD[:, : wanted[name]])
+        name: replace(of, vectors_VW=((of.vectors_VW - mean_W) @ basis_WD[:, : wanted[name]]).astype(np.float32))
         for name, of in given.items()
     }, kept
 

@@ -38,11 +38,11 @@ def graph_fingerprint(graph: Graph) -> str:
     for name, array in (("indptr", graph.indptr_N), ("indices", graph.indices_E), ("weights", graph.weights_E)):
         if array is not None:
             digest.update(f"{name} {array.dtype.str} {len(array)}\n".encode())
-            digest.update(memoryview(np.ascontiguousarray(array)).cast("B"))
+            digest.update(np.ascontiguousarray(array).data)
     for name, values in (graph.nodes or {}).items():
         tokens = tokenize(values, name=name).values
         digest.update(f"{len(name.encode())} {name} {len(tokens)}\n".encode())
-        digest.update(memoryview(np.ascontiguousarray(tokens)).cast("B"))
+        digest.update(np.ascontiguousarray(tokens).data)
     return digest.hexdigest()
 
 
