@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from embstore.sharding.batch_norm import share_batch_norm
 from embstore.store import Bundle, Store, Version
 from embstore.training import Trainer
 from embstore.vocabulary import Vocabulary, exact_tokens
+from embstore.warm_start import GivenVectors, check_features
 
 FEW_STEPS = 100  # so few hardly move a network's weights
 
@@ -80,9 +81,12 @@ class Run:
         self.start = None if config.start is None else self._open_start(config.start)
         if self.start is not None:
             config = config.with_start(self.start)
+        self._given = self._open_given(config)
+        config = replace(config, table=replace(config.table, warm_start=tuple(of.settings for of in self._given)))
         self._inferred = config.schema is None
         self._warnings: list[str] = []  # of inference
         self.schema = config.read_schema(self._warnings.append)
+        check_features(config.table.warm_start, self.schema)
         self.config, self.build_network = config.with_schema(self.schema), build_network
         self.progress = progress if group.first else no_progress
         known = [feature.name for feature in self.schema.features]
@@ -193,6 +197,7 @@ class Run:
             optimizer=settings.optimizer,
             dtype=DTYPES[settings.dtype],
             init_std=settings.init_std,
+            frozen=settings.frozen,
             kernel=settings.kernel,
             seed=settings.seed,
             device=self.group.device,
@@ -262,7 +267,8 @@ class Run:
     @staticmethod
     def parameters(model: CtrModel) -> dict[str, int]:
         """Trained numbers: in the table, in the network, in all."""
-        table, network = model.table.num_rows * model.table.dim, sum(p.numel() for p in model.network.parameters())
+        table = (model.table.num_rows - model.table.frozen_rows) * model.table.dim
+        network = sum(p.numel() for p in model.network.parameters())
         return {"table": table, "network": network, "total": table + network}
 
     def _open_start(self, start: StartSettings) -> Version:
@@ -273,11 +279,35 @@ class Run:
             ref = there.start.version if same else ref
         return Store(start.store).open(ref, group=self.group)
 
+    def _open_given(self, config: RunConfig) -> list[GivenVectors]:
+        """What rows start from, by digest. An alias means what it meant when the folder's run began."""
+        entries = config.table.warm_start
+        if self.start is not None:  # which says what is frozen; nothing is read again
+            return [GivenVectors(entry) for entry in entries]
+        there = self.files.config()
+        before = () if there is None else there.table.warm_start
+        out = []
+        for number, entry in enumerate(entries):
+            if entry.store is not None and not entry.version[:1].isdigit() and number < len(before):
+                was = before[number]
+                if was.store is not None and place_of(was.store) == place_of(entry.store):
+                    entry = replace(entry, version=was.version)
+            given = GivenVectors(entry, self.group)
+            given.settings = given.pinned()
+            out.append(given)
+        return out
+
     def _begin(self, logs: Mapping[str, ParquetLog]) -> None:
         """Make the folder this run's."""
         columns = logs["train"].value_types()
         if self.start is not None:
             check_columns(columns, self.start)
+        else:
+            for given in self._given:
+                if self.files.begun():  # a run that goes on needs no vectors
+                    given.forget()
+                else:
+                    given.check_types(self.schema, columns)
         learnt_from = {name: logs[name].fingerprint for name in ("train", "valid") if name in logs}
         self.group.lead(lambda: self.files.claim(self.config, self.schema, learnt_from, columns))
 
@@ -287,8 +317,14 @@ class Run:
                 self.progress.say(f"warning: {text}")
             self.progress.say("schema, inferred (embstore schema prints it; edit it and give it with --schema):")
             self.progress.say(self.schema.to_yaml())
-        if self.start is not None and not load_version(trainer.model, trainer.optimizer, self.start):
-            self.progress.say(_stateless(self.start))
+        if self.start is not None:
+            if not load_version(trainer.model, trainer.optimizer, self.start):
+                self.progress.say(_stateless(self.start))
+        elif self._given:
+            done = [given.set_rows(trainer.model.table, self.config.table.init_std) for given in self._given]
+            self.group.lead(lambda: self.files.write_warm_start(done))
+            for given in self._given:
+                given.forget()
 
     def _check_store(self, store: str) -> None:
         """Try now what would fail when hours of training are over."""
@@ -328,6 +364,8 @@ class Run:
         def read() -> dict[str, Any]:
             lineage, result = self.files.lineage(), self.files.result()
             lineage["space"] = self.files.space(self._published_space) if self.start is None else self.start.space
+            if self.start is not None:
+                lineage.setdefault("node2vec", self.start.manifest["lineage"]["node2vec"])
             metrics = {name: result[name] for name in ("valid", "test") if name in result}
             return {"lineage": lineage, "metrics": metrics, "columns": self.files.columns()}
 
@@ -373,6 +411,10 @@ class Run:
                 own = sum(piece.rows for piece in log.pieces[self.group.rank :: self.group.world])
                 with self.progress("exact", own) as bar:  # each rank reads a part
                     tokens = exact_tokens(log, progress=bar.advance, group=self.group)
+                for given in self._given:  # the values that have vectors, be they in the log or not
+                    if given.settings.frozen:
+                        found = {name: torch.from_numpy(of.tokens_V) for name, of in given.by_feature.items()}
+                        tokens |= {name: of.unique() for name, of in found.items()}
             self.group.lead(lambda: self.files.write_exact_tokens(tokens))
         kept = self.files.exact_tokens()
         if kept is None:

@@ -6,6 +6,7 @@
       logs.json          fingerprints of the logs it learns from, and the type of each feature's values
       space.json         what its versions have in common: their vectors can be compared
       exact.safetensors  known tokens of the exact features
+      warm_start.json    what its rows started from, see ``embstore.warm_start``
   vocabulary/        values of the training log, where they are published, see ``embstore.vocabulary``
       metrics.jsonl  checkpoints/  tensorboard/     see ``embstore.training``
       published.json     the version published last, see ``embstore.continuous``
@@ -20,7 +21,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,13 @@ from embstore.store.tensors import open_tensors, write_tensors
 from embstore.vocabulary import Vocabulary
 
 _CONFIG, _SCHEMA, _LOGS, _EXACT, _RESULT = "config.yaml", "schema.yaml", "logs.json", "exact.safetensors", "result.json"
-_SPACE = "space.json"
-_FILES = (_CONFIG, _SCHEMA, _LOGS, _SPACE, _EXACT, _RESULT, "metrics.jsonl", PUBLISHED)
+_SPACE, _WARM_START = "space.json", "warm_start.json"
+_FILES = (_CONFIG, _SCHEMA, _LOGS, _SPACE, _EXACT, _WARM_START, _RESULT, "metrics.jsonl", PUBLISHED)
 _REMEDY = {  # when it is damaged
     _LOGS: "start afresh with --fresh",
     _SPACE: "delete it: a run that published on its way goes on in its last version's space, any other in a new one, "
     "whose vectors count as not comparable with those before",
+    _WARM_START: "delete it: versions will not say what their rows started from",
     _RESULT: "delete it, and train again: a finished run is only evaluated again",
 }
 _VOCABULARY = "vocabulary"
@@ -69,6 +71,10 @@ class RunFolder:
         """
         path = self.path / _CONFIG
         return replace(RunConfig.from_yaml(path), output=str(self.path)) if path.exists() else None
+
+    def begun(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        return bool(Checkpoints(self.path / "checkpoints").names())
 
     def claim(
         self, config: RunConfig, schema: Schema, fingerprints: Mapping[str, str], columns: Mapping[str, str]
@@ -123,7 +129,13 @@ class RunFolder:
         """The logs and the settings, as a version's manifest has them."""
         path = self.path / _CONFIG
         config = yaml.safe_load(path.read_text()) if path.exists() else {}
-        return {"logs": self.result().get("logs", {}), "config": config}
+        lineage = {"logs": self.result().get("logs", {}), "config": config}
+        started = self._read(_WARM_START)
+        return {**lineage, "node2vec": started} if started else lineage
+
+    def write_warm_start(self, done: Sequence[Mapping[str, Any]]) -> None:
+        """Keep what rows started from, for the lineage of what is published."""
+        self._write(_WARM_START, json.dumps({"warm_start": list(done)}))
 
     def columns(self) -> dict[str, str]:
         """By feature, the type of its values."""

@@ -26,6 +26,7 @@ from embstore.kernels import TableOptimizer
 from embstore.schema import Schema
 from embstore.store import Version
 from embstore.training_settings import TrainingSettings
+from embstore.warm_start import WarmStartSettings, frozen_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ class LogSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class TableSettings:
-    """The unified table; see ``UnifiedEmbedding``."""
+    """The unified table; see ``UnifiedEmbedding``, and ``embstore.warm_start`` for what rows start from."""
 
     rows: int = 262_144
     dim: int = 16
@@ -49,12 +50,18 @@ class TableSettings:
     kernel: str = "auto"
     seed: int = 0
     optimizer: TableOptimizer = field(default_factory=TableOptimizer)
+    warm_start: tuple[WarmStartSettings, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise ConfigError("table.seed", expected="0 to 2^63 - 1", found=str(self.seed))
         if self.dtype not in DTYPES:
             raise ConfigError(f"table.dtype: unknown {self.dtype!r}", do=nearest(self.dtype, DTYPES))
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """Features whose rows are never trained."""
+        return frozen_features(self.warm_start)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +137,9 @@ class RunConfig:
         if dtype not in DTYPES:
             expected, do = f"rows of {', '.join(DTYPES)}", 'publish it with encoding="float32" and start from that'
             raise ConfigError(f"start from version {version.id}", expected=expected, found=dtype, do=do)
+        if not version.dense:
+            do = "name it in table.warm_start: rows can start from its vectors"
+            raise ConfigError(f"start from version {version.id}", expected="a network", found="vectors alone", do=do)
         table = parse(TableSettings, lineage.get("table") or {}, where=f"version {version.id}: table")
         plain, asked = TableSettings(), self.table
         optimizer = table.optimizer if asked.optimizer == plain.optimizer else asked.optimizer
@@ -142,6 +152,7 @@ class RunConfig:
             dtype=dtype,
             kernel=asked.kernel,
             optimizer=optimizer,
+            warm_start=table.warm_start,  # for what is frozen; the rows are the version's
         )
         model = {"name": version.manifest["model"]["name"], **version.manifest["model"]["settings"]}
         for name, wanted, found in (
@@ -152,6 +163,9 @@ class RunConfig:
             if wanted not in (default, found):
                 do = "leave it out: it is the version's"
                 raise ConfigError(f"config.{name}", expected=f"{found} as in {version.id}", found=str(wanted), do=do)
+        if asked.warm_start and [of.names for of in asked.warm_start] != [of.names for of in table.warm_start]:
+            do = "leave it out: rows go on from the version's (embstore import sets some of a version)"
+            raise ConfigError("config.table.warm_start", expected=f"that of {version.id}", found="another", do=do)
         schema = version.schema if self.label is None else replace(version.schema, label=self.label)
         start = replace(self.start, version=version.id)
         return replace(self.with_schema(schema), table=table, model=model, start=start)
@@ -171,6 +185,9 @@ class RunConfig:
         settings = asdict(replace(self, output=""))
         del settings["label"]  # it is in the schema
         settings["logs"] = settings["training"] = None
+        settings["table"]["warm_start"] = [entry.deciding for entry in self.table.warm_start]
+        if not self.table.warm_start:  # as before there was any
+            del settings["table"]["warm_start"]
         del settings["publish"], settings["start"]
         if start is not None:
             settings["start"] = start.digest
@@ -178,10 +195,16 @@ class RunConfig:
 
     def changed_from(self, other: RunConfig) -> list[str]:
         """The settings that decide the result and are not those of another run, e.g. ``["table.dim"]``."""
-        theirs, ours = (_flat(asdict(c.with_schema(c.read_schema()))) for c in (other, self))
+        theirs, ours = (_flat(_deciding(c.with_schema(c.read_schema()))) for c in (other, self))
         differing = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}
         differing -= {"training.checkpoint_every", "training.checkpoint_minutes", "start.store"}
         return sorted(key for key in differing if key.split(".")[0] not in ("logs", "output", "publish"))
+
+
+def _deciding(config: RunConfig) -> dict[str, Any]:
+    settings = asdict(config)
+    settings["table"]["warm_start"] = [entry.deciding for entry in config.table.warm_start]
+    return settings
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -161,10 +160,11 @@ def import_(
     from embstore.errors import DataError
     from embstore.kernels import TableOptimizer
     from embstore.store import Change, Store, import_vectors
+    from embstore.warm_start import vectors_of_feature
 
     store = Store(root)
     version = store.open(ref)
-    source = _of_feature(vectors, feature)
+    source = vectors_of_feature(vectors, feature)
     _check_values(version, feature, source, value_column)
     # Plain SGD has no state, so nothing as long as the table is allocated; what is published is the version's own.
     table = UnifiedEmbedding.restore(version.table, optimizer=TableOptimizer(name="sgd"))
@@ -211,19 +211,6 @@ def _show_imported(
         out.print(f"{done.shared:,} values share a row with another: it is their mean", highlight=False)
     if done.unknown:
         out.print(f"{done.unknown:,} values are unknown to the exact feature and were skipped", highlight=False)
-
-
-def _of_feature(vectors: str, feature: str) -> str:
-    """The feature's own folder in an export; else what was given."""
-    from urllib.parse import unquote
-
-    from embstore.errors import SchemaError, nearest
-
-    folders = Path(vectors).glob("feature=*/") if os.path.isdir(vectors) else ()
-    known = {unquote(folder.name.partition("=")[2]): str(folder) for folder in folders}
-    if known and feature not in known:
-        raise SchemaError(f"vectors {vectors}: none of feature {feature!r}", do=nearest(feature, known))
-    return known.get(feature, vectors)
 
 
 def _check_values(version: Version, feature: str, source: str, column: str) -> None:

@@ -51,10 +51,13 @@ def versions(root: str, as_json: bool) -> None:
 def _cells(row: dict[str, Any], ids: Collection[str]) -> list[str]:
     from rich.filesize import decimal
 
+    from embstore.store.bundle import NO_NETWORK
     from embstore.store.listing import SPLITS
 
     parent, delta, auc = row["parent"] or "", row["delta"], row["auc"] or {}
     table = "damaged" if row["damaged"] else row["table"]
+    if row["model"] == NO_NETWORK:
+        table += ", vectors alone" if row["node2vec"] is None else ", node2vec"
     if delta is not None and not row["damaged"]:
         base = "parent" if delta["base"] == parent else short(delta["base"], ids)
         table = f"{base} + {delta['rows']:,} rows"

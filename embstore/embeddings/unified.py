@@ -60,6 +60,7 @@ class UnifiedEmbedding(nn.Module):
         dtype: of the rows: float32, float16, bfloat16 (the narrow ones are rounded stochastically).
         init_std: rows start as normal numbers with this deviation; the row that unknown values of an exact
             feature share starts at zero.
+        frozen: exact features whose rows are never trained, nor decayed.
         kernel: ``"auto"``, ``"cpu"``, ``"gpu"``, ``"fbgemm"`` or ``"reference"`` (``embstore.kernels.choose``).
         seed: of the hashes and the first rows.
         device: where the table lies.
@@ -84,6 +85,7 @@ class UnifiedEmbedding(nn.Module):
     weight: Tensor
     paid: Tensor | None
     touched: Tensor | None
+    state_sum: Tensor  # of the Adagrads
 
     def __init__(
         self,
@@ -96,6 +98,7 @@ class UnifiedEmbedding(nn.Module):
         optimizer: TableOptimizer | None = None,
         dtype: torch.dtype = torch.float32,
         init_std: float = 0.01,
+        frozen: Sequence[str] = (),
         kernel: str = "auto",
         seed: int = 0,
         device: torch.device | str = "cpu",
@@ -138,6 +141,7 @@ class UnifiedEmbedding(nn.Module):
         for name, tensor in state.items():
             self.register_buffer(f"state_{name}", tensor)
         self._state_buffers = [(name, f"state_{name}") for name in state]
+        self._freeze(frozen)
         self._trigger = torch.zeros(0, requires_grad=True)
         paid = torch.zeros(len(self.shard), dtype=torch.float64, device=device) if self.optimizer.l2 else None
         self.register_buffer("paid", paid)
@@ -159,7 +163,7 @@ class UnifiedEmbedding(nn.Module):
 
         Args:
             source: what ``describe``, ``exact_tokens`` and ``read_rows`` give.
-            settings: ``optimizer`` and ``kernel``, as for a new table; the optimizer starts afresh.
+            settings: ``optimizer``, ``kernel`` and ``frozen``, as for a new table; the optimizer starts afresh.
         """
         about = source.describe()
         names = {f.name for f in fields(Feature)}
@@ -442,6 +446,22 @@ class UnifiedEmbedding(nn.Module):
         exact = self.num_rows - self.hashed_rows
         rows = f"{self.hashed_rows:,} hashed" + (f" + {exact:,} exact" if exact else "") + f" rows x {self.dim}"
         return f"{rows}, {len(self.features)} features, {self.optimizer.name}, kernel {self.kernel.name}"
+
+    def _freeze(self, features: Sequence[str]) -> None:
+        """An infinite sum of squares makes every step, and the penalty's, nought: in all kernels, and wherever the
+        state goes (checkpoints, versions, other ranks)."""
+        if features and "sum" not in dict(self._state_buffers):
+            expected = "rowwise_adagrad or adagrad, whose state can hold rows still"
+            raise ConfigError("table.optimizer with frozen features", expected=expected, found=self.optimizer.name)
+        self.frozen_rows = 0  # of the whole table
+        for name in features:
+            if not self.feature(name).exact:
+                raise ConfigError(f"frozen feature {name!r}", expected="an exact one", found="one that shares rows")
+            for lookup in self.plan.only(name).lookups:
+                first = max(lookup.base - self.shard.start, 0)
+                last = max(lookup.base + lookup.size - self.shard.start, 0)
+                self.state_sum[first:last] = torch.inf
+                self.frozen_rows += lookup.size
 
     def _apply(self, fn: Any, recurse: bool = True) -> UnifiedEmbedding:
         """``to``, ``cuda`` and their like: another device is fine, another dtype would break the optimizer's state."""

@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource
+from embstore.store.bundle import Bundle, Change, OptimizerState, Progress, TableSource, without_network
 from embstore.store.consumer import Consumer, Update
 from embstore.store.diff import Difference, RowChanges
 from embstore.store.files import FileDigest, sha256_file
@@ -19,11 +19,13 @@ from embstore.store.version import Version
 
 # Only those who export pay for Arrow and what reads logs.
 _EXPORT = {
+    "ValueVectors": "embstore.store.warm_start",
     "WarmStart": "embstore.store.warm_start",
     "export_parquet": "embstore.store.export",
     "export_safetensors": "embstore.store.export",
     "import_vectors": "embstore.store.warm_start",
     "open_values": "embstore.store.values",
+    "set_rows": "embstore.store.warm_start",
     "vocabulary_of": "embstore.counting",
 }
 
@@ -51,6 +53,7 @@ __all__ = [
     "open_tensors",
     "schema_sha256",
     "sha256_file",
+    "without_network",
     "write_tensors",
 ]
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from embstore.store.version import Version
     from embstore.vocabulary import Vocabulary
 
+NO_NETWORK = "none"  # the model's name in a version of vectors alone
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done and how much in all: bytes of ``"write"``, ``"upload"``,
 ``"verify"`` and ``"diff"``, rows of ``"compare"`` (a delta's)."""
@@ -108,6 +109,12 @@ class Change:
     smallest: bool = False
 
 
+def without_network(schema: Schema, dim: int) -> dict[str, Any]:
+    """The ``model`` of a bundle of vectors alone: readers look up and search it, and say that it has no scores."""
+    widths = [feature.lookups * dim for feature in schema.features]
+    return {"name": NO_NETWORK, "settings": {}, "dense_width": 0, "widths": widths}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
     """What is published, promoted and rolled back as one.
@@ -115,8 +122,10 @@ class Bundle:
     Args:
         table: the rows.
         schema: of the logs it was trained on; its features are the table's.
-        dense_state: the ``state_dict`` of all but the table: names from ``"normalizer."`` and ``"network."``.
-        model: ``{"name", "settings", "dense_width", "widths"}``: what builds the network again.
+        dense_state: the ``state_dict`` of all but the table: names from ``"normalizer."`` and ``"network."``; none of
+            vectors alone, which no network reads.
+        model: ``{"name", "settings", "dense_width", "widths"}``: what builds the network again; ``without_network`` of
+            vectors alone.
         metrics: numbers by name, nested if need be; one that is not finite is stored as null.
         lineage: where it came from, under ``logs``, ``vocabulary``, ``selection``, ``node2vec``, ``config``; and
             ``space``, the id that versions share whose vectors can be compared (training continued from one another);

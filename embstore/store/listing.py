@@ -34,7 +34,7 @@ def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
         "aliases": list(info.aliases),
         "tags": list(info.tags),
         "parent": info.parent,
-        **dict.fromkeys(("table", "delta", "bytes", "model", "auc", "damaged")),
+        **dict.fromkeys(("table", "delta", "bytes", "model", "node2vec", "auc", "damaged")),
     }
     try:
         manifest = store.manifest(info.id)
@@ -48,6 +48,7 @@ def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
         "delta": None if delta is None else {key: delta[key] for key in ("base", "rows", "depth")},
         "bytes": bytes_of(manifest),
         "model": manifest["model"]["name"],
+        "node2vec": manifest["lineage"]["node2vec"],
         "auc": {split: of.get("auc") if isinstance(of, dict) else None for split, of in metrics.items()},
     }
 

@@ -4,12 +4,13 @@
     ann     [a0 a1 | a2 a3]      17                90                 row 17 = (a0 a1 + 3 * (b2 b3)) / 4
     bob     [b0 b1 | b2 b3]      4                 17                 row 90 = a2 a3      row 4 = b0 b1
 
-for weights of 1 and 3. Shape suffixes: V values, W numbers of a vector, C contributions (a value to a row), G rows set,
-D dim.
+for weights of 1 and 3. Shape suffixes: V values, W numbers of a vector, X numbers of all vectors, C contributions (a
+value to a row), G rows set, D dim.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +52,63 @@ class WarmStart:
     unknown: int
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ValueVectors:
+    """Vectors by value, checked: each value once, every number finite.
+
+    Args:
+        values: of one type, none missing.
+        tokens_V: of the values, int64 bits.
+        vectors_VW: float32.
+        weights_V: float64, above 0: how much each counts in the mean of a row that several share.
+    """
+
+    values: pa.ChunkedArray
+    tokens_V: NDArray[np.int64]
+    vectors_VW: NDArray[np.float32]
+    weights_V: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.tokens_V)
+
+    @classmethod
+    def read(
+        cls,
+        vectors: str | Path | pa.Table,
+        *,
+        value_column: str = "value",
+        vector_column: str = "vector",
+        weight_column: str | None = None,
+        widths: tuple[int, int] | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> ValueVectors:
+        """From Parquet (a file or a folder of them) or an Arrow table.
+
+        Args:
+            widths: which a vector may have; any, but all the same, when not given.
+            dtype: in which its numbers must be finite.
+
+        Raises:
+            SchemaError, DataError, LogError: as ``import_vectors``.
+        """
+        source = _open(vectors, [value_column, vector_column] + ([weight_column] if weight_column is not None else []))
+        with _reading(vectors):
+            found = source.to_table(columns=[value_column] if weight_column is None else [value_column, weight_column])
+        value = found.column(value_column)
+        if not len(value):
+            nothing = np.empty((0, 0), np.float32)
+            return cls(values=value, tokens_V=np.empty(0, np.int64), vectors_VW=nothing, weights_V=np.empty(0))
+        if pa.types.is_nested(value.type):
+            raise SchemaError(f"column {value_column!r}", expected="single values", found=str(value.type))
+        _refuse_nulls(value, value_column)
+        tokens_V = tokenize(value, name=value_column).values.view(np.int64)
+        _refuse_duplicates(value, tokens_V, value_column)
+        weights_V = _weights(found, weight_column)
+        with _reading(vectors):
+            vectors_VW = _vectors(source, vector_column, found.num_rows, widths, dtype)
+        return cls(values=value, tokens_V=tokens_V, vectors_VW=vectors_VW, weights_V=weights_V)
+
+
 @torch.no_grad()
 def import_vectors(
     table: UnifiedEmbedding,
@@ -81,36 +139,51 @@ def import_vectors(
             value, vector or weight, a weight that is not positive, or a value twice.
         LogError: Parquet that can't be read.
     """
-    spec = table.feature(feature)
-    source = _open(vectors, [value_column, vector_column] + ([weight_column] if weight_column is not None else []))
-    with _reading(vectors):
-        found = source.to_table(columns=[value_column] if weight_column is None else [value_column, weight_column])
-    if found.num_rows == 0:
-        return WarmStart(values=0, rows=0, changed=0, shared=0, unknown=0)
-    value = found.column(value_column)
-    if pa.types.is_nested(value.type):
-        raise SchemaError(f"column {value_column!r}", expected="single values", found=str(value.type))
-    _refuse_nulls(value, value_column)
-    tokens_V = tokenize(value, name=value_column).values.view(np.int64)
-    _refuse_duplicates(value, tokens_V, value_column)
-    weight_V = _weights(found, weight_column)
-    with _reading(vectors):
-        widths = (table.dim, spec.lookups * table.dim)
-        vector_VW = _vectors(source, vector_column, found.num_rows, widths, table.dtype)
+    widths = (table.dim, table.feature(feature).lookups * table.dim)
+    given = ValueVectors.read(
+        vectors,
+        value_column=value_column,
+        vector_column=vector_column,
+        weight_column=weight_column,
+        widths=widths,
+        dtype=table.dtype,
+    )
+    return set_rows(table, {feature: given})
 
-    known_V = np.ones(len(tokens_V), dtype=bool)
-    if spec.exact:
-        known_V = np.isin(tokens_V, table.exact_tokens()[feature].cpu().numpy())
-    index_V = np.flatnonzero(known_V)
-    plan = table.plan.only(feature)
-    rows_LV = [plan.rows_of(lookup, torch.from_numpy(tokens_V[index_V])).numpy() for lookup in plan.lookups]
-    # A vector of dim numbers is read from its start by every lookup, a longer one in parts.
-    part_L = np.arange(spec.lookups) * (table.dim if vector_VW.shape[1] > table.dim else 0)
-    row_C, value_C = np.concatenate(rows_LV), np.tile(index_V, spec.lookups)
-    start_C = np.repeat(part_L, len(index_V))
+
+@torch.no_grad()
+def set_rows(table: UnifiedEmbedding, given: Mapping[str, ValueVectors]) -> WarmStart:
+    """Set the rows of the values of some features at once: a row that values of several hit is the mean of them all.
+
+    Of a table whose rows are shared out, those that are here are set, and counted.
+
+    Args:
+        given: by feature; vectors of dim numbers, or of lookups * dim.
+    """
+    tokens, rows, values, starts, weights = [], [], [], [], []
+    flat = [of.vectors_VW.reshape(-1) for of in given.values()]
+    flat_X = flat[0] if len(flat) == 1 else np.concatenate([np.empty(0, np.float32), *flat])
+    first = begin = known = 0  # value and number of the feature
+    for feature, of in given.items():
+        spec, plan, width = table.feature(feature), table.plan.only(feature), of.vectors_VW.shape[1]
+        index_V = np.arange(len(of))
+        if spec.exact:
+            index_V = np.flatnonzero(np.isin(of.tokens_V, table.exact_tokens()[feature].cpu().numpy()))
+        for number, lookup in enumerate(plan.lookups):
+            rows.append(plan.rows_of(lookup, torch.from_numpy(of.tokens_V[index_V])).numpy())
+            tokens.append(of.tokens_V[index_V])
+            values.append(first + index_V)
+            # A vector of dim numbers is read from its start by every lookup, a longer one in parts.
+            starts.append(begin + index_V * width + (number * table.dim if width > table.dim else 0))
+            weights.append(of.weights_V[index_V])
+        first, begin, known = first + len(of), begin + of.vectors_VW.size, known + len(index_V)
+    if not known:
+        return WarmStart(values=first, rows=0, changed=0, shared=0, unknown=first)
+    row_C, token_C, value_C, start_C, weight_C = map(np.concatenate, (rows, tokens, values, starts, weights))
     # Sorted by token too, so that sums don't depend on the order of the file.
-    order = np.lexsort((tokens_V[value_C], row_C))
-    row_C, value_C, start_C = row_C[order], value_C[order], start_C[order]
+    order = np.lexsort((token_C, row_C))
+    order = order[(row_C[order] >= table.shard.start) & (row_C[order] < table.shard.stop)]
+    row_C, value_C, start_C, weight_C = row_C[order], value_C[order], start_C[order], weight_C[order]
     row_G, first_G = np.unique(row_C, return_index=True)
     bounds_G = np.append(first_G, len(row_C))
 
@@ -119,17 +192,13 @@ def import_vectors(
     for start in range(0, len(row_G), _BLOCK_ROWS):
         block = row_G[start : start + _BLOCK_ROWS]
         means = np.empty((len(block), table.dim))
-        _average(vector_VW, weight_V, value_C, start_C, bounds_G[start : start + len(block) + 1], means)
-        rows = torch.from_numpy(block).to(table.weight.device)
+        _average(flat_X, weight_C, start_C, bounds_G[start : start + len(block) + 1], means)
+        rows_G = torch.from_numpy(block - table.shard.start).to(table.weight.device)
         new_GD = torch.from_numpy(means).to(table.weight)
-        changed += int((table.weight.index_select(0, rows) != new_GD).any(dim=1).sum())
-        table.weight.index_copy_(0, rows, new_GD)
+        changed += int((table.weight.index_select(0, rows_G) != new_GD).any(dim=1).sum())
+        table.weight.index_copy_(0, rows_G, new_GD)
     return WarmStart(
-        values=len(tokens_V),
-        rows=len(row_G),
-        changed=changed,
-        shared=_sharing(row_C, value_C),
-        unknown=len(tokens_V) - len(index_V),
+        values=first, rows=len(row_G), changed=changed, shared=_sharing(row_C, value_C), unknown=first - known
     )
 
 
@@ -164,7 +233,7 @@ def _refuse_duplicates(value: pa.ChunkedArray, tokens_V: NDArray[np.int64], name
 
 
 def _vectors(
-    source: ds.Dataset, name: str, count: int, widths: tuple[int, int], dtype: torch.dtype
+    source: ds.Dataset, name: str, count: int, widths: tuple[int, int] | None, dtype: torch.dtype
 ) -> NDArray[np.float32]:
     """The vectors, float32 ``[V, W]``, checked."""
     kind = source.schema.field(name).type
@@ -172,7 +241,7 @@ def _vectors(
     if not lists or not pa.types.is_floating(kind.value_type):
         raise SchemaError(f"column {name!r}", expected="lists of floats", found=str(kind))
     vector_VW = np.empty((0, 0), dtype=np.float32)
-    row, width = 0, -1
+    row, width, allowed = 0, -1, False
     for batch in scan(source, {name: ds.field(name)}, _BLOCK_ROWS):
         for start in range(0, batch.num_rows, _BLOCK_ROWS):
             part = batch.column(name).slice(start, _BLOCK_ROWS)
@@ -180,11 +249,13 @@ def _vectors(
             lengths = pc.list_value_length(part).to_numpy(zero_copy_only=False)
             if width < 0:
                 width = int(lengths[0])
-                if width in widths:
+                allowed = width > 0 if widths is None else width in widths
+                if allowed:
                     vector_VW = np.empty((count, width), dtype=np.float32)
-            wrong = np.flatnonzero((lengths != width) | (width not in widths))
+            wrong = np.flatnonzero((lengths != width) | (not allowed))
             if len(wrong):
-                expected = f"{width}, as in row 0" if width in widths else " or ".join(map(str, sorted(set(widths))))
+                other = "1 or more" if widths is None else " or ".join(map(str, sorted(set(widths))))
+                expected = f"{width}, as in row 0" if allowed else other
                 found = str(lengths[wrong[0]])
                 raise DataError(
                     f"column {name!r}, row {row + wrong[0]:,}", expected=f"a vector of {expected}", found=found
@@ -233,9 +304,8 @@ def _sharing(row_C: NDArray[np.int64], value_C: NDArray[np.int64]) -> int:
 
 @numba.njit(nogil=True, cache=True)
 def _average(
-    vector_VW: NDArray[np.float32],
-    weight_V: NDArray[np.float64],
-    value_C: NDArray[np.int64],
+    flat_X: NDArray[np.float32],
+    weight_C: NDArray[np.float64],
     start_C: NDArray[np.int64],
     bounds_G: NDArray[np.int64],
     out_GD: NDArray[np.float64],
@@ -246,12 +316,12 @@ def _average(
         # Weights relative to the row's greatest: nothing overflows, and a value alone is left as it is.
         greatest = 0.0
         for c in range(bounds_G[g], bounds_G[g + 1]):
-            greatest = max(greatest, weight_V[value_C[c]])
+            greatest = max(greatest, weight_C[c])
         total = 0.0
         for c in range(bounds_G[g], bounds_G[g + 1]):
-            weight = weight_V[value_C[c]] / greatest
+            weight = weight_C[c] / greatest
             total += weight
             for d in range(out_GD.shape[1]):
-                out_GD[g, d] += weight * vector_VW[value_C[c], start_C[c] + d]
+                out_GD[g, d] += weight * flat_X[start_C[c] + d]
         for d in range(out_GD.shape[1]):
             out_GD[g, d] /= total
