@@ -112,7 +112,7 @@ class SkipGram:
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = settings.subsample / share_N
                 self._kept = np.where(share_N > 0, np.minimum(np.sqrt(ratio) + ratio, 1), 1).astype(np.float32)
-        self._keep, self._other = _alias(visits_N.astype(np.float64) ** settings.power)
+        self._keep, self._other = alias(visits_N.astype(np.float64) ** settings.power)
 
     @property
     def vectors(self) -> NDArray[np.float32]:
@@ -153,8 +153,8 @@ class SkipGram:
         return float(lost / counted) if counted else float("nan")
 
 
-def _alias(weight_N: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Vose's alias table."""
+def alias(weight_N: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Vose's alias table: how likely each number keeps a draw, and who has it otherwise."""
     keep_N, other_N = np.ones(len(weight_N), dtype=np.float32), np.arange(len(weight_N), dtype=np.int32)
     _fill_alias(weight_N * (len(weight_N) / weight_N.sum()), keep_N, other_N)
     return keep_N, other_N
