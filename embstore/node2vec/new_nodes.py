@@ -1,12 +1,12 @@
 """Vectors of nodes that joined after training, without retraining; all others keep theirs to the bit.
 
     1. mean     a new node gets the weighted mean of its neighbours that have a vector; then those that only know
-                nodes of the first round, and so on
+                nodes of the first round, and so on; all are lengthened to the mean length of old ones
     2. steps    skip-gram on walks from the new nodes, of which only rows of new nodes are moved
 
-The first places a node near those it is linked to, too near their middle: means are shorter than what they are of.
-The second is what training would have done to it, had all others been at rest; so it costs walks of new nodes only,
-and old vectors, which models were trained on, stay valid.
+Means are shorter than what they are of, and a model of old vectors takes short ones for those of nodes that little is
+known of: so the first step keeps a mean's direction alone. The second is what training would have done to it, had all
+others been at rest; so it costs walks of new nodes only, and old vectors, which models were trained on, stay valid.
 
 One thread trains, and all that is drawn depends on (seed, epoch, node, round): the same bits each time. Suffixes: N
 nodes, E entries, W walks, L nodes of a walk, D numbers of a vector.
@@ -85,7 +85,7 @@ def new_vectors(
     """
     _check(graph, vectors_ND, known_N)
     _check(graph, contexts_ND, known_N)
-    in_ND, out_ND = mean_vectors(graph, vectors_ND, known_N), mean_vectors(graph, contexts_ND, known_N)
+    in_ND, out_ND = _start(graph, vectors_ND, known_N), _start(graph, contexts_ND, known_N)
     walker = Walker(graph, walks)
     start_W = np.tile(np.flatnonzero(~known_N).astype(np.int32), walks.num_walks)
     if not len(start_W):
@@ -104,6 +104,16 @@ def new_vectors(
                 *(how.window, how.negatives, seed),
             )
     return in_ND, out_ND
+
+
+def _start(graph: Graph, rows_ND: NDArray[np.float32], known_N: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The means, lengthened by one factor to the mean length of old rows; those that are 0 apart."""
+    out_ND = mean_vectors(graph, rows_ND, known_N)
+    length_N = np.linalg.norm(out_ND, axis=1)
+    old_N, new_N = known_N & (length_N > 0), ~known_N & (length_N > 0)
+    if old_N.any() and new_N.any():
+        out_ND[~known_N] *= length_N[old_N].mean() / length_N[new_N].mean()
+    return out_ND
 
 
 def _check(graph: Graph, rows_ND: NDArray[np.float32], known_N: NDArray[np.bool_]) -> None:
@@ -172,7 +182,7 @@ def _steps(  # type: ignore[no-untyped-def]
         for place in range(length):
             state += _GOLDEN
             span = np.int64(mulhi64_scalar(splitmix64_scalar(state), np.uint64(window))) + 1
-            begin, end = max(place - span, 0), min(place + span + 1, length)
+            begin, end = max(place - int(span), 0), min(place + int(span) + 1, length)
             centre = walks_WL[w, place]
             anew = not known_N[centre]
             for other in range(begin, end):
