@@ -116,11 +116,11 @@ def spectral_vectors(
         GraphError: a graph without edges.
         ConfigError: a ``dim`` below 1.
 
-    >>> ring = Graph.of_edges(np.arange(50), (np.arange(50) + 1) % 50)
-    >>> vectors, contexts = spectral_vectors(ring, 8)
-    >>> near, far = vectors[0] @ vectors[1], vectors[0] @ vectors[25]
-    >>> vectors.shape, bool(near > far)
-    ((50, 8), True)
+    >>> source, target = np.triu_indices(10, 1)
+    >>> cliques = Graph.of_edges(np.append([source, source + 10], 0), np.append([target, target + 10], 19))
+    >>> vectors, contexts = spectral_vectors(cliques, 2, SpectralSettings(shift=1.0))
+    >>> vectors.shape, bool(vectors[1] @ vectors[2] > vectors[1] @ vectors[12])
+    ((20, 2), True)
     """
     settings = settings or SpectralSettings()
     if dim < 1:
