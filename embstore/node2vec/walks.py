@@ -146,8 +146,12 @@ class Walker:
         """Walks ``begin`` to ``end``, int32 ``[W, length]``; ``NO_NODE`` after the end of one that couldn't go on."""
         if not 0 <= begin <= end <= self.num_walks:
             raise ConfigError("walks", expected=f"numbers from 0 to {self.num_walks:,}", found=f"{begin:,} to {end:,}")
-        start_W = self.starts(begin, end)
-        round_W = np.arange(begin, end) // self.graph.num_nodes
+        return self.walks_from(self.starts(begin, end), np.arange(begin, end) // self.graph.num_nodes, threads=threads)
+
+    def walks_from(
+        self, start_W: NDArray[np.int32], round_W: NDArray[np.int64], *, threads: int = 1
+    ) -> NDArray[np.int32]:
+        """A walk from each of these nodes, in these rounds; shaped as ``walks``."""
         out_WL = np.empty((len(start_W), self.settings.length), dtype=np.int32)
         arguments = self._arguments
         firsts = iter(range(0, len(start_W), _CHUNK))  # of which each thread takes the next
