@@ -24,7 +24,6 @@ seed on the smaller graph. The cores' time that others used is in ``settings``: 
 from __future__ import annotations
 
 import statistics
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from numpy.typing import NDArray
 
 from benchmarks.graphs.embed import vectors_of
 from benchmarks.graphs.files import found, graph_of, labels_of
-from benchmarks.graphs.processes import CORES, EMBED, ended, two_cores
+from benchmarks.graphs.processes import CORES, EMBED, ended, judged, two_cores
 from benchmarks.peers import pecanpy_gensim
 from benchmarks.report import Result, claim, main, median
 from embstore.errors import ConfigError
@@ -53,7 +52,6 @@ SPLITS = (0, 1, 2)  # of the nodes, for each seed
 LINKS = {"p": 1.0, "q": 1.0}  # of WALKS, for link prediction
 PAPER_HADAMARD = 0.968
 PEER, ONE_THREAD = "PecanPy + gensim", "one thread"
-OTHERS = 0.1  # of the cores' time, used by other processes: more, and claims are ``disturbed``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +105,7 @@ def measure(quick: bool) -> Result:
             claims["first_run_seconds"] = _first_run(files[names[0]][0], Path(folder), samples[names[0]])
     if links is not None:
         claims["hadamard_auc_ego_facebook"], samples["ego_facebook"] = _links(links, seeds)
-    others = sum(one["others_cpu_seconds"] for one in reports)
-    others /= CORES * sum(one["process_seconds"] for one in reports)
-    if others > OTHERS:
-        print("the machine was busy, measure again", file=sys.stderr)
-        claims = {name: {**of, "disturbed": True} for name, of in claims.items()}
+    claims, others = judged(claims, reports)
     return Result(
         claims=claims,
         samples=samples,

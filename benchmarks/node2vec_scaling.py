@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.graphs.processes import CORES, EMBED, ended, two_cores
+from benchmarks.graphs.processes import CORES, EMBED, ended, judged, two_cores
 from benchmarks.report import Result, claim, main
 
 DEGREE = 10
@@ -54,10 +54,17 @@ def measure(quick: bool) -> Result:
     claims = {"exponent": claim(exponents["whole"], "")}
     claims |= {f"seconds_of_{size}_nodes": claim(of["whole"], "s") for size, of in reports.items()}
     claims |= {f"peak_mib_of_{size}_nodes": claim(of["peak_mib"], "MiB") for size, of in reports.items()}
+    claims, others = judged(claims, reports.values())
     return Result(
         claims=claims,
         samples={"processes": {str(size): of for size, of in reports.items()}, "exponents": exponents},
-        settings={**SETTINGS, "sizes": sizes, "fitted_from": FITTED, "cores": CORES},
+        settings={
+            **SETTINGS,
+            "sizes": sizes,
+            "fitted_from": FITTED,
+            "cores": CORES,
+            "share_of_cores_used_by_others": round(others, 3),
+        },
         plot=lambda path: plot(reports, exponents["whole"], path),
     )
 

@@ -8,7 +8,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from benchmarks.load.servers import busy_seconds
 
 EMBED = (sys.executable, "-m", "benchmarks.graphs.embed")
 CORES = 2
+OTHERS = 0.1  # of the cores' time, used by other processes: more, and claims are ``disturbed``
 
 
 def two_cores() -> None:
@@ -44,6 +45,19 @@ def ended(command: Sequence[str | Path], settings: Mapping[str, Any], **environm
     report["process_seconds"] = seconds
     report["others_cpu_seconds"] = max(0.0, busy - used)
     return report
+
+
+def judged(
+    claims: Mapping[str, dict[str, Any]], reports: Iterable[Mapping[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], float]:
+    """Claims, marked where others had too much of the cores while they were measured; and how much that was."""
+    reports = list(reports)
+    others = sum(one["others_cpu_seconds"] for one in reports)
+    others /= CORES * sum(one["process_seconds"] for one in reports)
+    if others <= OTHERS:
+        return dict(claims), others
+    print("the machine was busy, measure again", file=sys.stderr)
+    return {name: {**of, "disturbed": True} for name, of in claims.items()}, others
 
 
 def _children_seconds() -> float:
