@@ -2,7 +2,7 @@
 
     python -m benchmarks.tokens                   a table
     python -m benchmarks.tokens --json --quick    JSON, in less than a minute
-    python -m benchmarks.tokens --out FILE        the JSON in a file, too
+    python -m benchmarks.tokens --out FILE        the JSON in a file, too; where there is a plot, in FILE's .png
 
     {
       "benchmark": "tokens",
@@ -50,12 +50,14 @@ class Result:
         samples: raw measurements by contender, e.g. as ``interleave`` gives them.
         settings: sizes and options that decide the result.
         packages: distributions whose versions belong in the report, besides ``PACKAGES``.
+        plot: draws the samples into a file.
     """
 
     claims: Mapping[str, dict[str, Any]]
     samples: Mapping[str, Any]
     settings: Mapping[str, Any] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
+    plot: Callable[[Path], None] | None = None
 
 
 def claim(
@@ -116,6 +118,8 @@ def main(name: str, measure: Callable[[bool], Result]) -> None:
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text + "\n")
+        if found.plot is not None:
+            found.plot(options.out.with_suffix(".png"))
     if options.json:
         print(text)
     else:

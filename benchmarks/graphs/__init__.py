@@ -1,0 +1,1 @@
+"""Graphs of the node2vec benchmarks, and the processes that make vectors of them."""
