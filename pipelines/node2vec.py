@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore.continuous import place_of
-from embstore.errors import Interrupted
+from embstore.errors import Interrupted, StoreError
 from embstore.interruption import Interruption
 from embstore.node2vec import Graph, SkipGram, Walker
 from embstore.node2vec.edges import build_graph
@@ -306,9 +306,10 @@ def _store(settings: PublishSettings) -> str:
 
 def _published(store: Store, vectors: str) -> str | None:
     """The version of these vectors, if a job that was killed has just published it."""
-    if not store.versions():
+    try:
+        last = store.open("latest")
+    except StoreError:  # none yet; what else is wrong, publishing says
         return None
-    last = store.open("latest")
     about = (last.manifest["lineage"] or {}).get("node2vec") or {}
     return last.id if about.get("vectors") == vectors else None
 

@@ -8,7 +8,7 @@
       checkpoints/       where training stands; gone when it is done
       vectors/feature=item/part-0.parquet      value, node, vector, visits
       contexts.npy       the nodes' vectors as centres, for who goes on from here
-      walks/             node numbers, where they are kept
+      walks/             number, walk (numbers of nodes), where they are kept
       metrics.jsonl      the loss on the way, and loss.png
       result.json        of the finished job
 

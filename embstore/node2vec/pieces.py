@@ -33,7 +33,7 @@ def visits_of(walker: Walker, begin: int, end: int, threads: int, folder: str | 
     """How often they come to each node, ``[N]``; where a folder is given, they are written down in it."""
     walks_WL = walks_of(walker, begin, end, threads)
     if folder is not None:
-        _write(walks_WL, Path(folder) / f"walks-{begin:012d}.parquet")
+        _write(walks_WL, begin, Path(folder) / f"part-{begin:012d}.parquet")
     return np.bincount(walks_WL[walks_WL != NO_NODE], minlength=walker.graph.num_nodes)
 
 
@@ -47,10 +47,12 @@ def walked_at_once(length: int) -> int:
     return trained_at_once(length) * (_WALKED // _TRAINED)
 
 
-def _write(walks_WL: NDArray[np.int32], path: Path) -> None:
+def _write(walks_WL: NDArray[np.int32], begin: int, path: Path) -> None:
     there_WL = walks_WL != NO_NODE
     offsets = np.concatenate([[0], np.cumsum(there_WL.sum(axis=1))]).astype(np.int32)
     walks = pa.ListArray.from_arrays(pa.array(offsets), pa.array(walks_WL[there_WL]))
     partial = path.with_name(f".{path.name}")
-    pq.write_table(pa.table({"walk": walks}), partial, compression="zstd")
+    pq.write_table(
+        pa.table({"number": np.arange(begin, begin + len(walks_WL)), "walk": walks}), partial, compression="zstd"
+    )
     partial.replace(path)
