@@ -109,6 +109,7 @@ class JobFolder:
                     do="name another folder with --output, or start afresh with --fresh",
                 )
             if not changed:
+                self._sweep()
                 return
             self.clear()
         elif found := [name for name in (*_FILES, *_FOLDERS) if (self.path / name).exists()]:
@@ -121,6 +122,7 @@ class JobFolder:
         """Remove what a job left there (only files a job makes); its manifest last, without which it isn't a job's."""
         if not (self.path / _MANIFEST).exists():
             return
+        self._sweep()
         for name in _FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for name in _FILES:
@@ -322,6 +324,17 @@ class JobFolder:
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Keep it."""
         self._write(_RESULT, result)
+
+    def _sweep(self) -> None:
+        """Remove what a process that was killed left half written."""
+        for name in (*_FILES, "vectors"):
+            for path in self.path.glob(f".{name}*"):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+        for path in self.path.glob("walks/.*.parquet"):
+            path.unlink()
 
     def _replace(self, name: str, write: Callable[[BinaryIO], object]) -> None:
         partial = self.path / f".{name}"

@@ -365,6 +365,16 @@ def test_another_job_in_the_folder_is_refused(log: Path, tmp_path: Path, undistu
     assert "already finished" in shown.lines[0]
 
 
+def test_what_was_half_written_is_removed(log: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    folder = tmp_path / "job"
+    shutil.copytree(undisturbed["folder"], folder)
+    (folder / ".vectors").mkdir()
+    for name in (".manifest.json-00ff", ".graph.npz", ".vectors/part"):
+        (folder / name).write_bytes(b"")
+    run(job(log, folder))
+    assert files(folder) == undisturbed["files"]
+
+
 def test_a_folder_of_something_else_is_left_alone(log: Path, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("theirs")
     with pytest.raises(CheckpointError, match=r"metrics.jsonl of something else"):
