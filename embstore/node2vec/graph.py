@@ -10,7 +10,7 @@ An undirected edge is in the rows of both its ends; a self-loop once, in its nod
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embstore.errors import GraphError
-from embstore.node2vec.rows import are_rows, are_symmetric, rows_of
 
 MAX_NODES = 2**31 - 1
 NODE = "node"  # the feature whose values nodes are, where none is named
@@ -111,24 +110,45 @@ class Graph:
         Raises:
             GraphError: other numbers, or weights that are negative or not finite.
         """
-        source, target = np.asarray(source), np.asarray(target)
-        greatest = max(_greatest(source, "source"), _greatest(target, "target"))
+        source, target = _numbers(source, "source"), _numbers(target, "target")
         if len(source) != len(target):
             raise GraphError(
                 "edges", expected=f"as many targets as sources ({len(source):,})", found=f"{len(target):,}"
             )
+        greatest = int(max(source.max(initial=-1), target.max(initial=-1)))
         if num_nodes is None:
             num_nodes = greatest + 1 if nodes is None else sum(map(len, nodes.values()))
         if greatest >= num_nodes or num_nodes > MAX_NODES:
-            found = f"{max(greatest, num_nodes - 1):,}"
-            raise GraphError("edges", expected=f"nodes below {min(num_nodes, MAX_NODES):,}", found=found)
-        source, target = source.astype(np.int32, copy=False), target.astype(np.int32, copy=False)
+            raise GraphError("edges", expected=f"nodes below {min(num_nodes, MAX_NODES):,}", found=f"{greatest:,}")
         counted = None if weight is None else _weights(np.asarray(weight), len(source))
         if counted is not None and not (some := counted > 0).all():
             source, target, counted = source[some], target[some], counted[some]
-        indptr_N, indices_E, total = rows_of(source, target, counted, num_nodes, directed=directed)
-        weights_E = None if total is None else _narrow(total)
-        return cls(indptr_N=indptr_N, indices_E=indices_E, weights_E=weights_E, directed=directed, nodes=nodes)
+        if not directed:
+            low, high = np.minimum(source, target), np.maximum(source, target)
+            key, total = _merged(low * num_nodes + high, counted)
+            low, high = key // num_nodes, key % num_nodes
+            apart = low != high
+            source, target = np.concatenate([low, high[apart]]), np.concatenate([high, low[apart]])
+            counted = total if total is None else np.concatenate([total, total[apart]])
+            key = source * num_nodes + target
+            order = np.argsort(key, kind="stable")
+            key, total = key[order], counted if counted is None else counted[order]
+        else:
+            key, total = _merged(source * num_nodes + target, counted)
+        indptr_N = np.searchsorted(key, np.arange(num_nodes + 1, dtype=np.int64) * num_nodes)
+        weights_E: NDArray[np.float32] | None = None
+        if total is not None and not (total == 1).all():
+            with np.errstate(over="ignore", under="ignore"):
+                weights_E = total.astype(np.float32)
+            if not (np.isfinite(weights_E).all() and (weights_E > 0).all()):
+                raise GraphError("edge weights", expected="numbers that float32 holds", found="greater or smaller ones")
+        return cls(
+            indptr_N=indptr_N.astype(np.int64),
+            indices_E=(key % num_nodes if num_nodes else key).astype(np.int32),
+            weights_E=weights_E,
+            directed=directed,
+            nodes=nodes,
+        )
 
     @classmethod
     def of_csr(
@@ -146,46 +166,39 @@ class Graph:
             GraphError: arrays that are no square matrix's, weights as ``of_edges``, or an undirected graph whose
                 matrix isn't symmetric.
         """
-        indptr, indices = np.asarray(indptr), np.asarray(indices)
-        _greatest(indptr, "indptr")
-        greatest = _greatest(indices, "indices")
-        if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(indices) or (indptr[1:] < indptr[:-1]).any():
+        indptr, indices = _numbers(indptr, "indptr"), _numbers(indices, "indices")
+        if not len(indptr) or indptr[0] != 0 or indptr[-1] != len(indices) or (np.diff(indptr) < 0).any():
             expected = f"bounds that ascend from 0 to {len(indices):,}"
             raise GraphError("indptr", expected=expected, found=f"{len(indptr):,} numbers that don't")
-        count = len(indptr) - 1
-        if greatest >= count or count > MAX_NODES:
-            raise GraphError("indices", expected=f"nodes below {min(count, MAX_NODES):,}", found=f"{greatest:,}")
-        indptr, indices = indptr.astype(np.int64, copy=False), indices.astype(np.int32, copy=False)
-        counted = None if weights is None else _weights(np.asarray(weights), len(indices))
-        if are_rows(indptr, indices) and (counted is None or (counted > 0).all()):
-            weights_E = None if counted is None else _narrow(counted)
-            graph = cls(indptr_N=indptr, indices_E=indices, weights_E=weights_E, directed=directed, nodes=nodes)
-        else:
-            source = np.repeat(np.arange(count, dtype=np.int32), np.diff(indptr))
-            entries = cls.of_edges(source, indices, counted, num_nodes=count, directed=True)
-            graph = replace(entries, directed=directed, nodes=nodes)
-        if not directed and not are_symmetric(graph.indptr_N, graph.indices_E, graph.weights_E):
+        source = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        graph = cls.of_edges(source, indices, weights, num_nodes=len(indptr) - 1, directed=True, nodes=nodes)
+        if directed:
+            return graph
+        forth, back = graph.sources().astype(np.int64), graph.indices_E.astype(np.int64)
+        order = np.argsort(back * graph.num_nodes + forth, kind="stable")
+        same = np.array_equal(forth, back[order]) and np.array_equal(back, forth[order])
+        if same and graph.weights_E is not None:
+            same = np.array_equal(graph.weights_E, graph.weights_E[order])
+        if not same:
             do = "say directed, or add the transposed matrix"
             raise GraphError("an undirected graph", expected="a symmetric matrix", found="one that is not", do=do)
-        return graph
+        return cls(indptr_N=graph.indptr_N, indices_E=graph.indices_E, weights_E=graph.weights_E, nodes=nodes)
 
 
-def _greatest(array: NDArray[Any], name: str) -> int:
-    """Of whole numbers of 0 or more; -1 of none."""
+def _numbers(array: NDArray[Any], name: str) -> NDArray[np.int64]:
+    array = np.asarray(array)
     if array.ndim != 1 or (array.dtype.kind not in "iu" and len(array)):
         raise GraphError(name, expected="integers, one after the other", found=f"{array.dtype} {list(array.shape)}")
-    if not len(array):
-        return -1
-    if array.min() < 0:
+    if len(array) and (array.min() < 0 or array.max() > np.iinfo(np.int64).max):
         raise GraphError(name, expected="numbers of 0 or more", found=str(array.min()))
-    return int(array.max())
+    return array.astype(np.int64, copy=False)
 
 
 def _weights(weight: NDArray[Any], count: int) -> NDArray[np.float64]:
     if weight.shape != (count,) or weight.dtype.kind not in "iufb":
         found = f"{weight.dtype} {list(weight.shape)}"
         raise GraphError("edge weights", expected=f"{count:,} numbers, one for each edge", found=found)
-    weight = weight.astype(np.float64, copy=False)
+    weight = weight.astype(np.float64)
     wrong = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
     if len(wrong):
         found = f"{weight[wrong[0]]} at edge {wrong[0]:,}"
@@ -193,12 +206,13 @@ def _weights(weight: NDArray[Any], count: int) -> NDArray[np.float64]:
     return weight
 
 
-def _narrow(weight_E: NDArray[np.float64]) -> NDArray[np.float32] | None:
-    """As a graph has them: None where all are 1."""
-    if (weight_E == 1).all():
-        return None
-    with np.errstate(over="ignore", under="ignore"):
-        narrow_E = weight_E.astype(np.float32)
-    if not (np.isfinite(narrow_E).all() and (narrow_E > 0).all()):
-        raise GraphError("edge weights", expected="numbers that float32 holds", found="greater or smaller ones")
-    return narrow_E
+def _merged(
+    key: NDArray[np.int64], weight: NDArray[np.float64] | None
+) -> tuple[NDArray[np.int64], NDArray[np.float64] | None]:
+    """Distinct keys, ascending, and their sums, each taken in the order of the list."""
+    order = np.argsort(key, kind="stable")
+    key = key[order]
+    first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])) if len(key) else np.empty(0, np.int64)
+    if weight is None or not len(first):
+        return key[first], weight
+    return key[first], np.add.reduceat(weight[order], first)
