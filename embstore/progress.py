@@ -22,7 +22,9 @@ _AUC_EVERY = 1.0  # seconds between two computations of it
 
 
 class Bar:
-    """Shows nothing; the base of what does. A context manager."""
+    """Shows nothing; the base of what does. A context manager. ``unit`` is what it counts."""
+
+    unit = "rows"
 
     def __enter__(self) -> Bar:
         return self
@@ -35,6 +37,9 @@ class Bar:
 
     def advance(self, rows: int) -> None:
         """Rows done since the last call."""
+
+    def note(self, text: str) -> None:
+        """What to show beside the speed from the next call on."""
 
     def step(self, rows: int, label_B: torch.Tensor, logits_B: torch.Tensor, loss: float) -> None:
         """A training step of so many rows was done, and came to these logits (of this rank's part) and loss."""
@@ -146,6 +151,7 @@ class _ConsoleBar(Bar):
         self.recent_rows = 0
         self.shown_at = 0.0
         self.auc = float("nan")
+        self.noted = ""
 
     def __enter__(self) -> Bar:
         self.display = self.owner.open()
@@ -163,7 +169,10 @@ class _ConsoleBar(Bar):
 
     def advance(self, rows: int) -> None:
         self.done += rows
-        self.display.update(self.task, completed=self.done, note=self._speed())
+        self.display.update(self.task, completed=self.done, note=f"{self._speed()} {self.noted}".rstrip())
+
+    def note(self, text: str) -> None:
+        self.noted = text
 
     def step(self, rows: int, label_B: torch.Tensor, logits_B: torch.Tensor, loss: float) -> None:
         self.done += rows
@@ -179,4 +188,4 @@ class _ConsoleBar(Bar):
         self.display.update(self.task, completed=self.done, note=f"{self._speed()} loss {loss:.4f} auc {self.auc:.4f}")
 
     def _speed(self) -> str:
-        return f"{(self.done - self.before) / max(time.perf_counter() - self.started, 1e-9):,.0f} rows/s"
+        return f"{(self.done - self.before) / max(time.perf_counter() - self.started, 1e-9):,.0f} {self.unit}/s"

@@ -38,3 +38,15 @@ def test_without_a_terminal_only_lines_are_printed() -> None:
         bar.advance(5)
     progress.say("going on from [step] 5")
     assert console.file.getvalue() == "going on from [step] 5\n"
+
+
+def test_a_bar_says_what_it_counts_and_what_is_noted(console: Console) -> None:
+    progress = ConsoleProgress(console)
+    with progress("train", 40) as bar:
+        bar.unit = "walks"
+        bar.note("loss 2.5000")
+        bar.advance(10)
+        (line,) = ("".join(s.text for s in line) for line in console.render_lines(progress.open()))
+        progress.close()
+    assert "10/40" in line
+    assert "walks/s loss 2.5000" in line

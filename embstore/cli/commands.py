@@ -7,6 +7,7 @@ import click
 from embstore.cli.data import dataset, schema
 from embstore.cli.demo import demo
 from embstore.cli.failures import ON_PURPOSE, exit_code, say
+from embstore.cli.node2vec import node2vec
 from embstore.cli.plan import plan
 from embstore.cli.serve import serve
 from embstore.cli.store import compact, lookup, promote, publish, rollback
@@ -41,7 +42,7 @@ def cli() -> None:
 
 for command in (
     *(demo, schema, dataset, train, evaluate, publish, versions, promote, rollback, lookup),
-    *(export, import_, verify, diff, tag, untag, compact, gc, plan, serve),
+    *(export, import_, node2vec, verify, diff, tag, untag, compact, gc, plan, serve),
 ):
     cli.add_command(command)
 

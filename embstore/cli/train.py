@@ -125,7 +125,7 @@ def train(
     with _ranks() as group:
         data = load_yaml(config) if config else {}
         for setting in settings:
-            _override(data, setting)
+            override(data, setting)
         for key, value in (("train", train_logs), ("valid", valid), ("test", test)):
             if value is not None:
                 data["logs"] = {**(data.get("logs") or {}), key: value}
@@ -245,7 +245,8 @@ def _of(statistic: Callable[[list[Any]], float], values: list[float | None]) -> 
     return None if None in values else statistic(values)
 
 
-def _override(data: dict[str, Any], setting: str) -> None:
+def override(data: dict[str, Any], setting: str) -> None:
+    """Put one ``KEY=VALUE`` of the command line into a config."""
     from embstore.config import parse_yaml
     from embstore.errors import ConfigError
 
