@@ -36,6 +36,8 @@ SETTINGS = {
     "threads": CORES,
     "walks": {"p": 1.0, "q": 1.0, "length": 80, "num_walks": 10, "seed": 0},
     "skip_gram": {"dim": 128, "window": 10, "epochs": 1, "seed": 0},
+    "spectral": None,
+    "propagation": 0.0,
     "out": None,
 }
 

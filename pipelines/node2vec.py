@@ -31,6 +31,7 @@ from embstore.node2vec.folder import STAGES, JobFolder, Position
 from embstore.node2vec.links import LinkSplit, baseline_auc, operator_auc, split_links
 from embstore.node2vec.pieces import prepared, trained_at_once, visits_of, walked_at_once, walks_of
 from embstore.node2vec.plots import plot_loss
+from embstore.node2vec.propagation import propagated
 from embstore.node2vec.settings import JobSettings, PublishSettings
 from embstore.node2vec.sources import fingerprints
 from embstore.node2vec.start import starting_vectors
@@ -170,7 +171,7 @@ class _Job:
             return np.concatenate([found[feature].vectors for feature in graph.parts()])
         trainer = _Trainer(self, walker, shared, visits_N, lambda: starting_vectors(graph, self.config, self.progress))
         trainer.train()
-        vectors_ND = np.ascontiguousarray(trainer.model.vectors)
+        vectors_ND = propagated(graph, trainer.model.vectors, self.config.propagation, threads=usable_cores())
         files = self.folder.write_vectors(graph, vectors_ND, trainer.model.contexts, visits_N)
         losses = [line["train_loss"] for line in self.folder.metrics() if line["train_loss"] is not None]
         self.folder.finish("train", files, loss=losses[-1] if losses else None, dim=vectors_ND.shape[1])

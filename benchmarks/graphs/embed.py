@@ -3,8 +3,9 @@
     python -m benchmarks.graphs.embed SETTINGS
 
 ``SETTINGS`` is JSON: ``edges`` (a text file, its nodes counted from ``first``) or ``nodes`` and ``degree`` (an
-Erdos-Renyi graph), ``walks``, ``skip_gram``, ``threads``, ``out`` (where the vectors go, or null). The last line
-printed is JSON: seconds and, as the greatest since the stage began, MiB of memory of each stage, and of all.
+Erdos-Renyi graph), ``walks``, ``skip_gram``, ``spectral`` (settings of the prior, or null), ``propagation``,
+``threads``, ``out`` (where the vectors go, or null). The last line printed is JSON: seconds and, as the greatest since
+the stage began, MiB of memory of each stage, and of all.
 
 torch is not imported. The walks are made once to count visits, and again in each epoch: the stage ``walks`` is the
 first, ``train`` has the others in it.
@@ -26,6 +27,8 @@ from numpy.typing import NDArray
 
 from benchmarks.graphs.files import graph_of
 from embstore.node2vec import Graph, SkipGram, SkipGramSettings, Walker, WalkSettings
+from embstore.node2vec.propagation import propagated
+from embstore.node2vec.spectral import SpectralSettings, spectral_vectors
 
 _WALKS = 16384  # in memory at once
 
@@ -64,10 +67,21 @@ def peak_mib() -> float:
 
 
 def vectors_of(
-    graph: Graph, walks: WalkSettings, skip_gram: SkipGramSettings, *, threads: int, stages: Stages | None = None
+    graph: Graph,
+    walks: WalkSettings,
+    skip_gram: SkipGramSettings,
+    *,
+    spectral: SpectralSettings | None,
+    propagation: float,
+    threads: int,
+    stages: Stages | None = None,
 ) -> NDArray[np.float32]:
     """float32 ``[N, dim]``."""
     stages = stages or Stages()
+    vectors_ND = contexts_ND = None
+    if spectral is not None:
+        with stages.stage("prior"):
+            vectors_ND, contexts_ND = spectral_vectors(graph, skip_gram.dim, spectral, threads=threads)
     walker = Walker(graph, walks)
     with stages.stage("walks"):
         visits_N = np.zeros(graph.num_nodes, dtype=np.int64)
@@ -75,11 +89,14 @@ def vectors_of(
             walks_WL = walker.walks(begin, end, threads=threads)
             visits_N += np.bincount(walks_WL[walks_WL >= 0], minlength=graph.num_nodes)
     with stages.stage("train"):
-        model = SkipGram(visits_N, walker.num_walks, skip_gram)
+        model = SkipGram(visits_N, walker.num_walks, skip_gram, vectors=vectors_ND, contexts=contexts_ND)
         for epoch in range(skip_gram.epochs):
             for begin, end in walker.chunks(_WALKS):
                 model.train(walker.walks(begin, end, threads=threads), begin, epoch=epoch, threads=threads)
-    return model.vectors
+    if not propagation:
+        return model.vectors
+    with stages.stage("propagation"):
+        return propagated(graph, model.vectors, propagation, threads=threads)
 
 
 def erdos_renyi(nodes: int, degree: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -99,8 +116,16 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         with stages.stage("graph"):
             graph = Graph.of_edges(*ends, num_nodes=settings["nodes"])
         del ends
-    walks, skip_gram = WalkSettings(**settings["walks"]), SkipGramSettings(**settings["skip_gram"])
-    vectors_ND = vectors_of(graph, walks, skip_gram, threads=settings["threads"], stages=stages)
+    spectral = None if settings["spectral"] is None else SpectralSettings(**settings["spectral"])
+    vectors_ND = vectors_of(
+        graph,
+        WalkSettings(**settings["walks"]),
+        SkipGramSettings(**settings["skip_gram"]),
+        spectral=spectral,
+        propagation=settings["propagation"],
+        threads=settings["threads"],
+        stages=stages,
+    )
     if settings["out"] is not None:
         with stages.stage("write"):
             np.savez(settings["out"], ids=np.arange(graph.num_nodes), vectors=vectors_ND)

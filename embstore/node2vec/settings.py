@@ -4,6 +4,7 @@ graph: {log: logs/train, ...}                     see ``embstore.node2vec.graph_
 walks: {p: 1, q: 0.5, length: 40}                 see ``embstore.node2vec.walks``
 skip_gram: {dim: 64}                              see ``embstore.node2vec.skipgram``
 start: {prior: spectral}                          StartSettings
+propagation: 0.25                                 see ``embstore.node2vec.propagation``
 evaluate: {links: 0.1}                            EvaluateSettings
 publish: {store: store}                           PublishSettings
 output: runs/node2vec
@@ -81,6 +82,7 @@ class JobSettings:
         walks: how to walk.
         skip_gram: how to train.
         start: from which vectors.
+        propagation: the part, 0 to 1, that neighbours have in each vector at the end.
         evaluate: how they are judged; not, when not given.
         publish: where to; nowhere when not given.
         deterministic: train by one thread, the same bytes always; else by ``threads`` that don't wait for each other,
@@ -95,6 +97,7 @@ class JobSettings:
     walks: WalkSettings = field(default_factory=WalkSettings)
     skip_gram: SkipGramSettings = field(default_factory=SkipGramSettings)
     start: StartSettings = field(default_factory=StartSettings)
+    propagation: float = 0.0
     evaluate: EvaluateSettings | None = None
     publish: PublishSettings | None = None
     deterministic: bool = True
@@ -104,6 +107,8 @@ class JobSettings:
     output: str = "runs/node2vec"
 
     def __post_init__(self) -> None:
+        if not 0 <= self.propagation <= 1:
+            raise ConfigError("config.propagation", expected="a share from 0 to 1", found=str(self.propagation))
         if self.threads is not None and self.threads < 1:
             raise ConfigError("config.threads", expected="1 or more", found=str(self.threads))
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes >= 0:

@@ -13,6 +13,7 @@ from embstore.node2vec.graph import Graph
 from embstore.node2vec.settings import JobSettings
 from embstore.node2vec.spectral import SpectralSettings, spectral_vectors
 from embstore.progress import Progress, no_progress
+from embstore.threads import usable_cores
 
 Start = tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]
 
@@ -28,7 +29,9 @@ def starting_vectors(graph: Graph, config: JobSettings, progress: Progress = no_
     dim, seed = config.skip_gram.dim, config.skip_gram.seed
     if config.start.prior == "spectral":
         progress.say("start: spectral vectors")
-        vectors_ND, contexts_ND = spectral_vectors(graph, dim, SpectralSettings(seed=seed))
+        vectors_ND, contexts_ND = spectral_vectors(
+            graph, dim, SpectralSettings(seed=seed), threads=config.threads or usable_cores()
+        )
     if config.start.vectors is None:
         return vectors_ND, contexts_ND
     if vectors_ND is None or contexts_ND is None:
