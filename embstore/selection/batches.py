@@ -115,7 +115,7 @@ class Layout:
             raise DataError("batch", expected=f"bounds of {rows:,} rows", found=f"{len(batch.indptr_N):,} numbers")
         if (np.diff(batch.indptr_N) < 0).any():
             raise DataError("batch", expected="bounds that ascend", found="others")
-        if len(entries) and not (0 <= int(entries.min()) and int(entries.max()) < self.sparse):
+        if len(entries) and not (int(entries.min()) >= 0 and int(entries.max()) < self.sparse):
             found = f"{entries.min():,} to {entries.max():,}"
             raise DataError("columns of a batch", expected=f"0 to {self.sparse - 1:,}", found=found)
         if batch.dense_NC.shape != (rows, len(self.dense)):

@@ -3,15 +3,15 @@
     batches ──batch_gradient──> gradients ──mean──> FeatureGradients.step (Adam) ──weights──> batches ── ...
               map: pure, anywhere                    reduce
 
-Minimised is (1 - sqrt(z(s))) / 2 + penalty x mean(s), where z estimates how much of the label's variance a linear model of
-the columns weighted by s explains (``embstore.selection.learnability``), s = sigmoid(2 x), x from 0 on (Sheth & Fusi 2020;
-arXiv 1908.10382). A field's columns may share one s, have one each, or both: s of a column is then the product, and the
-penalty half of each.
+Minimised is (1 - sqrt(z(s))) / 2 + penalty x mean(s), where z estimates how much of the label's variance a linear model
+of the columns weighted by s explains (``embstore.selection.learnability``), s = sigmoid(2 x), x from 0 on (Sheth & Fusi
+2020; arXiv 1908.10382). A field's columns may share one s, have one each, or both: s of a column is then the product,
+and the penalty half of each.
 
 Other than there:
 
-- z is averaged over the batches of a step before its root is taken, not the loss after: the root's slope at a z that noise
-  made small would give that batch the largest weight.
+- z is averaged over the batches of a step before its root is taken, not the loss after: the root's slope at a z that
+  noise made small would give that batch the largest weight.
 - Labels are standardised, not -1 and 1: with 3 % of clicks, z is eight times as far from its noise.
 - The penalty of fields is their mean: a field does not pay for how many values it has.
 - The loss is multiplied by the number of scores before Adam sees it, whose epsilon would else be larger than gradients
@@ -39,7 +39,7 @@ from embstore.threads import share
 
 LEVELS = ("fields", "values", "both")
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
-_SAMPLE = 32  # batches in which the largest eigenvalue is looked for
+_SAMPLE = 16  # batches in which the largest eigenvalue is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +77,13 @@ class FeatureGradientsSettings:
         for name in ("epochs", "batches_per_step", "threads"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"selection.{name}", expected="1 or more", found=str(getattr(self, name)))
-        for name in ("penalty", "learning_rate", "rare"):
+        for name in ("penalty", "learning_rate"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ConfigError(f"selection.{name}", expected="0 or more", found=str(getattr(self, name)))
+        if not 0 < self.rare < np.inf:
+            raise ConfigError("selection.rare", expected="above 0", found=str(self.rare))
+        if not abs(self.start) < np.inf:
+            raise ConfigError("selection.start", expected="a number", found=str(self.start))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +199,8 @@ def fit(
     """Search in this process.
 
     Args:
-        batches: read through once for each epoch, and before that once for ``statistics`` unless they are given: a list,
-            or an object that starts again when it is iterated over. Some thousand rows each (docs/selection.md).
+        batches: read through once for each epoch, and before that once for ``statistics`` unless they are given: a
+            list, or an object that starts again when it is iterated over. Some thousand rows each (docs/selection.md).
         layout: their columns.
         settings: how.
         statistics: of all batches.

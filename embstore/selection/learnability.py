@@ -7,18 +7,18 @@ each column by a score s and take the estimate's gradient:
 
     T = strict upper triangle of X diag(s) X'          z(s) = sum_k a_k y' T^k y,   a_k = c_k / C(N, k + 1)
 
-With Sigma the covariance of sqrt(s) X and b that with y, y' T^k y / C(N, k + 1) is b' Sigma^(k-1) b in expectation, so z
-is b' p(Sigma) b with x p(x) close to 1 as ``COEFFICIENTS`` make it, and so close to b' Sigma^-1 b: the variance
+With Sigma the covariance of sqrt(s) X and b that with y, y' T^k y / C(N, k + 1) is b' Sigma^(k-1) b in expectation, so
+z is b' p(Sigma) b with x p(x) close to 1 as ``COEFFICIENTS`` make it, and so close to b' Sigma^-1 b: the variance
 explained.
 
-**The product.** (T r)_p = sum_j s_j x_pj sum_{q > p} x_qj r_q: a running sum for each column, rows read from the last to
-the first. (T r)_p needs r of later rows only, so that one pass makes r_1 = T y, ..., r_K = T^K y together. A column is
-(B_j - mu_j) / scale_j with B sparse. With t_j = s_j / scale_j^2, u_p = sum_j B_pj t_j mu_j, c = sum_j t_j mu_j^2,
+**The product.** (T r)_p = sum_j s_j x_pj sum_{q > p} x_qj r_q: a running sum for each column, rows read from the last
+to the first. (T r)_p needs r of later rows only, so that one pass makes r_1 = T y, ..., r_K = T^K y together. A column
+is (B_j - mu_j) / scale_j with B sparse. With t_j = s_j / scale_j^2, u_p = sum_j B_pj t_j mu_j, c = sum_j t_j mu_j^2,
 
     (T r)_p = sum_j t_j B_pj S_j  +  c R - u_p R - V        S_j, R, V: sums of B_qj r_q, r_q, u_q r_q over q > p
 
-**The gradient.** dT/ds_j is the strict upper triangle of x_j x_j', and with l_k = a_k y + T' l_(k+1), l_K = a_K y (what is
-left of r_(k-1) in z, by Horner's rule; T' needs earlier rows only: a second pass, from the first row to the last)
+**The gradient.** dT/ds_j is the strict upper triangle of x_j x_j', and with l_k = a_k y + T' l_(k+1), l_K = a_K y (by
+Horner's rule; T' needs earlier rows only: a second pass, from the first row to the last)
 
     dz/ds_j = sum_k l_k' (dT/ds_j) r_(k-1) = sum_k sum_{p < q} l_k(p) x_pj x_qj r_(k-1)(q)
 
@@ -91,7 +91,7 @@ class Weights:
         weight_D: float64, s_j / (scale_j^2 of the column x the spectral scale).
         mean_D: float64, the sparse columns' means.
         shift: sum of weight x mean^2.
-        dense_weight_C, dense_mean_C, dense_scale_C: float64, of the dense columns, whose weight is s / the spectral scale.
+        dense_weight_C, dense_mean_C, dense_scale_C: float64, of the dense columns; weights are s / the spectral scale.
         label_mean, label_scale: how labels are standardised.
         coefficients: c_1 .. c_K.
     """

@@ -73,7 +73,7 @@ class PlantedBatches:
         """Of each column on the logit, less its field's mean."""
         layout, rng = self.layout, self._rng(_WORLD, 1)
         effect_D = np.zeros(layout.sparse)
-        for name, start, stop in zip(layout.names, layout.bounds_F, layout.bounds_F[1:], strict=False):
+        for name, start, stop in zip(layout.names, layout.bounds_F[:-1], layout.bounds_F[1:], strict=True):
             size = stop - start
             if name.startswith("signal"):
                 effect_D[start:stop] = rng.normal(size=size) * self.field_effect

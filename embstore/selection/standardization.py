@@ -3,13 +3,13 @@
     column j of a row     (B_j - mean_j) / scale_j         B_j: how often the row has it, mostly 0 or 1
     scale_j^2             the variance, but at least ``rare`` / rows of a batch
 
-A value that comes once in ten batches never meets itself in one: it can say nothing there, and at unit variance would add
-as much noise as any other. The floor leaves its products as small as they are informative. The whole is divided by the
-square root of the largest eigenvalue of the columns' covariance, as ``learnability.COEFFICIENTS`` are for 0 to 1.
+A value that comes once in ten batches never meets itself in one: it can say nothing there, and at unit variance would
+add as much noise as any other. The floor leaves its products as small as they are informative. The whole is divided by
+the square root of the largest eigenvalue of the columns' covariance, as ``learnability.COEFFICIENTS`` are for 0 to 1.
 
 Sheth & Fusi standardise alike (their code: means and deviations of a sample, its largest singular value), without a
-floor. A sample's largest eigenvalue is far too large where columns outnumber rows (Marchenko & Pastur 1967), so here the
-direction is found in one half of some batches, and measured in the other.
+floor. A sample's largest eigenvalue is far too large where columns outnumber rows (Marchenko & Pastur 1967), so here
+the direction is found in one half of some batches, and measured in the other.
 
 Suffixes: N rows of a batch, E entries, D sparse columns, C dense columns.
 """
@@ -27,7 +27,7 @@ from embstore.hashing import compiled
 from embstore.selection.batches import Layout, SparseBatch
 from embstore.selection.learnability import standardised
 
-_ROUNDS = 8  # of the power iteration
+_ROUNDS, _MEASURED = 24, 3  # of the power iteration; every third is measured
 
 
 class Statistics:
@@ -92,7 +92,7 @@ class Standardization:
 
         Args:
             sample: where the largest eigenvalue is looked for; two at least, or it comes out too large.
-            rare: variances are at least those of values that come this often in a batch of the sample's.
+            rare: variances are at least those of values that come this often in a batch of the sample's; above 0.
             seed: of the power iteration's start.
 
         Raises:
@@ -129,12 +129,14 @@ class Standardization:
         direction = rng.normal(size=len(self.mean_D) + len(self.dense_mean_C))
         finding, measuring = sample[::2], sample[1::2] or sample
         found = 0.0
-        for _ in range(_ROUNDS):
-            direction, _ = self._gram(finding, direction / np.linalg.norm(direction))
+        for number in range(1, _ROUNDS + 1):
+            direction, _ = self._gram(finding, direction)
             length = np.linalg.norm(direction)
             if not length > 0:
                 break
-            found = max(found, self._gram(measuring, direction / length)[1])
+            direction /= length
+            if number % _MEASURED == 0:
+                found = max(found, self._gram(measuring, direction)[1])
         return found
 
     def _gram(
