@@ -52,7 +52,9 @@ _U0, _U1, _U2, _U3, _U4, _U7, _U8, _U11, _U12, _U16, _U18, _U23, _U24, _U27, _U2
 def _digest() -> str:
     """Of the sources of all compiled functions."""
     folder = Path(__file__).parent
-    sources = [Path(__file__), *sorted(folder.glob("kernels/*.py")), *sorted(folder.glob("node2vec/*.py"))]
+    sources = [Path(__file__)]
+    for compiled_ones in ("kernels", "node2vec", "selection"):
+        sources += sorted(folder.glob(f"{compiled_ones}/*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:12]
 
 
