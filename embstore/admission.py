@@ -31,11 +31,11 @@ class Admission:
 
     Args:
         min_count: seen at least so often.
-        min_age: first seen at least so long before the latest row: ``"30m"``, ``"12h"``, ``"2d"``, ``"1w"``, or a number
-            in the units of a time column of integers.
+        min_age: first seen at least so long before the latest row: ``"30m"``, ``"12h"``, ``"2d"``, ``"1w"``, or a
+            number in the units of a time column of integers.
         expire_after: last seen at most so long before it.
-        probability: each sighting admits with this probability, so that ``count`` of them do with ``1 - (1 - p)^count``.
-            The draw is a hash of feature and value: it is the same every day, and a value that is in stays in.
+        probability: each sighting admits with this probability, so ``count`` of them do with ``1 - (1 - p)^count``. The
+            draw is a hash of feature and value: it is the same every day, and a value that is in stays in.
         max_values: of a feature, at most so many, the most frequent; of equally frequent ones the first in order.
 
     Raises:
@@ -157,7 +157,7 @@ class Judge:
 
 
 def draws(values: pa.ChunkedArray | pa.Array, feature: str) -> NDArray[np.float64]:
-    """A number in [0, 1) for each value: the upper 53 bits of ``splitmix64(token ^ salt(feature + NUL + "admission"))``."""
+    """A number in [0, 1) for each value, of the upper 53 bits of its token, salted by the feature and mixed."""
     mixed = splitmix64(tokenize(values, name=feature).values ^ np.uint64(salt(f"{feature}\0admission", 0, 0)))
     return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

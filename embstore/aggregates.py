@@ -1,6 +1,6 @@
 """What is known of each distinct value of a feature, added up block by block: exact, in any order, in any parts.
 
-    value       string, int64, ...   what a lookup takes: of a list its elements, of a timestamp what its transform gives
+    value       string, int64, ...   what a lookup takes: of a list its elements, of a time what its transform gives
     count       int64                how often
     clicks      int64                the sum of its rows' labels; of lists, each element counts its row's
     first_seen  int64                the least and the greatest of its rows' times, null without

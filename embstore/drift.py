@@ -2,8 +2,8 @@
 
 The population stability index of a feature is ``sum over bins of (b - a) * ln(b / a)``, where ``a`` and ``b`` are the
 bin's shares of what was seen then and now. Bins are the ``BINS`` most frequent values of then (of equally frequent ones
-the first in order), one for all other values of then, and one for values that are new. Each count has 0.5 added, so that
-an empty bin is no infinity. Below 0.1 is commonly read as stable, above 0.25 as drifted.
+the first in order), one for all other values of then, and one for values that are new. Each count has 0.5 added, so
+that an empty bin is no infinity. Below 0.1 is commonly read as stable, above 0.25 as drifted.
 """
 
 from __future__ import annotations

@@ -164,7 +164,11 @@ class FeatureValues:
         if not size == len(count) == len(kept):
             found = f"{size:,}, {len(count):,} and {len(kept):,}"
             raise DataError(f"values of {name!r}", expected="as many counts and flags", found=found)
-        more = {CLICKS: None if clicks is None else np.asarray(clicks, np.int64), FIRST: first_seen, LAST: last_seen}
+        more: dict[str, Any] = {
+            CLICKS: None if clicks is None else np.asarray(clicks, np.int64),
+            FIRST: first_seen,
+            LAST: last_seen,
+        }
         more = {key: of for key, of in more.items() if of is not None}
         if any(len(of) != size for of in more.values()):
             raise DataError(f"values of {name!r}", expected="as many clicks and times", found="fewer or more")
@@ -211,8 +215,8 @@ class FeatureValues:
         )
 
     def merged(self, other: FeatureValues) -> FeatureValues:
-        """The values of both: counts and clicks are added, and what either has dropped is not kept. Clicks and times that
-        one of them hasn't are left out.
+        """The values of both: counts and clicks are added, and what either has dropped is not kept. Clicks and times
+        that one of them hasn't are left out.
 
         Raises:
             SchemaError: values of another kind, or times of another type.

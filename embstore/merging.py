@@ -113,7 +113,7 @@ class _Run:
 
     def __init__(self, path: Path) -> None:
         self.file = pa.ipc.open_file(pa.memory_map(str(path)))
-        self.heads = []
+        self.heads: list[Any] = []
         for number in range(self.file.num_record_batches):
             batch = self.file.get_batch(number)
             self.heads.append(batch.column(VALUE)[0].as_py() if batch.num_rows else None)

@@ -10,11 +10,13 @@
     text      uint8 [T]       the bytes of all values, one after the other
     used      int64 [2]       entries and bytes that are taken
 
-Values are told apart by themselves, not by their hashes: two texts of one hash are two entries. An entry is a cache line.
+Values are told apart by themselves, not by their hashes: two texts of one hash are two entries. An entry is a cache
+line.
 
 What a value brings comes by row: ``row_N`` says which row a value is of (empty: its own number), ``count_R``,
-``clicks_R``, ``first_R`` and ``last_R`` what that row has (empty: 1, 0 and no time). ``validity`` is Arrow's bitmap (empty:
-no nulls), read from bit ``shift`` on. The kernels that add stop at a value that finds no room and return its number.
+``clicks_R``, ``first_R`` and ``last_R`` what that row has (empty: 1, 0 and no time). ``validity`` is Arrow's bitmap
+(empty: no nulls), read from bit ``shift`` on. The kernels that add stop at a value that finds no room and return its
+number.
 
 Suffixes: N values, R rows, D values of a dictionary, E entries, A values asked for ahead.
 """
@@ -138,11 +140,11 @@ def add_text(  # type: ignore[no-untyped-def]
     for low in range(start, values, _AHEAD):
         high = min(low + _AHEAD, values)
         for n in range(low, high):
-            begin, end = np.uint64(bounds[n]), np.uint64(bounds[n + 1])
+            address, end = np.uint64(bounds[n]), np.uint64(bounds[n + 1])
             if end + _PADDING <= readable:
-                hashed = xxh64_padded_at(base + begin, end - begin, _SEED)
+                hashed = xxh64_padded_at(base + address, end - address, _SEED)
             else:
-                hashed = xxh64_at(base + begin, end - begin, _SEED)
+                hashed = xxh64_at(base + address, end - address, _SEED)
             hashed_A[n - low] = hashed
             prefetch_row(slot_base, np.int64(hashed & mask), 8)
         _ask_entries(hashed_A, high - low, slots, entries)
