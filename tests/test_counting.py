@@ -32,7 +32,8 @@ def _counted(path: Path, schema: Schema, time: str | None = None, **options: Any
     found = count(log, time=time, **options)
     rows = {"range_rows": options["room"] // 400} if "room" in options else {}
     return {
-        name: pa.concat_tables(list(merged(name, parts, **rows))).combine_chunks() for name, parts in found.parts.items()
+        name: pa.concat_tables(list(merged(name, parts, **rows))).combine_chunks()
+        for name, parts in found.parts.items()
     }
 
 
@@ -67,7 +68,9 @@ def test_as_duckdb_counts(log: tuple[Path, Schema], whole: dict[str, pa.Table]) 
         assert list(zip(*(ours.column(name).to_pylist() for name in KNOWN), strict=True)) == judged
 
 
-@pytest.mark.parametrize("options", [{"threads": 2}, {"threads": 8}, {"room": 1 << 20}, {"room": 4 << 20, "threads": 2}])
+@pytest.mark.parametrize(
+    "options", [{"threads": 2}, {"threads": 8}, {"room": 1 << 20}, {"room": 4 << 20, "threads": 2}]
+)
 def test_the_same_by_threads_and_in_little_memory(
     options: dict[str, Any], log: tuple[Path, Schema], whole: dict[str, pa.Table], tmp_path: Path
 ) -> None:
