@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from datetime import date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,7 @@ def test_any_blocks_give_the_same(column: pa.Array, data: st.DataObject) -> None
     cuts = [0, *sorted(data.draw(st.lists(st.integers(0, rows), max_size=4))), rows]
     feature = Feature(name="f", max_length=3)
     parts = []
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in pairwise(cuts):
         part = Summary("f")
         brought = Brought(clicks[low:high], times[low:high], times[low:high])
         part.add(pa.chunked_array([column.slice(low, high - low)]), feature, brought)

@@ -100,7 +100,7 @@ def test_yesterday_and_today_are_both_days(
     part = tmp_path / "v" / "feature=device" / "part-0.parquet"
     part.write_bytes(part.read_bytes()[:-1] + b"2")
     more = _settings(logs / "all", tmp_path / "w", previous=str(tmp_path / "v"))
-    with pytest.raises(LogError, match="device.*was changed"):
+    with pytest.raises(LogError, match=r"device.*was changed"):
         build(more)
     assert not (tmp_path / "w").exists()
 
