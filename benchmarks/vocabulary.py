@@ -2,8 +2,8 @@
 
 Generated clicks in Parquet, eight features: text of few and of many values, integers, lists, parts of a timestamp. For
 each feature its distinct values, how often each was seen, its clicks, first and last seen: embstore reads the log once,
-for all; DuckDB answers a GROUP BY a feature, each to an Arrow table. Both have all cores. embstore's tables are sorted by
-value, DuckDB's are not. ``vocabulary_time_vs_duckdb`` is of all features together.
+for all; DuckDB answers a GROUP BY a feature, each to an Arrow table. Both have all cores. embstore's tables are sorted
+by value, DuckDB's are not. ``vocabulary_time_vs_duckdb`` is of all features together.
 
 *Memory*: the whole job, in a process of its own, with a limit for the values smaller than they and than the log: the
 greatest resident size, less that of the process before it began.

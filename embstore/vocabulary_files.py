@@ -96,10 +96,10 @@ def write_vocabulary(
             with _kept_aside(given(), judge, scratch and scratch / f"sorted-{number}.arrow") as again:
                 path = f"{FEATURE}={escaped(name)}/part-0.parquet"
                 (temporary / path).parent.mkdir()
-                said = _write(temporary / path, again, judge, lineage, kind)
+                found = _write(temporary / path, again, judge, lineage, kind)
             fsync_folder((temporary / path).parent)
             files[path] = sha256_file(temporary / path)._asdict()
-            features[name] = {**said, "types": kinds[name].to_metadata()}
+            features[name] = {**found, "types": kinds[name].to_metadata()}
             if progress is not None:
                 progress(1)
         manifest = {
@@ -109,9 +109,11 @@ def write_vocabulary(
             "features": features,
             "files": files,
         }
-        write_small(temporary / MANIFEST, json.dumps(manifest, indent=1).encode() + b"\n")
+        text = json.dumps(manifest, indent=1)
+        write_small(temporary / MANIFEST, text.encode() + b"\n")
         fsync_folder(temporary)
-    return manifest
+    said: dict[str, Any] = json.loads(text)
+    return said
 
 
 @contextmanager
