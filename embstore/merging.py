@@ -112,7 +112,7 @@ class _Run:
     """A sorted run that is read forward, from value to value."""
 
     def __init__(self, path: Path) -> None:
-        self.file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self.file = pa.ipc.open_file(pa.OSFile(str(path)))
         self.heads: list[Any] = []
         for number in range(self.file.num_record_batches):
             batch = self.file.get_batch(number)
