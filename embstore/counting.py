@@ -1,29 +1,38 @@
-"""The distinct values of a log's features, counted exactly in one pass, by one process or by ranks that share it.
+"""The distinct values of a log's features, summed up exactly in one pass, by threads and by ranks that share it.
 
-value   string, int64, ...   one type a feature, no nulls; for a list column, what its lists hold; for a
-                             transformed timestamp, what the transform gives
-count   int64                how often
+    log ──row groups──> Counting of each thread ──> Partial by feature ──merging.py──> sorted tables
+                          └─ more than its room: sorted runs in a folder
+
+A ``Counting`` adds what rows hold to a ``Summary`` of each feature; see ``embstore.aggregates`` for the columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
-from embstore import transforms
-from embstore.column_types import stored_type
+from embstore.aggregates import CLICKS, COUNT, FIRST, LAST, VALUE, Brought, Kinds, Summary
 from embstore.distributed import ALONE, Group
+from embstore.encoding import labels
 from embstore.errors import SchemaError
-from embstore.logs import ParquetLog
-from embstore.schema import Feature, Schema
+from embstore.kernels.aggregate import EVER, NEVER
+from embstore.logs import ParquetLog, Piece
+from embstore.merging import Partial, merged, write_run
+from embstore.schema import Schema
+from embstore.threads import usable_cores
 
-VALUE, COUNT = "value", "count"
-_MERGE_ROWS = 1 << 20  # counted rows that may wait before they are merged
+__all__ = ["CLICKS", "COUNT", "FIRST", "LAST", "VALUE", "Counted", "Counting", "count", "vocabulary_of"]
+
+_DICTIONARY_BYTES = 4.0  # a value of a column whose files hold dictionaries takes fewer
 
 
 def vocabulary_of(
@@ -36,8 +45,8 @@ def vocabulary_of(
     """The distinct values of each feature in a log and how often each occurs, exactly, in one pass.
 
     Missing values are left out; of a list, the values a lookup takes (``max_length``) are counted. Memory is that of
-    the distinct values (Arrow: their bytes and 16 more each) about three times over, and of a million rows of each
-    feature waiting to be merged; it doesn't depend on the log's length.
+    the distinct values, about 250 bytes and their own text twice for each of them and each thread; it doesn't depend on
+    the log's length.
 
     Args:
         log: where to read; its schema is not used.
@@ -50,102 +59,212 @@ def vocabulary_of(
 
     Raises:
         LogError, SchemaError: as ``ParquetLog``; or files of the log whose integer types have no common one.
+        DataError: a text that is too long to be a category.
     """
     only = replace(schema, dense=(), label=None, weight=None, group=None)
     log = ParquetLog(log.source, only, labelled=False)
 
-    def count() -> dict[str, pa.Table]:
-        counts = {feature.name: _Counts(feature.name) for feature in schema.features}
-        for table, _ in log.tables_from(pieces=log.pieces[group.rank :: group.world]):
-            for feature in schema.features:
-                counts[feature.name].add(_single_values(table.column(feature.source), feature))
-            if progress is not None:
-                progress(table.num_rows)
-        for feature in schema.features:
-            if not counts[feature.name].waiting and counts[feature.name].merged is None:  # more ranks than row groups
-                empty = log.types.empty_table().column(feature.source)
-                counts[feature.name].add(_single_values(empty, feature))
-        return {name: count.table() for name, count in counts.items()}
+    def partials() -> dict[str, Partial]:
+        counted = count(log, pieces=log.pieces[group.rank :: group.world], progress=progress)
+        return {
+            name: Partial.of(pa.concat_tables(list(merged(name, parts))), *parts)
+            for name, parts in counted.parts.items()
+        }
 
-    found = group.together(count)
-    if group.alone:
-        return found
-    parts = {name: _collected(table, group) for name, table in found.items()}
-    return {name: _joined(name, tables) for name, tables in parts.items()} if group.first else {}
+    found = group.together(partials)
+    parts = {name: [part] if group.alone else _collected(part, group) for name, part in found.items()}
+    if not group.first:
+        return {}
+    tables = {name: pa.concat_tables(list(merged(name, of))) for name, of in parts.items()}
+    return {name: table.select([VALUE, COUNT]).combine_chunks() for name, table in tables.items()}
 
 
-def _collected(table: pa.Table, group: Group) -> list[pa.Table]:
-    """The tables of all ranks, on rank 0."""
+@dataclass(frozen=True)
+class Counted:
+    """What a log, or a part of it, holds.
+
+    Args:
+        parts: of each feature, to be merged.
+        latest: the greatest time of all rows.
+        rows: read.
+    """
+
+    parts: dict[str, list[Partial]]
+    latest: int | None
+    rows: int
+
+
+def count(
+    log: ParquetLog,
+    *,
+    time: str | None = None,
+    pieces: Sequence[Piece] | None = None,
+    threads: int | None = None,
+    room: int | None = None,
+    folder: Path | None = None,
+    progress: Callable[[int], object] | None = None,
+) -> Counted:
+    """Sum up the features of a log's schema, with its label if it has one.
+
+    Args:
+        log: a ``labelled`` one where clicks are wanted; it reads ``time``.
+        time: the column of times.
+        pieces: of the log; all by default.
+        threads: all cores by default; the result is the same.
+        room: bytes that the values may take in memory; what is more goes to runs in ``folder``. Without, any number.
+        folder: must be there if ``room`` is given.
+        progress: called with the number of rows after each chunk read.
+
+    Raises:
+        LogError, SchemaError, DataError: as ``ParquetLog``; a label that is not 0 or 1, a text that is too long.
+    """
+    pieces = log.pieces if pieces is None else pieces
+    threads = max(1, min(usable_cores() if threads is None else threads, len(pieces)))
+    left, lock, stopped = iter(pieces), threading.Lock(), threading.Event()
+    dictionaries = _dictionaries(log)
+
+    def claimed() -> Iterator[Piece]:
+        while not stopped.is_set():
+            with lock:
+                piece = next(left, None)
+            if piece is None:
+                return
+            yield piece
+
+    def work(number: int) -> Counting:
+        own = folder / f"thread-{number}" if folder is not None else None
+        counting = Counting(log, time=time, room=None if room is None else room // threads, folder=own)
+        try:
+            for table, origin in log.tables_from(pieces=claimed(), dictionaries=dictionaries):
+                counting.add(table, origin)
+                if progress is not None:
+                    with lock:
+                        progress(table.num_rows)
+        except BaseException:
+            stopped.set()
+            raise
+        return counting
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="embstore-counting") as pool:
+        done = [future.result() for future in [pool.submit(work, number) for number in range(threads)]]
+    parts = {
+        feature.name: [part for counting in done for part in counting.parts(feature.name)]
+        for feature in log.schema.features
+    }
+    latest = [counting.latest for counting in done if counting.latest is not None]
+    return Counted(parts, max(latest, default=None), sum(counting.rows for counting in done))
+
+
+class Counting:
+    """Rows of a log, added up; see ``count``."""
+
+    def __init__(
+        self, log: ParquetLog, *, time: str | None = None, room: int | None = None, folder: Path | None = None
+    ) -> None:
+        self.schema, self.labelled, self.time = log.schema, log.labelled, time
+        self.room, self.folder = room, folder
+        self.latest: int | None = None
+        self.rows = 0
+        self._summaries = {feature.name: Summary(feature.name) for feature in self.schema.features}
+        self._runs: dict[str, list[Path]] = {feature.name: [] for feature in self.schema.features}
+        empty = log.types.empty_table()  # a part of a log without rows has types, too
+        for feature in self.schema.features:
+            self._summaries[feature.name].add(empty.column(feature.source), feature, Brought())
+
+    def add(self, table: pa.Table, origin: str) -> None:
+        """Add some rows, which come from there."""
+        clicks = first = last = np.empty(0, np.int64)
+        if self.labelled and self.schema.label is not None:
+            clicks = labels(table, self.schema.label, origin).astype(np.int64)
+        if self.time is not None:
+            times = times_of(table.column(self.time), self.time)
+            first = last = times.fill_null(NEVER).to_numpy()
+            if times.null_count:
+                last = times.fill_null(EVER).to_numpy()
+            greatest = pc.max(times).as_py()
+            if greatest is not None:
+                self.latest = greatest if self.latest is None else max(self.latest, greatest)
+        brought = Brought(clicks, first, last)
+        for feature in self.schema.features:
+            self._summaries[feature.name].add(table.column(feature.source), feature, brought)
+        self.rows += table.num_rows
+        # Sorting, and growing by copying, take as much again.
+        if self.room is not None and 2 * sum(of.bytes for of in self._summaries.values()) > self.room:
+            self._spill()
+
+    def parts(self, feature: str) -> list[Partial]:
+        """What there is of a feature; the counting is over."""
+        summary = self._summaries[feature]
+        runs = [Partial(summary.kinds, run=path) for path in self._runs[feature]]
+        return [*runs, Partial(summary.kinds, summary=summary)]
+
+    def _spill(self) -> None:
+        assert self.folder is not None
+        self.folder.mkdir(exist_ok=True)
+        for number, feature in enumerate(self.schema.features):
+            summary, runs = self._summaries[feature.name], self._runs[feature.name]
+            if len(summary):
+                runs.append(self.folder / f"feature-{number}-{len(runs)}.arrow")
+                write_run(runs[-1], summary.sorted())
+                summary.clear()
+
+
+def times_of(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """A column of times as int64, in the unit of ``time_type``.
+
+    Raises:
+        SchemaError: it holds no times.
+    """
+    kind = time_type(column.type, name)
+    column = column.cast(kind)
+    return (column.cast(pa.int32()) if pa.types.is_date(kind) else column).cast(pa.int64())
+
+
+def time_type(kind: pa.DataType, name: str) -> pa.DataType:
+    """The type of first and last seen for a column of times: what Parquet can hold of it.
+
+    Raises:
+        SchemaError: it holds no times.
+    """
+    if pa.types.is_timestamp(kind):
+        return pa.timestamp("ms" if kind.unit == "s" else kind.unit, None if kind.tz is None else "UTC")
+    if pa.types.is_date(kind):
+        return pa.date32()
+    if pa.types.is_integer(kind):
+        return pa.int64()
+    expected = "timestamps, dates or integers"
+    raise SchemaError(f"time column {name!r}", expected=expected, found=str(kind), do="name another, or none")
+
+
+def _collected(part: Partial, group: Group) -> list[Partial]:
+    """The partials of all ranks, on rank 0."""
     sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as stream:
-        stream.write_table(table)
+    table = part.table
+    assert table is not None
+    told = table.schema.with_metadata(part.kinds.to_metadata())
+    with pa.ipc.new_stream(sink, told) as stream:
+        stream.write_table(table.cast(told))
     sent = torch.from_numpy(np.frombuffer(sink.getvalue(), np.uint8).copy())
     found = group.collect(sent)
-    return [pa.ipc.open_stream(pa.py_buffer(of.numpy())).read_all() for of in found] if group.first else []
+    if not group.first:
+        return []
+    tables = [pa.ipc.open_stream(pa.py_buffer(of.numpy())).read_all() for of in found]
+    return [Partial(Kinds.from_metadata(table.schema.metadata), table=table) for table in tables]
 
 
-def _joined(feature: str, parts: Sequence[pa.Table]) -> pa.Table:
-    """One of several; the type of one without values decides nothing."""
-    counts = _Counts(feature)
-    counts.waiting = [part for part in parts if part.num_rows] or list(parts[:1])
-    return counts.table()
-
-
-class _Counts:
-    """Distinct values with counts; new ones wait until merging them pays."""
-
-    def __init__(self, feature: str) -> None:
-        self.feature = feature
-        self.merged: pa.Table | None = None
-        self.waiting: list[pa.Table] = []
-        self.rows = 0
-
-    def add(self, values: pa.Array | pa.ChunkedArray) -> None:
-        counted = pc.value_counts(values)
-        self.waiting.append(pa.table({VALUE: counted.field("values"), COUNT: counted.field("counts")}))
-        self.rows += len(counted)
-        if self.rows > max(_MERGE_ROWS, 0 if self.merged is None else self.merged.num_rows):
-            self._merge()
-
-    def table(self) -> pa.Table:
-        return self._merge().sort_by(VALUE)
-
-    def _merge(self) -> pa.Table:
-        parts = ([] if self.merged is None else [self.merged]) + self.waiting
-        kind = _common({part.schema.field(VALUE).type for part in parts})
-        try:
-            whole = pa.concat_tables([part.set_column(0, VALUE, part.column(VALUE).cast(kind)) for part in parts])
-        except pa.ArrowInvalid as error:
-            found = str(error)
-            raise SchemaError(f"values of {self.feature!r}", expected="integers of one type", found=found) from error
-        codes = whole.column(VALUE).combine_chunks().dictionary_encode()
-        counts = np.zeros(len(codes.dictionary), dtype=np.int64)
-        np.add.at(counts, codes.indices.to_numpy(), whole.column(COUNT).to_numpy())
-        self.merged = pa.table({VALUE: codes.dictionary, COUNT: counts})
-        self.waiting, self.rows = [], 0
-        return self.merged
-
-
-def _single_values(column: pa.ChunkedArray, feature: Feature) -> pa.ChunkedArray:
-    """What the feature's lookups see of a column, missing values left out, flat and without dictionaries."""
-    if feature.transform is not None:
-        column = transforms.apply(column, feature.transform, name=feature.name)
-    if isinstance(column.type, pa.BaseExtensionType):
-        column = column.cast(column.type.storage_type)
-    if pa.types.is_nested(column.type):
-        if feature.max_length is not None:
-            column = pc.list_slice(column, 0, feature.max_length, return_fixed_size_list=False)
-        column = pc.list_flatten(column)
-    kind = stored_type(column.type)
-    # Offsets of 32 bits would end at 2 GiB of distinct text.
-    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(kind, kind)
-    return column.cast(wide).drop_null()
-
-
-def _common(kinds: set[pa.DataType]) -> pa.DataType:
-    """One type for what the files of a log hold, which agree on more than the width of integers."""
-    if len(kinds) == 1:
-        return next(iter(kinds))
-    if all(pa.types.is_unsigned_integer(kind) for kind in kinds):
-        return pa.uint64()
-    return pa.int64()
+def _dictionaries(log: ParquetLog) -> list[str]:
+    """The paths of columns of text whose values repeat so that their codes, not they, are worth counting."""
+    if not log.pieces:
+        return []
+    piece = log.pieces[0]
+    with pq.ParquetFile(piece.path, filesystem=log.filesystem) as file:
+        group = file.metadata.row_group(piece.row_group)
+        columns = [group.column(number) for number in range(group.num_columns)]
+    wanted = {feature.source for feature in log.schema.features}
+    return [
+        column.path_in_schema
+        for column in columns
+        if column.path_in_schema.split(".")[0] in wanted
+        and column.physical_type == "BYTE_ARRAY"
+        and column.total_uncompressed_size < _DICTIONARY_BYTES * column.num_values
+    ]

@@ -107,7 +107,7 @@ def encode(table: pa.Table | pa.RecordBatch, schema: Schema, *, labelled: bool =
         dense[:, d] = dense_numbers(_column(table, column.source), column.source)
     label = weight = group = None
     if labelled and schema.label is not None:
-        label = _label(_column(table, schema.label), schema.label, origin)
+        label = labels(table, schema.label, origin)
     if labelled and schema.weight is not None:
         weight = _weight(_column(table, schema.weight), schema.weight, origin)
     if labelled and schema.group is not None:
@@ -121,6 +121,16 @@ def encode_feature(table: pa.Table | pa.RecordBatch, feature: Feature) -> Tokens
     if feature.transform is not None:
         column = transforms.apply(column, feature.transform, name=feature.name)
     return tokenize(column, name=feature.name, max_length=feature.max_length)
+
+
+def labels(table: pa.Table | pa.RecordBatch, name: str, origin: str = "") -> NDArray[np.float32]:
+    """A column of labels, each 0 or 1.
+
+    Raises:
+        SchemaError: there is none of that name, or of another type.
+        DataError: another value, or a missing one.
+    """
+    return _label(_column(table, name), name, origin)
 
 
 def dense_numbers(column: pa.Array | pa.ChunkedArray, source: str) -> NDArray[np.float32]:

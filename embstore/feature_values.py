@@ -3,6 +3,8 @@
     values  [ann  bob  eve]     ascending, each once; int64, uint64, bool, large_string, large_binary
     count   [ 12    3    1]     int64: how often
     kept    [yes  yes   no]     a value that is not is looked up as the feature's pruned token
+    clicks  [  3    0    1]     int64: the sum of its labels, where they were counted
+    first_seen, last_seen       times, where they were noted
 
 Suffixes: V values of the feature, N tokens.
 """
@@ -20,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embstore.counting import COUNT, VALUE
+from embstore.aggregates import CLICKS, COUNT, FIRST, LAST, VALUE
 from embstore.errors import DataError, SchemaError
 from embstore.hashing import MISSING_TOKEN, PRUNED_TOKEN
 from embstore.kernels.known import fill_any_status, fill_status, index_known
@@ -92,6 +94,8 @@ class FeatureValues:
         values: one of ``TYPES``, strictly ascending (text by its bytes), none missing.
         count: int64 ``[V]``, how often each was seen; 0 where nobody knows.
         kept: bool ``[V]``.
+        clicks: int64 ``[V]``, or ``None``.
+        first_seen, last_seen: Arrow timestamps, dates or int64 ``[V]``, null where nobody knows; or ``None``.
 
     Raises:
         DataError: values out of order, twice, missing, not Unicode or longer than a category may be; or columns of
@@ -103,6 +107,9 @@ class FeatureValues:
     values: pa.Array
     count: NDArray[np.int64]
     kept: NDArray[np.bool_]
+    clicks: NDArray[np.int64] | None = None
+    first_seen: pa.Array | None = None
+    last_seen: pa.Array | None = None
 
     def __post_init__(self) -> None:
         where, values = f"values of {self.name!r}", self.values
@@ -117,6 +124,10 @@ class FeatureValues:
         if not len(values) == len(self.count) == len(self.kept):
             found = f"{len(values):,}, {len(self.count):,} and {len(self.kept):,}"
             raise DataError(where, expected="as many counts and flags", found=found)
+        for column in self._more.values():
+            if len(column) != len(values):
+                found = f"{len(column):,} for {len(values):,}"
+                raise DataError(where, expected="as many clicks and times", found=found)
         if self.count.dtype != np.int64 or self.kept.dtype != np.bool_ or (len(values) and self.count.min() < 0):
             raise DataError(where, expected="counts of 0 or more, flags of true or false", found="others")
         if len(values) > 1 and not pc.all(pc.less(values[:-1], values[1:])).as_py():
@@ -132,12 +143,16 @@ class FeatureValues:
         *,
         count: Any = None,
         kept: Any = None,
+        clicks: Any = None,
+        first_seen: pa.Array | None = None,
+        last_seen: pa.Array | None = None,
     ) -> FeatureValues:
         """Of distinct values in any order; a type among ``TYPES`` is found for them.
 
         Args:
             count: how often each was seen, 0 when not given.
             kept: whether each is, all when not given.
+            clicks, first_seen, last_seen: as the class.
 
         Raises:
             DataError, SchemaError: as the class.
@@ -149,10 +164,19 @@ class FeatureValues:
         if not size == len(count) == len(kept):
             found = f"{size:,}, {len(count):,} and {len(kept):,}"
             raise DataError(f"values of {name!r}", expected="as many counts and flags", found=found)
+        more: dict[str, Any] = {
+            CLICKS: None if clicks is None else np.asarray(clicks, np.int64),
+            FIRST: first_seen,
+            LAST: last_seen,
+        }
+        more = {key: of for key, of in more.items() if of is not None}
+        if any(len(of) != size for of in more.values()):
+            raise DataError(f"values of {name!r}", expected="as many clicks and times", found="fewer or more")
         order = pc.sort_indices(column).to_numpy()
         if (order[1:] < order[:-1]).any():
             column, count, kept = column.take(pa.array(order)), count[order], kept[order]
-        return cls(name=name, values=column, count=count, kept=kept)
+            more = {key: of[order] if key == CLICKS else of.take(pa.array(order)) for key, of in more.items()}
+        return cls(name=name, values=column, count=count, kept=kept, **more)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -161,6 +185,12 @@ class FeatureValues:
     def kind(self) -> str:
         """``int64``, ``uint64``, ``bool``, ``string`` or ``binary``."""
         return next(kind for kind, of in TYPES.items() if of == self.values.type)
+
+    @property
+    def _more(self) -> dict[str, Any]:
+        """What is known of the values besides, by column."""
+        columns = {CLICKS: self.clicks, FIRST: self.first_seen, LAST: self.last_seen}
+        return {name: of for name, of in columns.items() if of is not None}
 
     @cached_property
     def tokens(self) -> NDArray[np.uint64]:
@@ -177,7 +207,7 @@ class FeatureValues:
         return replace(self, kept=kept)
 
     def same(self, other: FeatureValues) -> bool:
-        """Whether all is equal."""
+        """Whether values, counts and flags are equal: what a version holds of them."""
         return self is other or (
             self.values.equals(other.values)
             and np.array_equal(self.count, other.count)
@@ -185,10 +215,11 @@ class FeatureValues:
         )
 
     def merged(self, other: FeatureValues) -> FeatureValues:
-        """The values of both: counts are added, and what either has dropped is not kept.
+        """The values of both: counts and clicks are added, and what either has dropped is not kept. Clicks and times
+        that one of them hasn't are left out.
 
         Raises:
-            SchemaError: values of another kind.
+            SchemaError: values of another kind, or times of another type.
         """
         kinds = {self.kind, other.kind}
         wide = self.values.type if len(kinds) == 1 else pa.int64()
@@ -204,16 +235,32 @@ class FeatureValues:
         count, kept = np.zeros(size, np.int64), np.ones(size, np.bool_)
         np.add.at(count, at, np.concatenate([self.count, other.count]))
         np.logical_and.at(kept, at, np.concatenate([self.kept, other.kept]))
-        return FeatureValues.of(self.name, codes.dictionary, count=count, kept=kept)
+        more: dict[str, Any] = {}
+        if self.clicks is not None and other.clicks is not None:
+            more[CLICKS] = np.zeros(size, np.int64)
+            np.add.at(more[CLICKS], at, np.concatenate([self.clicks, other.clicks]))
+        for name, function in ((FIRST, "min"), (LAST, "max")):
+            if name in self._more and name in other._more:
+                more[name] = _extremes(self._more[name], other._more[name], at, function, self.name)
+        return FeatureValues.of(self.name, codes.dictionary, count=count, kept=kept, **more)
 
     def table(self, *, dropped: bool = True) -> pa.Table:
-        """``value``, ``count``, ``kept``.
+        """``value``, ``count``, ``kept``, and ``clicks``, ``first_seen``, ``last_seen`` where they are known.
 
         Args:
             dropped: with the values that are not kept.
         """
-        table = pa.table({VALUE: self.values, COUNT: self.count, KEPT: self.kept})
+        table = pa.table({VALUE: self.values, COUNT: self.count, **self._more, KEPT: self.kept})
         return table if dropped else table.filter(table.column(KEPT))
+
+
+def _extremes(ours: pa.Array, theirs: pa.Array, at: NDArray[np.int64], function: str, name: str) -> pa.Array:
+    """The least or greatest of the times at each place."""
+    if ours.type != theirs.type:
+        raise SchemaError(f"times of {name!r}", expected=str(ours.type), found=str(theirs.type))
+    times = pa.table({"at": at, "time": pa.chunked_array([ours, theirs])})
+    found = times.group_by("at").aggregate([("time", function)]).sort_by("at")
+    return found.column(f"time_{function}").combine_chunks()
 
 
 def _plain(values: Any, name: str) -> pa.Array:

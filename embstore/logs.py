@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from embstore.batch import Batch
 from embstore.column_types import kind_of, tokens_of, value_type
 from embstore.encoding import Rows, check_types, encode
-from embstore.errors import DataError, LogError, SchemaError
+from embstore.errors import DataError, LogError, SchemaError, nearest
 from embstore.parquet_files import find, named, reading
 from embstore.prefetch import Prefetch
 from embstore.schema import Schema
@@ -78,6 +78,7 @@ class ParquetLog:
         schema: what its columns mean.
         labelled: whether label, weight and group are read (``False`` to score logs that have none).
         compare_all: whether files must agree on every column of the first one, not only on those of the schema.
+        also: columns that are read besides.
 
     ``types`` is the Arrow schema of its first file.
 
@@ -93,12 +94,14 @@ class ParquetLog:
         *,
         labelled: bool = True,
         compare_all: bool = False,
+        also: Sequence[str] = (),
     ) -> None:
         self.source, self.schema, self.labelled = source, schema, labelled
         self.filesystem, self.paths = find(source)
         extra = () if labelled else tuple(n for n in (schema.label, schema.weight, schema.group) if n)
         inputs = {f.source for f in schema.features} | {d.source for d in schema.dense}
         self.columns = [name for name in schema.columns if name in inputs or name not in extra]
+        self.columns += [name for name in also if name not in self.columns]
         self.types, self.pieces = self._open(compare_all)
         self.rows = sum(piece.rows for piece in self.pieces)
         if self.rows == 0:
@@ -115,6 +118,9 @@ class ParquetLog:
             if first is None:
                 first = columns
                 check_types(columns, self.schema, labelled=self.labelled)
+                for name in self.columns:
+                    if name not in columns.names:
+                        raise SchemaError(f"column {name!r} is not in the log", do=nearest(name, columns.names))
             else:
                 self._check_same(first, columns, path, first.names if compare_all else self.columns)
             pieces += [
@@ -223,14 +229,24 @@ class ParquetLog:
                     f"{origin}: {error.what}", expected=error.expected, found=error.found, do=error.do
                 ) from error
 
-    def tables_from(self, start: int = 0, pieces: Sequence[Piece] | None = None) -> Iterator[tuple[pa.Table, str]]:
-        """Arrow rows as ``rows_from``, each chunk with the place it came from (for messages)."""
+    def tables_from(
+        self, start: int = 0, pieces: Iterable[Piece] | None = None, *, dictionaries: Sequence[str] = ()
+    ) -> Iterator[tuple[pa.Table, str]]:
+        """Arrow rows as ``rows_from``, each chunk with the place it came from (for messages).
+
+        Args:
+            dictionaries: columns of text, by their paths in the files, that are given as dictionaries.
+        """
+        coded = list(dictionaries) or None
         for piece in self.pieces if pieces is None else pieces:
             if start >= piece.rows:
                 start -= piece.rows
                 continue
             position = 0
-            with reading(piece.path), pq.ParquetFile(piece.path, filesystem=self.filesystem) as file:
+            with (
+                reading(piece.path),
+                pq.ParquetFile(piece.path, filesystem=self.filesystem, read_dictionary=coded) as file,
+            ):
                 chunks = file.iter_batches(batch_size=DECODE_ROWS, row_groups=[piece.row_group], columns=self.columns)
                 for chunk in chunks:
                     skip = min(max(start - position, 0), chunk.num_rows)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embstore.counting import COUNT, VALUE, vocabulary_of
+from embstore.counting import CLICKS, COUNT, FIRST, LAST, VALUE, vocabulary_of
 from embstore.distributed import ALONE, Group
 from embstore.errors import DataError, SchemaError
 from embstore.feature_values import KEPT, FeatureValues, ValueStatus
@@ -30,6 +30,8 @@ from embstore.store.files import fsync_file, fsync_folder
 from embstore.store.values import FEATURE, open_dataset, reading
 
 __all__ = ["FeatureValues", "ValueStatus", "Vocabulary", "exact_tokens"]
+
+_COLUMNS = (COUNT, CLICKS, FIRST, LAST, KEPT)  # besides the values
 
 
 class Vocabulary(Mapping[str, FeatureValues]):
@@ -82,7 +84,7 @@ class Vocabulary(Mapping[str, FeatureValues]):
 
     @classmethod
     def from_parquet(cls, folder: str | Path) -> Vocabulary:
-        """What ``to_parquet`` wrote; ``count`` and ``kept`` may be absent.
+        """What ``to_parquet`` or the vocabulary job wrote; all columns but ``value`` may be absent.
 
         Raises:
             LogError: nothing there, or it can't be read.
@@ -95,7 +97,7 @@ class Vocabulary(Mapping[str, FeatureValues]):
             if VALUE not in source.schema.names:
                 found = ", ".join(source.schema.names)
                 raise SchemaError(f"vocabulary {path}", expected=f"a column {VALUE!r}", found=found)
-            columns = [column for column in (VALUE, COUNT, KEPT) if column in source.schema.names]
+            columns = [column for column in (VALUE, *_COLUMNS) if column in source.schema.names]
             with reading(f"vocabulary {path}"):
                 table = source.to_table(columns=columns, use_threads=False)
             out[name] = _of_table(name, table)
@@ -105,7 +107,7 @@ class Vocabulary(Mapping[str, FeatureValues]):
         return cls(out)
 
     def to_parquet(self, folder: str | Path) -> None:
-        """Write a new folder, ``feature=NAME/part-0.parquet`` with columns ``value``, ``count``, ``kept``.
+        """Write a new folder, ``feature=NAME/part-0.parquet`` with the columns of ``FeatureValues.table``.
 
         It appears whole or not at all; ``embstore export --values`` takes it.
 
@@ -191,11 +193,15 @@ def exact_tokens(
 
 
 def _of_table(name: str, table: pa.Table) -> FeatureValues:
-    """Of ``value`` and, where they are there, ``count`` and ``kept``."""
-    others = {}
-    for column in (COUNT, KEPT):
+    """Of ``value`` and those of ``_COLUMNS`` that are there."""
+    others: dict[str, Any] = {}
+    for column in _COLUMNS:
         if column in table.column_names:
-            if table.column(column).null_count:
+            given = table.column(column)
+            if column in (FIRST, LAST):
+                others[column] = given.combine_chunks()
+                continue
+            if given.null_count:
                 raise DataError(f"values of {name!r}: {column}", expected="one for each", found="a missing one")
-            others[column] = table.column(column).to_numpy()
+            others[column] = given.to_numpy()
     return FeatureValues.of(name, table.column(VALUE), **others)

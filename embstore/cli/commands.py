@@ -15,6 +15,7 @@ from embstore.cli.train import evaluate, train
 from embstore.cli.upkeep import diff, gc, tag, untag, verify
 from embstore.cli.vectors import export, import_
 from embstore.cli.versions import versions
+from embstore.cli.vocab import vocab
 
 
 @click.group(
@@ -41,7 +42,7 @@ def cli() -> None:
 
 
 for command in (
-    *(demo, schema, dataset, train, evaluate, publish, versions, promote, rollback, lookup),
+    *(demo, schema, dataset, vocab, train, evaluate, publish, versions, promote, rollback, lookup),
     *(export, import_, node2vec, verify, diff, tag, untag, compact, gc, plan, serve),
 ):
     cli.add_command(command)
