@@ -1,0 +1,221 @@
+"""The loop: day by day from a log to a published version, each stage done once.
+
+    embstore loop loop.yaml --promote production
+
+    a day's log ──> evaluate     what yesterday's version is worth today, before it has learnt of it
+                ──> vocabulary   yesterday's values and today's
+                ──> plan         rows for a wanted share of collisions: the first day decides, later ones compare
+                ──> select       which fields and values say something of the label
+                ──> prune        values that say little are dropped
+                ──> train        goes on from yesterday's version, honours the vocabulary, publishes
+                ──> promote      of the last day, when asked for
+
+The folder (``days.py``) keeps what each stage made: the same command goes on behind the last one, within training from
+its last checkpoint, and does the days that have come since. What is published says where it came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from embstore.ctr import CtrModel
+from embstore.errors import ConfigError
+from embstore.evaluation import evaluate
+from embstore.logs import ParquetLog
+from embstore.metrics import finite
+from embstore.models import build
+from embstore.progress import Progress, no_progress
+from embstore.run import Run
+from embstore.run_folder import RunFolder
+from embstore.schema import Schema
+from embstore.store import Store
+from embstore.store.files import sha256_file
+from embstore.vocabulary import Vocabulary
+
+from .days import DayFolder, LoopFolder
+from .loop_settings import LoopSettings
+from .vocabulary import VocabularySettings
+from .vocabulary import build as build_vocabulary
+
+
+def run(config: LoopSettings, *, progress: Progress = no_progress) -> dict[str, Any]:
+    """Do the days that are not done, or go on with the one that was begun.
+
+    Args:
+        config: what, and in which folder.
+        progress: shown here.
+
+    Returns:
+        ``days``: of each its ``log`` and ``stages``; ``version``, the last one's; ``promoted``: alias and version.
+
+    Raises:
+        CheckpointError: a day was begun with another log or other settings, or is damaged.
+        LogError, SchemaError, DataError, ConfigError: logs or settings that can't be used.
+        StoreError: a version can't be published or promoted.
+        Interrupted: Ctrl-C or SIGTERM while training; the same call goes on.
+    """
+    folder = LoopFolder(config.output)
+    there = {day.manifest()["log"]["source"]: day for day in folder.days()}
+    before: DayFolder | None = None
+    for source, day in there.items():  # as they were begun; new ones follow
+        if day.done("train") is None:
+            _Day(config, folder, day, source, before, progress).run()
+        before = day
+    for source in config.sources():
+        if source not in there:
+            day = folder.next()
+            _Day(config, folder, day, source, before, progress).run()
+            before = day
+    days = [day.manifest() for day in folder.days()]
+    result: dict[str, Any] = {"days": days, "version": days[-1]["stages"]["train"]["version"], "promoted": None}
+    if config.promote is not None:
+        Store(config.publish.store).promote(result["version"], config.promote)
+        result["promoted"] = {"alias": config.promote, "version": result["version"]}
+        progress.say(f"{config.promote} means {result['version']}")
+    return result
+
+
+class _Day:
+    """A day's stages, and what each hands to the next."""
+
+    def __init__(
+        self,
+        config: LoopSettings,
+        folder: LoopFolder,
+        day: DayFolder,
+        source: str,
+        before: DayFolder | None,
+        progress: Progress,
+    ) -> None:
+        self.config, self.folder, self.day, self.source = config, folder, day, source
+        self.before, self.progress = before, progress
+
+    def run(self) -> None:
+        log = ParquetLog(self.source, self.schema)
+        about = {"source": self.source, "fingerprint": log.fingerprint, "rows": log.rows}
+        self.day.claim(about, self.config.deciding())
+        self.progress.say(f"{self.day.path.name}: {self.source}, {log.rows:,} rows")
+        if self.before is not None:
+            self._evaluate(self.before)
+        self._vocabulary()
+        self._plan()
+        self._train()
+
+    @cached_property
+    def schema(self) -> Schema:
+        """Of all days."""
+        found = self.folder.schema()
+        if found is None:
+            found = self.config.read_schema(self.source)
+            self.folder.write_schema(found)
+        return found
+
+    @property
+    def honoured(self) -> Path:
+        """The vocabulary that is trained and published."""
+        return self.day.path / ("vocabulary" if self.day.done("prune") is None else "pruned")
+
+    def _evaluate(self, before: DayFolder) -> None:
+        if self.day.done("evaluate") is None:
+            version = Store(self.config.publish.store).open(_version(before))
+            model, log = CtrModel.restore(version, build), ParquetLog(self.source, version.schema)
+            size = self.config.training.evaluation_batch_size
+            metrics = finite(evaluate(model, log, size, progress=self.progress))
+            self.day.finish("evaluate", version=version.id, metrics=metrics)
+            self._say("evaluate", f"{version.id} before it learns of it: AUC {_number(metrics['auc'])}")
+
+    def _vocabulary(self) -> None:
+        if self.day.done("vocabulary") is None:
+            target = self.day.room("vocabulary")
+            settings = VocabularySettings(
+                log=self.source,
+                schema=self.schema.to_dict(),
+                time=self.config.time,
+                admit=self.config.admit,
+                previous=None if self.before is None else str(self.before.path / "vocabulary"),
+                output=str(target),
+            )
+            manifest = build_vocabulary(settings, progress=self.progress)
+            values, kept = (sum(of[key] for of in manifest["features"].values()) for key in ("values", "kept"))
+            logs = manifest["lineage"]["logs"]
+            sha256 = sha256_file(target / "manifest.json").sha256
+            self.day.finish("vocabulary", sha256=sha256, logs=logs, values=values, kept=kept)
+            self._say("vocabulary", f"{values:,} values of {_days(len(logs))}, {kept:,} kept")
+
+    def _plan(self) -> None:
+        if self.day.done("plan") is None:
+            vocabulary, hashed = Vocabulary.from_parquet(self.day.path / "vocabulary"), 0
+            for feature in self.schema.features:
+                if not feature.exact and feature.name in vocabulary:
+                    hashed += int(vocabulary[feature.name].kept.sum()) * feature.lookups
+            first = (self.day if self.before is None else self.folder.days()[0]).done("plan")
+            rows = first["rows"] if first else self.config.table.get("rows") or rows_for(hashed, self.config.collisions)
+            share = collisions(hashed, rows)
+            self.day.finish("plan", rows=rows, values=hashed, collisions=share, wanted=self.config.collisions)
+            self._say("plan", f"{rows:,} rows: {share:.1%} of {hashed:,} values share one with another")
+            if share > 1.5 * self.config.collisions:
+                more = rows_for(hashed, self.config.collisions)
+                text = f"warning: {self.config.collisions:.1%} wanted; a table of {more:,} rows would have that"
+                self.progress.say(f"  {text}: begin another loop with it")
+
+    def _train(self) -> None:
+        if self.day.done("train") is None:
+            plan, output = self.day.done("plan"), self.day.path / "run"
+            assert plan is not None
+            RunFolder(output).write_lineage(self._lineage())
+            vocabulary, before = str(self.honoured), None if self.before is None else _version(self.before)
+            if before is None:
+                config = self.config.first_run(self.source, self.schema, plan["rows"], vocabulary, str(output))
+            else:
+                config = self.config.next_run(self.source, before, vocabulary, str(output))
+            result = Run(config, build, progress=self.progress).train()
+            for note in result["notes"]:
+                self.progress.say(note)
+            kept = {name: result[name] for name in ("version", "steps", "valid", "test") if name in result}
+            self.day.finish("train", **kept)
+            found = (f"{name} AUC {_number(result[name]['auc'])}" for name in ("valid", "test") if result.get(name))
+            self._say("train", ", ".join((f"{result['steps']:,} steps", *found, f"published {result['version']}")))
+
+    def _lineage(self) -> dict[str, Any]:
+        """What the version's manifest says of the stages before it."""
+        made = self.day.done("vocabulary")
+        assert made is not None
+        return {"vocabulary": {"built": {**made, "admission": asdict(self.config.admit)}}}
+
+    def _say(self, stage: str, text: str) -> None:
+        self.progress.say(f"  {stage:<10} {text}")
+
+
+def rows_for(values: int, share: float) -> int:
+    """Rows of which at most this share of so many hashed values has to share one.
+
+    >>> rows_for(10_000, 0.1), round(collisions(10_000, 94_903), 4)
+    (94903, 0.1)
+    """
+    return max(1, int(np.ceil(-max(values - 1, 0) / np.log1p(-share))))
+
+
+def collisions(values: int, rows: int) -> float:
+    """The expected share of so many values, hashed to rows at random, that share a row with another."""
+    return float(-np.expm1(max(values - 1, 0) * np.log1p(-1 / rows))) if rows > 1 else float(values > 1)
+
+
+def _version(day: DayFolder) -> str:
+    done = day.done("train")
+    if done is None:
+        raise ConfigError(f"{day.path}", expected="a day that is done", found="none")
+    version: str = done["version"]
+    return version
+
+
+def _days(count: int) -> str:
+    return "1 day" if count == 1 else f"{count:,} days"
+
+
+def _number(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.5f}"

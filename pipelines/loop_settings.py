@@ -1,0 +1,150 @@
+"""A loop's settings: what its YAML file holds.
+
+days: logs/day-*                            Parquet, a log a day: a glob, or a list, the oldest first
+schema: schema.yaml                         or label: click
+time: timestamp
+admit: {min_count: 2, expire_after: 30d}    which values the vocabulary keeps
+collisions: 0.1                             the first day takes as many rows as that needs, unless table.rows says
+select: {order: 2}                          scores of fields and values; without, nothing is selected
+prune: {share: 0.1}                         values dropped for what they were scored
+table: {dim: 16}                            table, model, training: as of a run
+publish: {store: store}
+output: runs/loop
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, Literal
+
+from embstore.admission import Admission
+from embstore.config import load_yaml, parse
+from embstore.continuous import PublishSettings, StartSettings
+from embstore.errors import ConfigError, LogError
+from embstore.schema import Schema
+from embstore.settings import LogSettings, RunConfig, TableSettings
+from embstore.training_settings import TrainingSettings
+
+_NOT_DECIDING = ("days", "publish", "promote", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """A loop, as its YAML file has it.
+
+    Args:
+        days: logs, one a day, in their order: a glob, or a list of files, folders, globs or URIs.
+        schema: a mapping as in a schema file, or the path of one; without, it is inferred from the first day.
+        label: the column to predict; needed without a schema, and instead of the label of one.
+        valid, test: logs, as of a run.
+        time: column of timestamps, dates or integers; without, nobody knows when a value was seen.
+        admit: which values are kept; of all days until each.
+        unseen: what becomes of values that the vocabulary doesn't know: see ``embstore.run_vocabulary``.
+        collisions: the share of values that may share a row with another, which says how many rows a table has.
+        table, model, training: as of a run. The table and the model are those of the first day.
+        publish: where to, and how; see ``embstore.continuous``.
+        promote: alias that the last version gets; none when not given.
+        output: the loop's folder.
+    """
+
+    days: str | tuple[str, ...]
+    publish: PublishSettings
+    schema: str | dict[str, Any] | None = None
+    label: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    time: str | None = None
+    admit: Admission = field(default_factory=Admission)
+    unseen: Literal["keep", "prune"] = "keep"
+    collisions: float = 0.1
+    table: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    promote: str | None = None
+    output: str = "runs/loop"
+
+    def __post_init__(self) -> None:
+        if self.schema is None and self.label is None:
+            raise ConfigError("config", expected="a schema, or the label to infer one for", found="neither")
+        if not 0 < self.collisions < 1:
+            raise ConfigError("config.collisions", expected="a share between 0 and 1", found=str(self.collisions))
+        if self.publish.vocabulary:
+            do = "leave it out: what the loop counts is published"
+            raise ConfigError("config.publish.vocabulary", expected="none", found=str(self.publish.vocabulary), do=do)
+        if self.admit.timed and self.time is None:
+            raise ConfigError("config.admit by age, or expiry", expected="a time column", found="none", do="add time")
+        self._parsed_table()
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> LoopSettings:
+        """Parse a file.
+
+        Raises:
+            ConfigError: an unknown key (the nearest is named), a missing one, or a value of the wrong type.
+        """
+        return parse(cls, load_yaml(path))
+
+    def sources(self) -> list[str]:
+        """The days' logs, in order.
+
+        Raises:
+            LogError: a glob that nothing matches, or a log twice.
+        """
+        out: list[str] = []
+        for source in [self.days] if isinstance(self.days, str) else self.days:
+            matched = sorted(glob(source)) if has_magic(source) and "://" not in source else [source]
+            if not matched:
+                raise LogError(f"days {source}", expected="logs", found="none")
+            out += matched
+        if len(set(out)) < len(out) or not out:
+            twice = next((source for source in out if out.count(source) > 1), "none")
+            raise LogError("days", expected="logs, each once", found=twice)
+        return out
+
+    def read_schema(self, log: str) -> Schema:
+        """From where it is declared, or inferred from a log."""
+        return self._run(log, output="").read_schema()
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that decide what a day comes to, as plain values."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_DECIDING}
+
+    def first_run(self, log: str, schema: Schema, rows: int, vocabulary: str, output: str) -> RunConfig:
+        """The run of the first day.
+
+        Args:
+            rows: of the table.
+            vocabulary: the folder of what it honours.
+        """
+        config = self._run(log, output=output, vocabulary=vocabulary).with_schema(schema)
+        return replace(config, table=replace(config.table, rows=rows))
+
+    def next_run(self, log: str, version: str, vocabulary: str, output: str) -> RunConfig:
+        """The run of a later day, which goes on from a version; its schema, table and model are that version's."""
+        config = self._run(log, output=output, vocabulary=vocabulary)
+        plain, asked = TableSettings(), config.table
+        table = replace(plain, kernel=asked.kernel, optimizer=asked.optimizer)
+        start = StartSettings(store=self.publish.store, version=version)
+        return replace(config, schema=None, label=None, table=table, model={}, start=start)
+
+    def _run(self, log: str, *, output: str, vocabulary: str | None = None) -> RunConfig:
+        honoured = None if vocabulary is None else {"path": vocabulary, "unseen": self.unseen}
+        return parse(
+            RunConfig,
+            {
+                "logs": {"train": log, "valid": self.valid, "test": self.test},
+                "schema": self.schema,
+                "label": self.label,
+                "table": self.table,
+                "model": self.model,
+                "training": asdict(self.training),
+                "publish": asdict(self.publish),
+                "vocabulary": honoured,
+                "output": output,
+            },
+        )
+
+    def _parsed_table(self) -> TableSettings:
+        return parse(TableSettings, self.table, where="config.table")
