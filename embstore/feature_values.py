@@ -3,6 +3,7 @@
     values  [ann  bob  eve]     ascending, each once; int64, uint64, bool, large_string, large_binary
     count   [ 12    3    1]     int64: how often
     kept    [yes  yes   no]     a value that is not is looked up as the feature's pruned token
+    unseen  keep                whether values that are not here are looked up as they are, or pruned too
 
 Suffixes: V values of the feature, N tokens.
 """
@@ -21,12 +22,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from embstore.counting import COUNT, VALUE
-from embstore.errors import DataError, SchemaError
+from embstore.errors import ConfigError, DataError, SchemaError
 from embstore.hashing import MISSING_TOKEN, PRUNED_TOKEN
 from embstore.kernels.known import fill_any_status, fill_status, index_known
+from embstore.store.manifest import UNSEEN
 from embstore.tokens import MAX_BYTES, check_type, tokenize
 
 KEPT = "kept"
+_UNSEEN_KEY = b"embstore.unseen"  # in the metadata of a table
 _MISSING, _PRUNED = np.int64(MISSING_TOKEN), np.int64(PRUNED_TOKEN)
 TYPES = {
     "int64": pa.int64(),
@@ -92,8 +95,10 @@ class FeatureValues:
         values: one of ``TYPES``, strictly ascending (text by its bytes), none missing.
         count: int64 ``[V]``, how often each was seen; 0 where nobody knows.
         kept: bool ``[V]``.
+        unseen: ``"prune"``: values that are not here are looked up as the pruned token, too.
 
     Raises:
+        ConfigError: another ``unseen``.
         DataError: values out of order, twice, missing, not Unicode or longer than a category may be; or columns of
             different lengths, negative counts.
         SchemaError: another type.
@@ -103,9 +108,12 @@ class FeatureValues:
     values: pa.Array
     count: NDArray[np.int64]
     kept: NDArray[np.bool_]
+    unseen: str = "keep"
 
     def __post_init__(self) -> None:
         where, values = f"values of {self.name!r}", self.values
+        if self.unseen not in UNSEEN:
+            raise ConfigError(f"{where}: unseen", expected=" or ".join(UNSEEN), found=repr(self.unseen))
         if values.type not in TYPES.values():
             raise SchemaError(where, expected=", ".join(map(str, TYPES.values())), found=str(values.type))
         try:
@@ -132,6 +140,7 @@ class FeatureValues:
         *,
         count: Any = None,
         kept: Any = None,
+        unseen: str = "keep",
     ) -> FeatureValues:
         """Of distinct values in any order; a type among ``TYPES`` is found for them.
 
@@ -152,7 +161,7 @@ class FeatureValues:
         order = pc.sort_indices(column).to_numpy()
         if (order[1:] < order[:-1]).any():
             column, count, kept = column.take(pa.array(order)), count[order], kept[order]
-        return cls(name=name, values=column, count=count, kept=kept)
+        return cls(name=name, values=column, count=count, kept=kept, unseen=unseen)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -172,6 +181,18 @@ class FeatureValues:
         """What tokens are, by these values."""
         return TokenStatus(self.tokens[self.kept], self.tokens[~self.kept])
 
+    @property
+    def prunes(self) -> bool:
+        """Whether any token is looked up as another."""
+        return self.unseen == "prune" or not self.kept.all()
+
+    def filtered(self, tokens_N: NDArray[Any]) -> NDArray[Any]:
+        """Tokens as they are looked up; no copy when none is pruned."""
+        if self.unseen == "keep":
+            return self.known.filtered(tokens_N)
+        pruned_N = self.known.of(tokens_N) >= ValueStatus.PRUNED
+        return np.where(pruned_N, tokens_N.dtype.type(PRUNED_TOKEN), tokens_N) if pruned_N.any() else tokens_N
+
     def keep(self, kept: NDArray[np.bool_]) -> FeatureValues:
         """The same values with other flags, bool ``[V]``."""
         return replace(self, kept=kept)
@@ -182,10 +203,11 @@ class FeatureValues:
             self.values.equals(other.values)
             and np.array_equal(self.count, other.count)
             and np.array_equal(self.kept, other.kept)
+            and self.unseen == other.unseen
         )
 
     def merged(self, other: FeatureValues) -> FeatureValues:
-        """The values of both: counts are added, and what either has dropped is not kept.
+        """The values of both: counts are added, and what either has dropped, or prunes unseen, is not kept.
 
         Raises:
             SchemaError: values of another kind.
@@ -204,7 +226,12 @@ class FeatureValues:
         count, kept = np.zeros(size, np.int64), np.ones(size, np.bool_)
         np.add.at(count, at, np.concatenate([self.count, other.count]))
         np.logical_and.at(kept, at, np.concatenate([self.kept, other.kept]))
-        return FeatureValues.of(self.name, codes.dictionary, count=count, kept=kept)
+        unseen = "keep"
+        for of, held in ((self, at[: len(self)]), (other, at[len(self) :])):
+            if of.unseen == "prune":
+                unseen = "prune"
+                kept &= np.isin(np.arange(size), held)
+        return FeatureValues.of(self.name, codes.dictionary, count=count, kept=kept, unseen=unseen)
 
     def table(self, *, dropped: bool = True) -> pa.Table:
         """``value``, ``count``, ``kept``.
@@ -213,7 +240,14 @@ class FeatureValues:
             dropped: with the values that are not kept.
         """
         table = pa.table({VALUE: self.values, COUNT: self.count, KEPT: self.kept})
+        if self.unseen != "keep":
+            table = table.replace_schema_metadata({_UNSEEN_KEY: self.unseen})
         return table if dropped else table.filter(table.column(KEPT))
+
+
+def unseen_of(table: pa.Table) -> str:
+    """What a table that ``FeatureValues.table`` made says of unseen values."""
+    return (table.schema.metadata or {}).get(_UNSEEN_KEY, b"keep").decode("utf-8", "replace")
 
 
 def _plain(values: Any, name: str) -> pa.Array:
