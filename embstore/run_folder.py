@@ -7,6 +7,7 @@
       space.json         what its versions have in common: their vectors can be compared
       exact.safetensors  known tokens of the exact features
       warm_start.json    what its rows started from, see ``embstore.warm_start``
+      lineage.json       what came before it, of the stages of a loop
       vocabulary/        values of the training log, where they are published, see ``embstore.vocabulary``
       honoured/          the vocabulary whose dropped values it prunes, see ``embstore.run_vocabulary``
       metrics.jsonl  checkpoints/  tensorboard/     see ``embstore.training``
@@ -41,13 +42,14 @@ from embstore.store.tensors import open_tensors, write_tensors
 from embstore.vocabulary import Vocabulary
 
 _CONFIG, _SCHEMA, _LOGS, _EXACT, _RESULT = "config.yaml", "schema.yaml", "logs.json", "exact.safetensors", "result.json"
-_SPACE, _WARM_START = "space.json", "warm_start.json"
-_FILES = (_CONFIG, _SCHEMA, _LOGS, _SPACE, _EXACT, _WARM_START, _RESULT, "metrics.jsonl", PUBLISHED)
+_SPACE, _WARM_START, _LINEAGE = "space.json", "warm_start.json", "lineage.json"
+_FILES = (_CONFIG, _SCHEMA, _LOGS, _SPACE, _EXACT, _WARM_START, _LINEAGE, _RESULT, "metrics.jsonl", PUBLISHED)
 _REMEDY = {  # when it is damaged
     _LOGS: "start afresh with --fresh",
     _SPACE: "delete it: a run that published on its way goes on in its last version's space, any other in a new one, "
     "whose vectors count as not comparable with those before",
     _WARM_START: "delete it: versions will not say what their rows started from",
+    _LINEAGE: "delete it: versions will not say which stages came before the run",
     _RESULT: "delete it, and train again: a finished run is only evaluated again",
 }
 _VOCABULARY, _HONOURED = "vocabulary", "honoured"
@@ -134,7 +136,14 @@ class RunFolder:
         started = self._read(_WARM_START)
         if parsed is not None and parsed.honoured is not None:
             lineage["vocabulary"] = parsed.honoured.lineage
+        for name, made in self._read(_LINEAGE).items():
+            lineage[name] = {**lineage.get(name, {}), **made}
         return {**lineage, "node2vec": started} if started else lineage
+
+    def write_lineage(self, made: Mapping[str, Mapping[str, Any]]) -> None:
+        """Keep what came before the run, for the lineage of what is published: by entry of it, what is added."""
+        make_output(self.path)
+        self._write(_LINEAGE, json.dumps(dict(made)))
 
     def write_warm_start(self, done: Sequence[Mapping[str, Any]]) -> None:
         """Keep what rows started from, for the lineage of what is published."""

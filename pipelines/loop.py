@@ -33,10 +33,12 @@ from embstore.progress import Progress, no_progress
 from embstore.run import Run
 from embstore.run_folder import RunFolder
 from embstore.schema import Schema
+from embstore.selection import Scores
 from embstore.store import Store
 from embstore.store.files import sha256_file
 from embstore.vocabulary import Vocabulary
 
+from .choosing import prune, select
 from .days import DayFolder, LoopFolder
 from .loop_settings import LoopSettings
 from .vocabulary import VocabularySettings
@@ -104,6 +106,8 @@ class _Day:
             self._evaluate(self.before)
         self._vocabulary()
         self._plan()
+        self._select()
+        self._prune()
         self._train()
 
     @cached_property
@@ -163,6 +167,23 @@ class _Day:
                 text = f"warning: {self.config.collisions:.1%} wanted; a table of {more:,} rows would have that"
                 self.progress.say(f"  {text}: begin another loop with it")
 
+    def _select(self) -> None:
+        if self.config.select is not None and self.day.done("select") is None:
+            vocabulary = Vocabulary.from_parquet(self.day.path / "vocabulary")
+            log, target = ParquetLog(self.source, self.schema), self.day.room("selection")
+            found = select(log, vocabulary, self.config.select, target, progress=self.progress)
+            self.day.finish("select", **found, settings=asdict(self.config.select))
+            best = list(found["fields"])
+            self._say("select", f"says most: {', '.join(best[:3])}; least: {', '.join(best[-2:])}")
+
+    def _prune(self) -> None:
+        if self.config.prune is not None and self.day.done("prune") is None:
+            vocabulary = Vocabulary.from_parquet(self.day.path / "vocabulary")
+            scores, target = Scores.from_parquet(self.day.path / "selection"), self.day.room("pruned")
+            found = prune(vocabulary, scores, self.config.prune, target)
+            self.day.finish("prune", **found, settings=asdict(self.config.prune))
+            self._say("prune", f"{found['dropped']:,} values dropped, {found['kept']:,} kept")
+
     def _train(self) -> None:
         if self.day.done("train") is None:
             plan, output = self.day.done("plan"), self.day.path / "run"
@@ -185,7 +206,9 @@ class _Day:
         """What the version's manifest says of the stages before it."""
         made = self.day.done("vocabulary")
         assert made is not None
-        return {"vocabulary": {"built": {**made, "admission": asdict(self.config.admit)}}}
+        lineage: dict[str, Any] = {"vocabulary": {"built": {**made, "admission": asdict(self.config.admit)}}}
+        chosen = {stage: of for stage in ("select", "prune") if (of := self.day.done(stage)) is not None}
+        return {**lineage, "selection": chosen} if chosen else lineage
 
     def _say(self, stage: str, text: str) -> None:
         self.progress.say(f"  {stage:<10} {text}")

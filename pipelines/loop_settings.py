@@ -24,8 +24,11 @@ from embstore.config import load_yaml, parse
 from embstore.continuous import PublishSettings, StartSettings
 from embstore.errors import ConfigError, LogError
 from embstore.schema import Schema
+from embstore.selection import FeatureGradientsSettings
 from embstore.settings import LogSettings, RunConfig, TableSettings
 from embstore.training_settings import TrainingSettings
+
+from .choosing import PruneSettings
 
 _NOT_DECIDING = ("days", "publish", "promote", "output")
 
@@ -43,6 +46,8 @@ class LoopSettings:
         admit: which values are kept; of all days until each.
         unseen: what becomes of values that the vocabulary doesn't know: see ``embstore.run_vocabulary``.
         collisions: the share of values that may share a row with another, which says how many rows a table has.
+        select: how fields and values are scored by each day's log; they are not, when not given.
+        prune: which values are dropped by their scores; none, when not given.
         table, model, training: as of a run. The table and the model are those of the first day.
         publish: where to, and how; see ``embstore.continuous``.
         promote: alias that the last version gets; none when not given.
@@ -59,6 +64,8 @@ class LoopSettings:
     admit: Admission = field(default_factory=Admission)
     unseen: Literal["keep", "prune"] = "keep"
     collisions: float = 0.1
+    select: FeatureGradientsSettings | None = None
+    prune: PruneSettings | None = None
     table: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     training: TrainingSettings = field(default_factory=TrainingSettings)
@@ -75,7 +82,9 @@ class LoopSettings:
             raise ConfigError("config.publish.vocabulary", expected="none", found=str(self.publish.vocabulary), do=do)
         if self.admit.timed and self.time is None:
             raise ConfigError("config.admit by age, or expiry", expected="a time column", found="none", do="add time")
-        self._parsed_table()
+        if self.prune is not None and self.select is None:
+            raise ConfigError("config.prune", expected="select, which scores the values", found="none")
+        parse(TableSettings, self.table, where="config.table")
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> LoopSettings:
@@ -145,6 +154,3 @@ class LoopSettings:
                 "output": output,
             },
         )
-
-    def _parsed_table(self) -> TableSettings:
-        return parse(TableSettings, self.table, where="config.table")

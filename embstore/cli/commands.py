@@ -7,6 +7,7 @@ import click
 from embstore.cli.data import dataset, schema
 from embstore.cli.demo import demo
 from embstore.cli.failures import ON_PURPOSE, exit_code, say
+from embstore.cli.loop import loop
 from embstore.cli.node2vec import node2vec
 from embstore.cli.plan import plan
 from embstore.cli.serve import serve
@@ -42,7 +43,7 @@ def cli() -> None:
 
 
 for command in (
-    *(demo, schema, dataset, vocab, train, evaluate, publish, versions, promote, rollback, lookup),
+    *(demo, schema, dataset, vocab, train, loop, evaluate, publish, versions, promote, rollback, lookup),
     *(export, import_, node2vec, verify, diff, tag, untag, compact, gc, plan, serve),
 ):
     cli.add_command(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import click
@@ -39,7 +39,7 @@ def versions(root: str, as_json: bool) -> None:
         out.print(f"no versions in {root}", markup=False, highlight=False)
         return
     ids = [row["version"] for row in rows]
-    columns = ("version", "names", "parent", "table", "bytes", *(f"{split} auc" for split in SPLITS))
+    columns = ("version", "names", "parent", "table", "bytes", *(f"{split} auc" for split in SPLITS), "made from")
     out.print(plain_table(columns, (_cells(row, ids) for row in rows)))
     damaged = [row for row in rows if row["damaged"]]
     for row in damaged:
@@ -68,7 +68,23 @@ def _cells(row: dict[str, Any], ids: Collection[str]) -> list[str]:
         table,
         "" if row["bytes"] is None else decimal(row["bytes"]),
         *("" if auc.get(split) is None else f"{auc[split]:.5f}" for split in SPLITS),
+        ", ".join(made_from(row["lineage"] or {})),
     ]
+
+
+def made_from(lineage: Mapping[str, Any]) -> list[str]:
+    """What a version's lineage names, in a few words.
+
+    >>> made_from({"logs": {"train": {"rows": 70_000}}, "vocabulary": {"built": {"logs": [{}, {}]}}, "node2vec": None})
+    ['70,000 rows', 'vocabulary of 2 logs']
+    """
+    out, train = [], (lineage.get("logs") or {}).get("train") or {}
+    if isinstance(train, Mapping) and isinstance(train.get("rows"), int):
+        out.append(f"{train['rows']:,} rows")
+    if (vocabulary := lineage.get("vocabulary")) is not None:
+        logs = len((vocabulary.get("built") or {}).get("logs") or ())
+        out.append("vocabulary" + (f" of {logs:,} log{'s' * (logs > 1)}" if logs else ""))
+    return out + [name for name in ("selection", "node2vec") if lineage.get(name) is not None]
 
 
 def short(version: str, ids: Collection[str]) -> str:

@@ -34,7 +34,7 @@ def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
         "aliases": list(info.aliases),
         "tags": list(info.tags),
         "parent": info.parent,
-        **dict.fromkeys(("table", "delta", "bytes", "model", "node2vec", "auc", "damaged")),
+        **dict.fromkeys(("table", "delta", "bytes", "model", "node2vec", "lineage", "auc", "damaged")),
     }
     try:
         manifest = store.manifest(info.id)
@@ -49,6 +49,7 @@ def _row(store: Store, info: VersionInfo) -> dict[str, Any]:
         "bytes": bytes_of(manifest),
         "model": manifest["model"]["name"],
         "node2vec": manifest["lineage"]["node2vec"],
+        "lineage": manifest["lineage"],
         "auc": {split: of.get("auc") if isinstance(of, dict) else None for split, of in metrics.items()},
     }
 
