@@ -1,4 +1,4 @@
-"""The known tokens of exact features, to look their ranks up at once.
+"""Sets of tokens, to look many up at once: the known ones of exact features, those that a vocabulary prunes.
 
 Suffixes: F features, K places of the index, N tokens.
 """
@@ -92,3 +92,40 @@ def fill_status(token_N, index, kept, missing, pruned, status_N):  # type: ignor
             place = (place + 1) & mask
         rank = rank_K[place]
         status_N[n] = 3 if rank < 0 else (0 if rank < kept else 2)
+
+
+def token_places(tokens_K: NDArray[np.int64], empty: np.int64) -> NDArray[np.int64]:
+    """A hash table of tokens that is asked for no rank: the tokens at their places, ``empty`` (none of them) elsewhere."""
+    places_P = np.full(1 << int(2 * len(tokens_K)).bit_length(), empty, np.int64)
+    _place(tokens_K, empty, places_P)
+    return places_P
+
+
+@compiled(nogil=True)
+def _place(tokens_K, empty, places_P):  # type: ignore[no-untyped-def]
+    mask = np.int64(len(places_P) - 1)
+    for token in tokens_K:
+        place = np.int64(splitmix64_scalar(np.uint64(token))) & mask
+        while places_P[place] != empty and places_P[place] != token:
+            place = (place + 1) & mask
+        places_P[place] = token
+
+
+@compiled(nogil=True)
+def prune(token_N, places_P, held, missing, pruned):  # type: ignore[no-untyped-def]
+    """Let tokens that are ``held`` in ``places_P`` (or, where that is false, those that are not) be ``pruned``, in place.
+
+    ``missing``, which marks places without a token, stays as it is. Returns how many have changed.
+    """
+    mask, changed = np.int64(len(places_P) - 1), 0
+    for n in range(len(token_N)):
+        token = token_N[n]
+        if token == missing or token == pruned:
+            continue
+        place = np.int64(splitmix64_scalar(np.uint64(token))) & mask
+        while places_P[place] != missing and places_P[place] != token:
+            place = (place + 1) & mask
+        if (places_P[place] == token) == held:
+            token_N[n] = pruned
+            changed += 1
+    return changed
