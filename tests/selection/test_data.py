@@ -15,7 +15,7 @@ from embstore.errors import ConfigError, DataError, SchemaError
 from embstore.hashing import rows, salt, splitmix64
 from embstore.logs import ParquetLog
 from embstore.schema import Schema
-from embstore.selection import Columns, Cross, FeatureGradientsSettings, LogBatches, SparseBatch, fit
+from embstore.selection import Columns, Cross, FeatureGradientsSettings, LogBatches, Scores, SparseBatch, fit
 from embstore.selection.batches import Layout
 from embstore.tokens import token
 from embstore.vocabulary import FeatureValues, Vocabulary
@@ -82,6 +82,27 @@ def test_a_selection_of_a_log_names_its_values(tmp_path: Path) -> None:
     assert int(np.argmax(found.column("score").to_numpy())) == 2
     with pytest.raises(SchemaError, match="usr"):
         columns.table("usr", scores)
+
+
+def test_the_example_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    user, category, hour = rng.integers(0, 30, 2000), rng.integers(0, 5, 2000), rng.integers(0, 24, 2000)
+    label = rng.random(2000) < np.where(category == 1, 0.7, 0.2)
+    (tmp_path / "logs").mkdir()
+    table = pa.table({"user": user, "category": category, "hour": hour, "y": label})
+    pq.write_table(table, tmp_path / "logs" / "train.parquet")
+    names = ["user", "category", "hour", *(f"hour{i}" for i in range(9))]
+    features = [{"name": name, "column": name.rstrip("0123456789")} for name in names]
+    schema = Schema.from_dict({"label": "y", "features": features})
+    (tmp_path / "schema.yaml").write_text(schema.to_yaml())
+    Vocabulary.collect(ParquetLog(tmp_path / "logs", schema), ["user"]).to_parquet(tmp_path / "vocabulary")
+    page = (Path(__file__).parents[2] / "docs" / "selection.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0].replace("logs/train", "logs"), found)
+    assert len(found["scores"].top_fields(10)) == 10
+    back = Scores.from_parquet(tmp_path / "scores")
+    assert np.array_equal(back.log_column_D, found["scores"].log_column_D)
 
 
 def test_what_can_not_be_columns(tmp_path: Path) -> None:
