@@ -237,8 +237,8 @@ class FeatureValues:
         )
 
     def merged(self, other: FeatureValues) -> FeatureValues:
-        """The values of both: counts and clicks are added, and what either has dropped, or prunes unseen, is not kept.
-        Clicks and times that one of them hasn't are left out.
+        """The values of both: counts and clicks are added; what either has dropped, or prunes unseen, is not kept. Clicks
+        and times that one of them hasn't are left out.
 
         Raises:
             SchemaError: values of another kind, or times of another type.
@@ -283,11 +283,6 @@ class FeatureValues:
         return table if dropped else table.filter(table.column(KEPT))
 
 
-def unseen_of(table: pa.Table) -> str:
-    """What a table that ``FeatureValues.table`` made says of unseen values."""
-    return (table.schema.metadata or {}).get(_UNSEEN_KEY, b"keep").decode("utf-8", "replace")
-
-
 def _extremes(ours: pa.Array, theirs: pa.Array, at: NDArray[np.int64], function: str, name: str) -> pa.Array:
     """The least or greatest of the times at each place."""
     if ours.type != theirs.type:
@@ -295,6 +290,11 @@ def _extremes(ours: pa.Array, theirs: pa.Array, at: NDArray[np.int64], function:
     times = pa.table({"at": at, "time": pa.chunked_array([ours, theirs])})
     found = times.group_by("at").aggregate([("time", function)]).sort_by("at")
     return found.column(f"time_{function}").combine_chunks()
+
+
+def unseen_of(table: pa.Table) -> str:
+    """What a table that ``FeatureValues.table`` made says of unseen values."""
+    return (table.schema.metadata or {}).get(_UNSEEN_KEY, b"keep").decode("utf-8", "replace")
 
 
 def _plain(values: Any, name: str) -> pa.Array:
