@@ -121,9 +121,8 @@ class Vocabulary(Mapping[str, FeatureValues]):
             for name, of in self.items():
                 part = temporary / f"{FEATURE}={escaped(name)}"
                 part.mkdir()
-                told = of.unseen != "keep"  # Parquet keeps what a table's metadata say with its Arrow schema only
                 with (part / "part-0.parquet").open("xb") as file:
-                    pq.write_table(of.table(), file, compression="zstd", store_schema=told)
+                    pq.write_table(of.table(), file, compression="zstd", store_schema=False)
                     fsync_file(file)
                 fsync_folder(part)
             fsync_folder(temporary)
