@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from embstore.ctr import CtrModel
 from embstore.errors import ConfigError
@@ -29,20 +30,24 @@ from embstore.evaluation import evaluate
 from embstore.logs import ParquetLog
 from embstore.metrics import finite
 from embstore.models import build
+from embstore.planning.collisions import cardinalities, rows_for, shared
 from embstore.progress import Progress, no_progress
 from embstore.run import Run
 from embstore.run_folder import RunFolder
 from embstore.schema import Schema
 from embstore.selection import Scores
+from embstore.selection.pruning import prune, summaries
 from embstore.store import Store
 from embstore.store.files import sha256_file
 from embstore.vocabulary import Vocabulary
 
-from .choosing import prune, select
 from .days import DayFolder, LoopFolder
 from .loop_settings import LoopSettings
+from .selection import select
 from .vocabulary import VocabularySettings
 from .vocabulary import build as build_vocabulary
+
+_OUTGROWN = 1.5  # times the wanted share of collisions
 
 
 def run(config: LoopSettings, *, progress: Progress = no_progress) -> dict[str, Any]:
@@ -120,6 +125,10 @@ class _Day:
         return found
 
     @property
+    def _lookups(self) -> dict[str, int]:
+        return {feature.name: feature.lookups for feature in self.schema.features}
+
+    @property
     def honoured(self) -> Path:
         """The vocabulary that is trained and published."""
         return self.day.path / ("vocabulary" if self.day.done("prune") is None else "pruned")
@@ -153,36 +162,48 @@ class _Day:
 
     def _plan(self) -> None:
         if self.day.done("plan") is None:
-            vocabulary, hashed = Vocabulary.from_parquet(self.day.path / "vocabulary"), 0
-            for feature in self.schema.features:
-                if not feature.exact and feature.name in vocabulary:
-                    hashed += int(vocabulary[feature.name].kept.sum()) * feature.lookups
+            whole = Vocabulary.from_parquet(self.day.path / "vocabulary")
+            hashed = {of.name: whole[of.name] for of in self.schema.features if of.name in whole and not of.exact}
+            wanted, sizes = self.config.collisions, cardinalities(hashed, self._lookups)
+            needed = rows_for(sizes, wanted) if sizes else 1
             first = (self.day if self.before is None else self.folder.days()[0]).done("plan")
-            rows = first["rows"] if first else self.config.table.get("rows") or rows_for(hashed, self.config.collisions)
-            share = collisions(hashed, rows)
-            self.day.finish("plan", rows=rows, values=hashed, collisions=share, wanted=self.config.collisions)
-            self._say("plan", f"{rows:,} rows: {share:.1%} of {hashed:,} values share one with another")
-            if share > 1.5 * self.config.collisions:
-                more = rows_for(hashed, self.config.collisions)
-                text = f"warning: {self.config.collisions:.1%} wanted; a table of {more:,} rows would have that"
+            rows = first["rows"] if first else self.config.table.get("rows") or needed
+            if rows is None:
+                raise ConfigError("config.collisions", expected="a share that some table has", found=str(wanted))
+            share = shared(sizes, rows).share
+            values = sum(of.values for of in sizes)
+            self.day.finish("plan", rows=rows, needed=needed, values=values, collisions=share, wanted=wanted)
+            self._say(
+                "plan", f"{rows:,} rows: {share:.1%} of {values:,} values share one with another of their feature"
+            )
+            if share > _OUTGROWN * wanted:
+                text = f"warning: {wanted:.1%} wanted; a table of {needed:,} rows would have that"
                 self.progress.say(f"  {text}: begin another loop with it")
 
     def _select(self) -> None:
         if self.config.select is not None and self.day.done("select") is None:
-            vocabulary = Vocabulary.from_parquet(self.day.path / "vocabulary")
-            log, target = ParquetLog(self.source, self.schema), self.day.room("selection")
-            found = select(log, vocabulary, self.config.select, target, progress=self.progress)
-            self.day.finish("select", **found, settings=asdict(self.config.select))
-            best = list(found["fields"])
-            self._say("select", f"says most: {', '.join(best[:3])}; least: {', '.join(best[-2:])}")
+            target = str(self.day.room("selection"))
+            job = self.config.select.job(self.source, self.schema, str(self.day.path / "vocabulary"), target)
+            manifest = select(job, progress=self.progress)
+            fields = {of["name"]: of["score"] for of in manifest["fields"]}
+            sha256 = sha256_file(Path(target) / "manifest.json").sha256
+            about = {name: manifest[name] for name in ("method", "settings", "lineage")}
+            self.day.finish("select", sha256=sha256, fields=fields, **about)
+            best = sorted(fields, key=lambda name: -fields[name])
+            self._say("select", f"{manifest['method']}: most {', '.join(best[:3])}; least {', '.join(best[-2:])}")
 
     def _prune(self) -> None:
         if self.config.prune is not None and self.day.done("prune") is None:
-            vocabulary = Vocabulary.from_parquet(self.day.path / "vocabulary")
-            scores, target = Scores.from_parquet(self.day.path / "selection"), self.day.room("pruned")
-            found = prune(vocabulary, scores, self.config.prune, target)
-            self.day.finish("prune", **found, settings=asdict(self.config.prune))
-            self._say("prune", f"{found['dropped']:,} values dropped, {found['kept']:,} kept")
+            before, how = Vocabulary.from_parquet(self.day.path / "vocabulary"), self.config.prune
+            scores = None
+            if how.by == "scores":
+                scores = value_scores(before, Scores.from_parquet(self.day.path / "selection"))
+            after = prune(before, scores, lookups=self._lookups, **how.budget)
+            after.to_parquet(self.day.room("pruned"))
+            _, total = summaries(before, after, self._lookups)
+            self.day.finish("prune", sha256=after.digest(), settings=asdict(how), **asdict(total))
+            share = "" if total.occurrences is None else f", {total.occurrences:.1%} of what was seen"
+            self._say("prune", f"{total.values - total.kept:,} values dropped, {total.kept:,} kept{share}")
 
     def _train(self) -> None:
         if self.day.done("train") is None:
@@ -214,18 +235,17 @@ class _Day:
         self.progress.say(f"  {stage:<10} {text}")
 
 
-def rows_for(values: int, share: float) -> int:
-    """Rows of which at most this share of so many hashed values has to share one.
+def value_scores(vocabulary: Vocabulary, scores: Scores) -> dict[str, NDArray[np.float64]]:
+    """By feature, a score for each value, float64 ``[V]``; 0 of those that are not kept, which have none.
 
-    >>> rows_for(10_000, 0.1), round(collisions(10_000, 94_903), 4)
-    (94903, 0.1)
+    Args:
+        scores: of a selection by this vocabulary.
     """
-    return max(1, int(np.ceil(-max(values - 1, 0) / np.log1p(-share))))
-
-
-def collisions(values: int, rows: int) -> float:
-    """The expected share of so many values, hashed to rows at random, that share a row with another."""
-    return float(-np.expm1(max(values - 1, 0) * np.log1p(-1 / rows))) if rows > 1 else float(values > 1)
+    out = {}
+    for name, of in vocabulary.items():
+        out[name] = np.zeros(len(of))
+        out[name][of.kept] = scores.of_field(name)[: int(of.kept.sum())]
+    return out
 
 
 def _version(day: DayFolder) -> str:

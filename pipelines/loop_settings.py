@@ -5,8 +5,8 @@ schema: schema.yaml                         or label: click
 time: timestamp
 admit: {min_count: 2, expire_after: 30d}    which values the vocabulary keeps
 collisions: 0.1                             the first day takes as many rows as that needs, unless table.rows says
-select: {order: 2}                          scores of fields and values; without, nothing is selected
-prune: {share: 0.1}                         values dropped for what they were scored
+select: {options: {level: values}}          scores of fields and values; without, nothing is selected
+prune: {keep: 0.9}                          drops values: those of the least scores, or counts
 table: {dim: 16}                            table, model, training: as of a run
 publish: {store: store}
 output: runs/loop
@@ -14,7 +14,7 @@ output: runs/loop
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any, Literal
@@ -24,13 +24,55 @@ from embstore.config import load_yaml, parse
 from embstore.continuous import PublishSettings, StartSettings
 from embstore.errors import ConfigError, LogError
 from embstore.schema import Schema
-from embstore.selection import FeatureGradientsSettings
-from embstore.settings import LogSettings, RunConfig, TableSettings
+from embstore.selection import Cross
+from embstore.settings import RunConfig, TableSettings
 from embstore.training_settings import TrainingSettings
 
-from .choosing import PruneSettings
+from .selection import FEATURE_GRADIENTS, SelectionSettings
 
 _NOT_DECIDING = ("days", "publish", "promote", "output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectSettings:
+    """How each day's fields and values are scored: as of a selection job, see ``embstore.pipelines.selection``."""
+
+    method: str = FEATURE_GRADIENTS
+    options: dict[str, Any] = field(default_factory=dict)
+    rows: int = 8192
+    shuffle_window: int = 262_144
+    hashed: int = 65_536
+    crosses: tuple[Cross, ...] = ()
+    seed: int = 0
+
+    def job(self, log: str, schema: Schema, vocabulary: str, output: str) -> SelectionSettings:
+        """Of a day's log."""
+        own = {of.name: getattr(self, of.name) for of in fields(self)}
+        return SelectionSettings(log=log, schema=schema.to_dict(), vocabulary=vocabulary, output=output, **own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSettings:
+    """Which values are dropped: as of ``embstore.selection.pruning.prune``.
+
+    Args:
+        by: ``scores`` of the selection, or ``count``.
+        keep, rows, threshold: share of the rows to keep, or so many; and the least score (count) that is kept.
+        per_feature: the budget is each feature's, not that of all together.
+        at_least: so many values of a feature are kept in any case.
+    """
+
+    by: Literal["scores", "count"] = "scores"
+    keep: float | None = None
+    rows: int | None = None
+    threshold: float | None = None
+    per_feature: bool = False
+    at_least: int = 1
+
+    @property
+    def budget(self) -> dict[str, Any]:
+        """What ``prune`` takes."""
+        return {of.name: getattr(self, of.name) for of in fields(self) if of.name != "by"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +87,10 @@ class LoopSettings:
         time: column of timestamps, dates or integers; without, nobody knows when a value was seen.
         admit: which values are kept; of all days until each.
         unseen: what becomes of values that the vocabulary doesn't know: see ``embstore.run_vocabulary``.
-        collisions: the share of values that may share a row with another, which says how many rows a table has.
+        collisions: the share of values that may share a row with another of their feature, which says how many rows
+            the table has, unless ``table.rows`` does.
         select: how fields and values are scored by each day's log; they are not, when not given.
-        prune: which values are dropped by their scores; none, when not given.
+        prune: which values are dropped; none, when not given.
         table, model, training: as of a run. The table and the model are those of the first day.
         publish: where to, and how; see ``embstore.continuous``.
         promote: alias that the last version gets; none when not given.
@@ -64,7 +107,7 @@ class LoopSettings:
     admit: Admission = field(default_factory=Admission)
     unseen: Literal["keep", "prune"] = "keep"
     collisions: float = 0.1
-    select: FeatureGradientsSettings | None = None
+    select: SelectSettings | None = None
     prune: PruneSettings | None = None
     table: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
@@ -82,8 +125,9 @@ class LoopSettings:
             raise ConfigError("config.publish.vocabulary", expected="none", found=str(self.publish.vocabulary), do=do)
         if self.admit.timed and self.time is None:
             raise ConfigError("config.admit by age, or expiry", expected="a time column", found="none", do="add time")
-        if self.prune is not None and self.select is None:
-            raise ConfigError("config.prune", expected="select, which scores the values", found="none")
+        if self.prune is not None and self.prune.by == "scores" and self.select is None:
+            do = "add select, or by: count"
+            raise ConfigError("config.prune", expected="select, which scores the values", found="none", do=do)
         parse(TableSettings, self.table, where="config.table")
 
     @classmethod

@@ -37,6 +37,8 @@ def demo(folder: Path, rows: int) -> None:
     shown.count_values()
     shown.plan_rows()
     shown.walk()
+    shown.select()
+    shown.prune()
     shown.train()
     version = shown.publish()
     shown.look_up(version)
@@ -46,7 +48,7 @@ def demo(folder: Path, rows: int) -> None:
     tell.step(
         f"""where things are
    logs     {folder}/logs
-   values   {folder}/vocabulary      of each feature, with counts and times
+   values   {folder}/vocabulary, selection, pruned      counts and times, scores, what is kept
    node2vec {folder}/node2vec      graph, vectors
    run      {folder}/run      config.yaml, metrics.jsonl, checkpoints, tensorboard
    store    {folder}/store

@@ -1,4 +1,4 @@
-"""What ``embstore demo`` shows, stage by stage: each is a few calls of the library and some lines that say what came of it.
+"""What ``embstore demo`` shows: each stage is a few calls of the library and some lines that say what came of it.
 
 Suffixes: V values, D numbers of a vector, Q queries, K neighbours.
 """
@@ -25,9 +25,14 @@ from embstore.models import build
 from embstore.node2vec.folder import JobFolder
 from embstore.node2vec.settings import JobSettings
 from embstore.pipelines import node2vec as walking
+from embstore.pipelines import selection as choosing
 from embstore.pipelines import vocabulary as counting
+from embstore.pipelines.loop import value_scores
+from embstore.planning.collisions import cardinalities, rows_for, shared
 from embstore.run import Run
 from embstore.schema import Schema
+from embstore.selection import Scores
+from embstore.selection.pruning import prune, summaries
 from embstore.serving.search import Neighbors, values_of, vectors_of
 from embstore.settings import RunConfig
 from embstore.store import Store, Version
@@ -45,8 +50,11 @@ WALKS: dict[str, Any] = {
     "skip_gram": {"dim": DIM, "window": 4},
     "evaluate": {"links": 0.1},
 }
-COLLISIONS = 0.125  # the share of values that may share a row with another
+SELECT: dict[str, Any] = {"options": {"level": "values"}}
+KEEP = 0.95  # of the values
+COLLISIONS = 0.06  # the share of values that may share a row with another of their feature
 NEAREST = 3
+_PARQUET = "**/*.parquet"
 
 
 class Teller:
@@ -99,8 +107,9 @@ class Demo:
             with progress(f"write {name}", len(log.day_rows(*days))) as bar:
                 log.write(logs[name], rows=log.day_rows(*days), progress=bar.advance)
         tell.step(f"{rows:,} rows of generated clicks over {log.days} days", timed=True)
-        if (folder / "vocabulary" / "manifest.json").is_file():
-            shutil.rmtree(folder / "vocabulary")
+        for name in ("vocabulary", "selection", "pruned"):
+            if any((folder / name).glob(_PARQUET)):
+                shutil.rmtree(folder / name)
         JobFolder(folder / "node2vec").clear()
         Run.clear(folder / "run")
         return cls(folder, log, logs, tell)
@@ -124,12 +133,12 @@ class Demo:
         self.tell.step(f"counted {values:,} values of {len(features)} features ({named}), {kept:,} kept", timed=True)
 
     def plan_rows(self) -> None:
-        """As many rows as a wanted share of collisions takes, a power of two."""
-        values = sum(len(of) for of in self.vocabulary.values())
-        self.rows = 1 << int(np.ceil(np.log2(-values / np.log1p(-COLLISIONS))))
-        share = -np.expm1(-values / self.rows)
-        text = f"a table of {self.rows:,} rows of {DIM}: {share:.1%} of the values share a row with another"
-        self.tell.step(f"{text} (at most {COLLISIONS:.1%} wanted)", timed=True)
+        """As many rows as a wanted share of collisions takes, to a power of two."""
+        sizes = cardinalities(self.vocabulary)
+        self.rows = 1 << (rows_for(sizes, COLLISIONS) or 1).bit_length()
+        share = shared(sizes, self.rows).share
+        text = f"a table of {self.rows:,} rows of {DIM}: {share:.1%} of the values share a row within their feature"
+        self.tell.step(text, timed=True)
 
     def walk(self) -> None:
         """``embstore node2vec``."""
@@ -141,10 +150,31 @@ class Demo:
         text = f"node2vec: {count:,} walks over {edges:,} clicks of users on items"
         self.tell.step(f"{text}; tells held out clicks from none at AUC {auc:.3f}", timed=True)
 
+    def select(self) -> None:
+        """``embstore select``."""
+        about = {"schema": self.schema.to_dict(), "vocabulary": str(self.folder / "vocabulary"), **SELECT}
+        output = str(self.folder / "selection")
+        settings = choosing.SelectionSettings(log=self.logs["train"], output=output, **about)
+        fields = {of["name"]: of["score"] for of in choosing.select(settings, progress=progress)["fields"]}
+        best = sorted(fields, key=lambda name: -fields[name])
+        text = f"scored values by what they say of a click: most {', '.join(best[:3])}; least {', '.join(best[-2:])}"
+        self.tell.step(text, timed=True)
+
+    def prune(self) -> None:
+        """``embstore prune``."""
+        before = self.vocabulary
+        scores = value_scores(before, Scores.from_parquet(self.folder / "selection"))
+        after = prune(before, scores, keep=KEEP)
+        after.to_parquet(self.folder / "pruned")
+        _, total = summaries(before, after)
+        text = f"kept {total.kept:,} of {total.values:,} values; the others share a row a feature"
+        self.tell.step(text, timed=True)
+
     def train(self) -> None:
         """``embstore train``."""
         config = {"logs": self.logs, "schema": self.schema.to_dict(), "output": str(self.folder / "run"), **RUN}
         config["table"] = {**RUN["table"], "rows": self.rows, **self._warm_start()}
+        config["vocabulary"] = str(self.folder / "pruned")
         run = Run(parse(RunConfig, config), build, progress=progress)
         result = run.train()
         parameters, best = result["parameters"]["total"], self.log.bayes_auc(self.logs["test"])
@@ -158,10 +188,8 @@ class Demo:
 
     def publish(self) -> Version:
         """``embstore publish``."""
-        from dataclasses import replace
-
         run = Run.open(self.folder / "run", build, progress=progress)
-        version = Store(self.folder / "store").publish(replace(run.bundle(), vocabulary=self.vocabulary))
+        version = Store(self.folder / "store").publish(run.bundle())
         self.tell.step(f"published {version.id}: table, vocabulary, network", timed=True)
         return version
 

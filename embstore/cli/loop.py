@@ -42,8 +42,8 @@ def loop(
 ) -> None:
     """Do all there is to do with the logs of CONFIG (YAML), day by day: values, rows, selection, training, publishing.
 
-    Of each day: what yesterday's version is worth on it, the vocabulary (yesterday's and today's), the rows that a table
-    needs, which values to keep, training that goes on from yesterday's version, and what comes of it, published.
+    Of each day: what yesterday's version is worth on it, the vocabulary (yesterday's and today's), the rows that a
+    table needs, which values to keep, training that goes on from yesterday's version, and what comes of it, published.
 
     What was done is not done again: the same command does the days that have come since, and one that was stopped
     (Ctrl-C, a crash, kill -9) goes on behind the last stage that was done, and within training from its last
