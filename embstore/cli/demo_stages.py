@@ -213,11 +213,12 @@ class Demo:
         """Nearest items by the published vectors, learnt by clicks and by walks."""
         category, lines = self._categories(), []
         for name, of in (("trained", version), ("node2vec", Store(self.folder / "store").open(self.vectors))):
+            assert of.vocabulary is not None
+            known = of.vocabulary["item_id"]
             values = values_of(of, "item_id")
             vectors_VD = vectors_of(of, "item_id", values)
             index = Neighbors.build(values, vectors_VD)
-            counts = of.vocabulary["item_id"].count if of.vocabulary else np.ones(len(values))
-            popular_Q = np.argsort(-counts, kind="stable")[:100]
+            popular_Q = np.argsort(-known.count[known.kept], kind="stable")[:100]
             places_QK, scores_QK = index.positions(vectors_VD[popular_Q], NEAREST, exclude_Q=popular_Q)
             item = values[int(popular_Q[0])].as_py()
             near = ", ".join(
