@@ -208,7 +208,7 @@ class Walker:
     def _arguments(self) -> tuple[Any, ...]:
         graph, how = self.graph, self.settings
         weight_E = np.empty(0, dtype=np.float32) if graph.weights_E is None else graph.weights_E
-        arrays = (graph.indptr_N, graph.indices_E, weight_E, *self._tables)
+        arrays: list[NDArray[Any]] = [graph.indptr_N, graph.indices_E, weight_E, *self._tables]
         return *[_frozen(array) for array in arrays], 1.0 / how.p, 1.0 / how.q, graph.directed, np.uint64(how.seed)
 
 
