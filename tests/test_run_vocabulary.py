@@ -49,13 +49,14 @@ def _columns(seed: int, map_: Callable[[str, str], str] = lambda feature, value:
     users = [f"u{u}" for u in draw.zipf(1.5, ROWS) % 300]
     places = [None if p == 11 else f"p{p}" for p in draw.integers(0, 12, ROWS)]
     tags = [[f"t{t}" for t in draw.integers(0, 40, n)] for n in draw.integers(0, 4, ROWS)]
+    noisy = draw.random(ROWS) < 0.2
     return pa.table(
         {
             "user": [map_("user", user) for user in users],
             "place": [place and map_("place", place) for place in places],
             "tags": [[map_("tags", tag) for tag in of] for of in tags],
             "price": draw.normal(size=ROWS).astype(np.float32),
-            "click": [int(user in ("u1", "u2")) ^ int(noise) for user, noise in zip(users, draw.random(ROWS) < 0.2)],
+            "click": [int(user in ("u1", "u2")) ^ int(noise) for user, noise in zip(users, noisy, strict=True)],
         }
     )
 
@@ -79,7 +80,10 @@ def _vocabulary() -> Vocabulary:
 
 
 def _by_hand(unseen: str) -> Callable[[str, str], str]:
-    of = {name: dict(zip(values.values.to_pylist(), values.kept.tolist())) for name, values in _vocabulary().items()}
+    of = {
+        name: dict(zip(values.values.to_pylist(), values.kept.tolist(), strict=True))
+        for name, values in _vocabulary().items()
+    }
     return lambda feature, value: value if of[feature].get(value, unseen == "keep") else PRUNED
 
 
