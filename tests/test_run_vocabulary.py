@@ -290,3 +290,30 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["valid"] == expected["valid"]
     assert Schema.from_yaml(tmp_path / "run" / "schema.yaml").label == "click"
+
+
+def test_a_run_that_goes_on_may_name_a_vocabulary_of_its_own(folder: Path, tmp_path: Path) -> None:
+    publish = {"store": str(tmp_path / "store")}
+    first = _train(_config(folder, "plain", tmp_path / "one", vocabulary=str(folder / "vocabulary"), publish=publish))[
+        1
+    ]
+    fewer = {"user": FeatureValues.of("user", ["u1", "u2"], kept=[True, False])}
+    Vocabulary(fewer).to_parquet(tmp_path / "fewer")
+    further = {
+        "logs": {"train": str(folder / "plain" / "valid.parquet")},
+        "vocabulary": str(tmp_path / "fewer"),
+        "start": publish,
+        "publish": {**publish, "vocabulary": ["user", "tags"]},
+        "output": str(tmp_path / "two"),
+    }
+    run, result, _ = _train(parse(RunConfig, further))
+    version, table = Store(tmp_path / "store").open(result["version"]), run.trained().table
+    assert version.id != first["version"]
+    assert version.vocabulary is not None
+    assert version.vocabulary["user"].same(fewer["user"])  # nothing is counted of it
+    assert version.vocabulary["tags"].kept.all()
+    assert version.vocabulary.keys() == {"user", "tags"}
+    asked = ["u2", "u20", "u1", None]
+    assert torch.equal(version.lookup("user", asked), table.lookup("user", asked))
+    before = Store(tmp_path / "store").open(first["version"])
+    assert set(table.exact_tokens()["place"].tolist()) == set(before.table.exact_tokens()["place"].tolist())
