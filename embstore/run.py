@@ -510,7 +510,7 @@ class Run:
             names = [name for name in self._counted() if name not in own]
             return [] if found is not None and found.keys() >= set(names) else names
 
-        names = self.group.lead(missing)
+        names = tuple(self.group.lead(missing))
         if not names:
             return
         with self.progress("values", log.rows) as bar:
