@@ -58,7 +58,7 @@ class CtrModel(nn.Module):
 
     @classmethod
     def restore(cls, version: Version, build: BuildNetwork) -> CtrModel:
-        """The model of a published version, in eval mode; its table is mapped, not copied.
+        """The model of a published version, in eval mode; its table is mapped, not copied, and honours its vocabulary.
 
         Args:
             version: an opened version.
@@ -68,7 +68,7 @@ class CtrModel(nn.Module):
             CheckpointError: ``build`` makes another network than the one published.
         """
         model = cls(
-            UnifiedEmbedding.restore(version.table),
+            UnifiedEmbedding.restore(version.table, pruned=version.pruned),
             StreamingNormalizer(version.schema.dense),
             build_network(build, version.manifest["model"]),
         )

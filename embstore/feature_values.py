@@ -5,6 +5,7 @@
     kept    [yes  yes   no]     a value that is not is looked up as the feature's pruned token
     clicks  [  3    0    1]     int64: the sum of its labels, where they were counted
     first_seen, last_seen       times, where they were noted
+    unseen  keep                whether values that are not here are looked up as they are, or pruned too
 
 Suffixes: V values of the feature, N tokens.
 """
@@ -23,12 +24,14 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from embstore.aggregates import CLICKS, COUNT, FIRST, LAST, VALUE
-from embstore.errors import DataError, SchemaError
+from embstore.errors import ConfigError, DataError, SchemaError
 from embstore.hashing import MISSING_TOKEN, PRUNED_TOKEN
 from embstore.kernels.known import fill_any_status, fill_status, index_known
+from embstore.store.manifest import UNSEEN
 from embstore.tokens import MAX_BYTES, check_type, tokenize
 
 KEPT = "kept"
+_UNSEEN_KEY = b"embstore.unseen"  # in the metadata of a table
 _MISSING, _PRUNED = np.int64(MISSING_TOKEN), np.int64(PRUNED_TOKEN)
 TYPES = {
     "int64": pa.int64(),
@@ -96,8 +99,10 @@ class FeatureValues:
         kept: bool ``[V]``.
         clicks: int64 ``[V]``, or ``None``.
         first_seen, last_seen: Arrow timestamps, dates or int64 ``[V]``, null where nobody knows; or ``None``.
+        unseen: ``"prune"``: values that are not here are looked up as the pruned token, too.
 
     Raises:
+        ConfigError: another ``unseen``.
         DataError: values out of order, twice, missing, not Unicode or longer than a category may be; or columns of
             different lengths, negative counts.
         SchemaError: another type.
@@ -110,9 +115,12 @@ class FeatureValues:
     clicks: NDArray[np.int64] | None = None
     first_seen: pa.Array | None = None
     last_seen: pa.Array | None = None
+    unseen: str = "keep"
 
     def __post_init__(self) -> None:
         where, values = f"values of {self.name!r}", self.values
+        if self.unseen not in UNSEEN:
+            raise ConfigError(f"{where}: unseen", expected=" or ".join(UNSEEN), found=repr(self.unseen))
         if values.type not in TYPES.values():
             raise SchemaError(where, expected=", ".join(map(str, TYPES.values())), found=str(values.type))
         try:
@@ -146,6 +154,7 @@ class FeatureValues:
         clicks: Any = None,
         first_seen: pa.Array | None = None,
         last_seen: pa.Array | None = None,
+        unseen: str = "keep",
     ) -> FeatureValues:
         """Of distinct values in any order; a type among ``TYPES`` is found for them.
 
@@ -176,7 +185,7 @@ class FeatureValues:
         if (order[1:] < order[:-1]).any():
             column, count, kept = column.take(pa.array(order)), count[order], kept[order]
             more = {key: of[order] if key == CLICKS else of.take(pa.array(order)) for key, of in more.items()}
-        return cls(name=name, values=column, count=count, kept=kept, **more)
+        return cls(name=name, values=column, count=count, kept=kept, unseen=unseen, **more)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -202,6 +211,18 @@ class FeatureValues:
         """What tokens are, by these values."""
         return TokenStatus(self.tokens[self.kept], self.tokens[~self.kept])
 
+    @property
+    def prunes(self) -> bool:
+        """Whether any token is looked up as another."""
+        return self.unseen == "prune" or not self.kept.all()
+
+    def filtered(self, tokens_N: NDArray[Any]) -> NDArray[Any]:
+        """Tokens as they are looked up; no copy when none is pruned."""
+        if self.unseen == "keep":
+            return self.known.filtered(tokens_N)
+        pruned_N = self.known.of(tokens_N) >= ValueStatus.PRUNED
+        return np.where(pruned_N, tokens_N.dtype.type(PRUNED_TOKEN), tokens_N) if pruned_N.any() else tokens_N
+
     def keep(self, kept: NDArray[np.bool_]) -> FeatureValues:
         """The same values with other flags, bool ``[V]``."""
         return replace(self, kept=kept)
@@ -212,11 +233,12 @@ class FeatureValues:
             self.values.equals(other.values)
             and np.array_equal(self.count, other.count)
             and np.array_equal(self.kept, other.kept)
+            and self.unseen == other.unseen
         )
 
     def merged(self, other: FeatureValues) -> FeatureValues:
-        """The values of both: counts and clicks are added, and what either has dropped is not kept. Clicks and times
-        that one of them hasn't are left out.
+        """The values of both: counts and clicks are added, and what either has dropped, or prunes unseen, is not kept.
+        Clicks and times that one of them hasn't are left out.
 
         Raises:
             SchemaError: values of another kind, or times of another type.
@@ -242,7 +264,12 @@ class FeatureValues:
         for name, function in ((FIRST, "min"), (LAST, "max")):
             if name in self._more and name in other._more:
                 more[name] = _extremes(self._more[name], other._more[name], at, function, self.name)
-        return FeatureValues.of(self.name, codes.dictionary, count=count, kept=kept, **more)
+        unseen = "keep"
+        for of, held in ((self, at[: len(self)]), (other, at[len(self) :])):
+            if of.unseen == "prune":
+                unseen = "prune"
+                kept &= np.isin(np.arange(size), held)
+        return FeatureValues.of(self.name, codes.dictionary, count=count, kept=kept, unseen=unseen, **more)
 
     def table(self, *, dropped: bool = True) -> pa.Table:
         """``value``, ``count``, ``kept``, and ``clicks``, ``first_seen``, ``last_seen`` where they are known.
@@ -251,6 +278,8 @@ class FeatureValues:
             dropped: with the values that are not kept.
         """
         table = pa.table({VALUE: self.values, COUNT: self.count, **self._more, KEPT: self.kept})
+        if self.unseen != "keep":
+            table = table.replace_schema_metadata({_UNSEEN_KEY: self.unseen})
         return table if dropped else table.filter(table.column(KEPT))
 
 
@@ -261,6 +290,11 @@ def _extremes(ours: pa.Array, theirs: pa.Array, at: NDArray[np.int64], function:
     times = pa.table({"at": at, "time": pa.chunked_array([ours, theirs])})
     found = times.group_by("at").aggregate([("time", function)]).sort_by("at")
     return found.column(f"time_{function}").combine_chunks()
+
+
+def unseen_of(table: pa.Table) -> str:
+    """What a table that ``FeatureValues.table`` made says of unseen values."""
+    return (table.schema.metadata or {}).get(_UNSEEN_KEY, b"keep").decode("utf-8", "replace")
 
 
 def _plain(values: Any, name: str) -> pa.Array:

@@ -17,7 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from embstore.checkpoints import adam_tensors
@@ -41,9 +43,11 @@ from embstore.metrics import finite
 from embstore.normalization import StreamingNormalizer
 from embstore.progress import Progress, no_progress
 from embstore.run_folder import RunFolder, make_output
+from embstore.run_vocabulary import VocabularySource, check_kinds
 from embstore.settings import RunConfig
 from embstore.sharding.batch_norm import share_batch_norm
 from embstore.store import Bundle, Store, Version
+from embstore.token_filter import TokenFilter
 from embstore.training import Trainer
 from embstore.vocabulary import Vocabulary, exact_tokens
 from embstore.warm_start import GivenVectors, check_features
@@ -87,6 +91,8 @@ class Run:
         self._warnings: list[str] = []  # of inference
         self.schema = config.read_schema(self._warnings.append)
         check_features(config.table.warm_start, self.schema)
+        self._read: Vocabulary | None = None  # on rank 0, until it lies in the folder
+        config = self._with_vocabulary(config)
         self.config, self.build_network = config.with_schema(self.schema), build_network
         self.progress = progress if group.first else no_progress
         known = [feature.name for feature in self.schema.features]
@@ -201,6 +207,7 @@ class Run:
             kernel=settings.kernel,
             seed=settings.seed,
             device=self.group.device,
+            pruned=self._pruned,
             group=self.group,
         )
         with torch.random.fork_rng(devices=[]):
@@ -297,6 +304,50 @@ class Run:
             out.append(given)
         return out
 
+    def _with_vocabulary(self, config: RunConfig) -> RunConfig:
+        """The settings with the digest of the vocabulary they name, which rank 0 reads."""
+        source = config.honoured
+        if source is None or source.sha256 is not None:
+            return config
+        pinned = self.group.lead(lambda: asdict(self._read_vocabulary(source)))
+        return replace(config, vocabulary=VocabularySource(**pinned))
+
+    def _read_vocabulary(self, source: VocabularySource) -> VocabularySource:
+        there = self.files.config()
+        was = None if there is None else there.honoured
+        stores = source.store, None if was is None else was.store
+        if was is not None and stores[0] is not None and stores[1] is not None and not source.version[:1].isdigit():
+            same = place_of(stores[0]) == place_of(stores[1])  # an alias means what it meant when the run began
+            source = replace(source, version=was.version if same else source.version)
+        self._read, pinned = source.read(self.schema)
+        return pinned
+
+    @cached_property
+    def _honoured(self) -> Vocabulary | None:
+        """The vocabulary that its settings name, as it lies in the folder.
+
+        Raises:
+            CheckpointError: another lies there, or none.
+        """
+        source = self.config.honoured
+        if source is None:
+            return None
+        found = self.files.honoured()
+        digest = None if found is None else found.digest()
+        if found is None or digest != source.sha256:
+            do = "start afresh with --fresh"
+            expected = f"its vocabulary, sha256 {source.sha256}"
+            raise CheckpointError(f"{self.folder}", expected=expected, found=digest or "none", do=do)
+        return found
+
+    @cached_property
+    def _pruned(self) -> TokenFilter | None:
+        """Which values are looked up as the pruned token: by its own vocabulary, or that of its version."""
+        if self.config.honoured is None:
+            return None if self.start is None else self.start.pruned
+        own = self.group.together(lambda: self._honoured)
+        return None if own is None else TokenFilter.of(own)
+
     def _begin(self, logs: Mapping[str, ParquetLog]) -> None:
         """Make the folder this run's."""
         columns = logs["train"].value_types()
@@ -309,7 +360,21 @@ class Run:
                 else:
                     given.check_types(self.schema, columns)
         learnt_from = {name: logs[name].fingerprint for name in ("train", "valid") if name in logs}
-        self.group.lead(lambda: self.files.claim(self.config, self.schema, learnt_from, columns))
+
+        def claim() -> None:
+            if self._read is not None:
+                check_kinds(self._read, self.schema, columns)
+            self.files.claim(self.config, self.schema, learnt_from, columns)
+            source = self.config.honoured
+            if source is None or (self._read is None and self.files.honoured() is not None):
+                return
+            if self._read is None:
+                self._read, _ = source.read(self.schema)
+                check_kinds(self._read, self.schema, columns)
+            self.files.write_honoured(self._read)
+            self._read = None
+
+        self.group.lead(claim)
 
     def _start(self, trainer: Trainer) -> None:
         if self._inferred:
@@ -365,7 +430,8 @@ class Run:
             lineage, result = self.files.lineage(), self.files.result()
             lineage["space"] = self.files.space(self._published_space) if self.start is None else self.start.space
             if self.start is not None:
-                lineage.setdefault("node2vec", self.start.manifest["lineage"]["node2vec"])
+                for name in ("node2vec", "vocabulary"):
+                    lineage.setdefault(name, self.start.manifest["lineage"][name])
             metrics = {name: result[name] for name in ("valid", "test") if name in result}
             return {"lineage": lineage, "metrics": metrics, "columns": self.files.columns()}
 
@@ -410,10 +476,10 @@ class Run:
             else:
                 own = sum(piece.rows for piece in log.pieces[self.group.rank :: self.group.world])
                 with self.progress("exact", own) as bar:  # each rank reads a part
-                    tokens = exact_tokens(log, progress=bar.advance, group=self.group)
+                    tokens = exact_tokens(log, pruned=self._pruned, progress=bar.advance, group=self.group)
                 for given in self._given:  # the values that have vectors, be they in the log or not
                     if given.settings.frozen:
-                        found = {name: torch.from_numpy(of.tokens_V) for name, of in given.by_feature.items()}
+                        found = {name: self._kept(name, of.tokens_V) for name, of in given.by_feature.items()}
                         tokens |= {name: of.unique() for name, of in found.items()}
             self.group.lead(lambda: self.files.write_exact_tokens(tokens))
         kept = self.files.exact_tokens()
@@ -423,6 +489,12 @@ class Run:
             )
         return kept
 
+    def _kept(self, feature: str, tokens_V: NDArray[np.int64]) -> Tensor:
+        """Those that are looked up as they are."""
+        if self._pruned is not None:
+            tokens_V = tokens_V[self._pruned.of_feature(feature, tokens_V) == tokens_V]
+        return torch.from_numpy(tokens_V)
+
     def _counted(self) -> tuple[str, ...]:
         """The features whose values are published."""
         asked = False if self.config.publish is None else self.config.publish.vocabulary
@@ -430,13 +502,16 @@ class Run:
 
     def _collect_vocabulary(self, log: ParquetLog) -> None:
         """Count the values that are published, unless the folder has them."""
-        names = self._counted()
+        if not self._counted():
+            return
 
-        def there() -> bool:
-            found = self.files.vocabulary()
-            return found is not None and found.keys() >= set(names)
+        def missing() -> list[str]:
+            found, own = self.files.vocabulary(), self._honoured or ()
+            names = [name for name in self._counted() if name not in own]
+            return [] if found is not None and found.keys() >= set(names) else names
 
-        if not names or self.group.lead(there):
+        names = tuple(self.group.lead(missing))
+        if not names:
             return
         with self.progress("values", log.rows) as bar:
             counted = Vocabulary.collect(log, names, progress=bar.advance, group=self.group)
@@ -444,12 +519,16 @@ class Run:
 
     @cached_property
     def _vocabulary(self) -> Vocabulary | None:
-        """What is published: that of the version the run goes on from, and what was counted."""
-        before, names = None if self.start is None else self.start.vocabulary, self._counted()
+        """What is published: that which it honours, its own or of the version it goes on from, and what was counted.
+
+        Of features in its own, nothing is added: what that doesn't know is unseen.
+        """
+        own, names = self._honoured, self._counted()
+        before = self.start.vocabulary if own is None and self.start is not None else own
         found = self.files.vocabulary() if names else None
         if found is None:
             return before
-        counted = Vocabulary({name: found[name] for name in names if name in found})
+        counted = Vocabulary({name: found[name] for name in names if name in found and name not in (own or ())})
         return counted if before is None else before.merged(counted)
 
     def _write_result(self, result: Mapping[str, Any]) -> None:

@@ -7,7 +7,8 @@
       space.json         what its versions have in common: their vectors can be compared
       exact.safetensors  known tokens of the exact features
       warm_start.json    what its rows started from, see ``embstore.warm_start``
-  vocabulary/        values of the training log, where they are published, see ``embstore.vocabulary``
+      vocabulary/        values of the training log, where they are published, see ``embstore.vocabulary``
+      honoured/          the vocabulary whose dropped values it prunes, see ``embstore.run_vocabulary``
       metrics.jsonl  checkpoints/  tensorboard/     see ``embstore.training``
       published.json     the version published last, see ``embstore.continuous``
       result.json        the metrics of the finished run
@@ -49,8 +50,8 @@ _REMEDY = {  # when it is damaged
     _WARM_START: "delete it: versions will not say what their rows started from",
     _RESULT: "delete it, and train again: a finished run is only evaluated again",
 }
-_VOCABULARY = "vocabulary"
-_FOLDERS = ("checkpoints", "tensorboard", _VOCABULARY)
+_VOCABULARY, _HONOURED = "vocabulary", "honoured"
+_FOLDERS = ("checkpoints", "tensorboard", _VOCABULARY, _HONOURED)
 
 
 class RunFolder:
@@ -127,10 +128,12 @@ class RunFolder:
 
     def lineage(self) -> dict[str, Any]:
         """The logs and the settings, as a version's manifest has them."""
-        path = self.path / _CONFIG
+        path, parsed = self.path / _CONFIG, self.config()
         config = yaml.safe_load(path.read_text()) if path.exists() else {}
         lineage = {"logs": self.result().get("logs", {}), "config": config}
         started = self._read(_WARM_START)
+        if parsed is not None and parsed.honoured is not None:
+            lineage["vocabulary"] = parsed.honoured.lineage
         return {**lineage, "node2vec": started} if started else lineage
 
     def write_warm_start(self, done: Sequence[Mapping[str, Any]]) -> None:
@@ -192,7 +195,19 @@ class RunFolder:
 
     def write_vocabulary(self, vocabulary: Vocabulary) -> None:
         """Keep it, so that nobody counts again: neither a resumed run nor who publishes it later."""
-        path = self.path / _VOCABULARY
+        self._write_values(_VOCABULARY, vocabulary)
+
+    def honoured(self) -> Vocabulary | None:
+        """The vocabulary whose dropped values the run prunes, if it was written."""
+        path = self.path / _HONOURED
+        return Vocabulary.from_parquet(path) if path.is_dir() else None
+
+    def write_honoured(self, vocabulary: Vocabulary) -> None:
+        """Keep it: wherever it came from may change."""
+        self._write_values(_HONOURED, vocabulary)
+
+    def _write_values(self, name: str, vocabulary: Vocabulary) -> None:
+        path = self.path / name
         for left in (path, *self.path.glob(".tmp-*")):  # of other features, or of a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         vocabulary.to_parquet(path)

@@ -5,6 +5,7 @@ schema: schema.yaml                               see ``embstore.schema``
 table: {rows: 1000000, dim: 16}                   TableSettings
 model: {name: dcn, hidden: [512, 256]}            see ``embstore.models``
 training: {epochs: 2}                             see ``embstore.training_settings``
+vocabulary: pruned                                see ``embstore.run_vocabulary``
 start: {store: store}                             see ``embstore.continuous``
 publish: {store: store, every_minutes: 10}
 output: runs/first
@@ -23,6 +24,7 @@ from embstore.continuous import PublishSettings, StartSettings
 from embstore.embeddings.unified import DTYPES
 from embstore.errors import ConfigError, nearest
 from embstore.kernels import TableOptimizer
+from embstore.run_vocabulary import VocabularySource
 from embstore.schema import Schema
 from embstore.store import Version
 from embstore.training_settings import TrainingSettings
@@ -78,6 +80,8 @@ class RunConfig:
         table: the unified table.
         model: ``name`` of a model in ``embstore.models`` (``dcn`` when not given) and its settings.
         training: how to train.
+        vocabulary: a folder (or ``{path:}``, ``{store:, version:}``) whose dropped values are looked up as their
+            feature's pruned token. A run that goes on from a version has the version's, unless it names one.
         start: a published version to go on from; its schema, table and model are the run's.
         publish: where to publish on the way and at the end.
         output: folder of the run.
@@ -89,6 +93,7 @@ class RunConfig:
     table: TableSettings = field(default_factory=TableSettings)
     model: dict[str, Any] = field(default_factory=dict)
     training: TrainingSettings = field(default_factory=TrainingSettings)
+    vocabulary: str | VocabularySource | None = None
     start: StartSettings | None = None
     publish: PublishSettings | None = None
     output: str = "runs/default"
@@ -97,8 +102,15 @@ class RunConfig:
         object.__setattr__(self, "model", {"name": "dcn", **self.model})
         if not isinstance(self.model["name"], str):
             raise ConfigError("config.model.name", expected="the name of a model", found=repr(self.model["name"]))
+        if isinstance(self.vocabulary, str):
+            object.__setattr__(self, "vocabulary", VocabularySource(path=self.vocabulary))
         if self.schema is None and self.label is None and self.start is None:
             raise ConfigError("config", expected="a schema, or the label to infer one for", found="neither")
+
+    @property
+    def honoured(self) -> VocabularySource | None:
+        """``vocabulary``, which a text stands for, too."""
+        return VocabularySource(path=self.vocabulary) if isinstance(self.vocabulary, str) else self.vocabulary
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> RunConfig:
@@ -188,7 +200,9 @@ class RunConfig:
         settings["table"]["warm_start"] = [entry.deciding for entry in self.table.warm_start]
         if not self.table.warm_start:  # as before there was any
             del settings["table"]["warm_start"]
-        del settings["publish"], settings["start"]
+        del settings["publish"], settings["start"], settings["vocabulary"]
+        if self.honoured is not None:
+            settings["vocabulary"] = self.honoured.deciding
         if start is not None:
             settings["start"] = start.digest
         return json.dumps(settings, sort_keys=True)
@@ -204,6 +218,7 @@ class RunConfig:
 def _deciding(config: RunConfig) -> dict[str, Any]:
     settings = asdict(config)
     settings["table"]["warm_start"] = [entry.deciding for entry in config.table.warm_start]
+    settings["vocabulary"] = None if config.honoured is None else config.honoured.deciding
     return settings
 
 

@@ -7,6 +7,7 @@ Suffix: N tokens.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +24,12 @@ from torch import Tensor
 from embstore.counting import CLICKS, COUNT, FIRST, LAST, VALUE, vocabulary_of
 from embstore.distributed import ALONE, Group
 from embstore.errors import DataError, SchemaError
-from embstore.feature_values import KEPT, FeatureValues, ValueStatus
+from embstore.feature_values import KEPT, FeatureValues, ValueStatus, unseen_of
 from embstore.logs import ParquetLog
 from embstore.store.export import appearing, escaped
 from embstore.store.files import fsync_file, fsync_folder
 from embstore.store.values import FEATURE, open_dataset, reading
+from embstore.token_filter import TokenFilter
 
 __all__ = ["FeatureValues", "ValueStatus", "Vocabulary", "exact_tokens"]
 
@@ -119,8 +121,9 @@ class Vocabulary(Mapping[str, FeatureValues]):
             for name, of in self.items():
                 part = temporary / f"{FEATURE}={escaped(name)}"
                 part.mkdir()
+                told = of.unseen != "keep"  # Parquet keeps what a table's metadata say with its Arrow schema only
                 with (part / "part-0.parquet").open("xb") as file:
-                    pq.write_table(of.table(), file, compression="zstd", store_schema=False)
+                    pq.write_table(of.table(), file, compression="zstd", store_schema=told)
                     fsync_file(file)
                 fsync_folder(part)
             fsync_folder(temporary)
@@ -143,11 +146,12 @@ class Vocabulary(Mapping[str, FeatureValues]):
         return self[feature].known.of(tokens_N)
 
     def filtered(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """Tokens as they are looked up: those of dropped values as the pruned token; no copy when there are none.
+        """Tokens as they are looked up: those of dropped values, and of unseen ones where these are pruned, as the
+        pruned token; no copy when there are none.
 
         A feature that is not in the vocabulary has no dropped values.
         """
-        return self[feature].known.filtered(tokens_N) if feature in self else tokens_N
+        return self[feature].filtered(tokens_N) if feature in self else tokens_N
 
     def merged(self, other: Vocabulary) -> Vocabulary:
         """The values of both: counts are added, and what either has dropped is not kept.
@@ -160,18 +164,33 @@ class Vocabulary(Mapping[str, FeatureValues]):
             out[name] = out[name].merged(of) if name in out else of
         return Vocabulary(out)
 
+    def digest(self) -> str:
+        """sha256 of what decides how values are looked up: names, values, which are kept, whether unseen ones are."""
+        digest = hashlib.sha256()
+        for name, of in sorted(self.items()):
+            digest.update(f"{len(name.encode())} {name} {len(of)} {of.unseen}\n".encode())
+            order = np.argsort(of.tokens, kind="stable")
+            digest.update(of.tokens[order].data)
+            digest.update(np.packbits(of.kept[order]).data)
+        return digest.hexdigest()
+
     def same(self, other: Vocabulary) -> bool:
         """Whether all is equal."""
         return self is other or (self.keys() == other.keys() and all(of.same(other[name]) for name, of in self.items()))
 
 
 def exact_tokens(
-    log: ParquetLog, *, progress: Callable[[int], object] | None = None, group: Group = ALONE
+    log: ParquetLog,
+    *,
+    pruned: TokenFilter | None = None,
+    progress: Callable[[int], object] | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Tensor]:
     """The distinct tokens of each exact feature in a log, in one pass over those columns.
 
     Args:
         log: usually the training log.
+        pruned: which values are looked up as the pruned token, which then is one of the tokens.
         progress: called with the number of rows after each chunk read.
         group: whose ranks read a part of the log each; all have the tokens of the whole.
 
@@ -186,7 +205,8 @@ def exact_tokens(
     log = ParquetLog(log.source, schema, labelled=False)
     for rows in log.rows_from(pieces=log.pieces[group.rank :: group.world]):
         for name, tokens in rows.features.items():
-            seen[name] = np.union1d(seen[name], tokens.values.view(np.int64))
+            values = tokens.values if pruned is None else pruned.of_feature(name, tokens.values)
+            seen[name] = np.union1d(seen[name], values.view(np.int64))
         if progress is not None:
             progress(rows.size)
     return {name: torch.cat(group.gather(torch.from_numpy(tokens))).unique() for name, tokens in seen.items()}
@@ -204,4 +224,4 @@ def _of_table(name: str, table: pa.Table) -> FeatureValues:
             if given.null_count:
                 raise DataError(f"values of {name!r}: {column}", expected="one for each", found="a missing one")
             others[column] = given.to_numpy()
-    return FeatureValues.of(name, table.column(VALUE), **others)
+    return FeatureValues.of(name, table.column(VALUE), unseen=unseen_of(table), **others)

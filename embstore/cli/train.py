@@ -29,6 +29,7 @@ Examples:
   embstore train config.yaml --seeds 5
   embstore train --from production --store store --train logs/tomorrow --output runs/next
   embstore train config.yaml --publish store --publish-every 10
+  embstore train config.yaml --vocabulary pruned
 The least a config.yaml says, as the flags do (a table of 262,144 rows of 16 numbers, one epoch of DCN-V2):
   logs: {train: logs/train, valid: logs/valid}
   label: click                     # or schema: schema.yaml
@@ -53,6 +54,10 @@ The least a config.yaml says, as the flags do (a table of 262,144 rows of 16 num
 )
 @click.option(
     "--seeds", type=click.IntRange(min=1), help="Train this many times, seeds 0, 1, ...; print mean and deviation."
+)
+@click.option(
+    "--vocabulary",
+    help="Folder of a vocabulary (embstore prune) whose dropped values are looked up as one pruned value.",
 )
 @click.option("--from", "start", help="Go on from a version: an id, a unique prefix of one, or an alias.")
 @click.option("--store", help="The store of --from: a folder or URI.  [default: store]")
@@ -84,6 +89,7 @@ def train(
     output: Path | None,
     seed: int | None,
     seeds: int | None,
+    vocabulary: str | None,
     start: str | None,
     store: str | None,
     publish_to: str | None,
@@ -135,6 +141,10 @@ def train(
             data["label"] = label
         if output is not None:
             data["output"] = str(output)
+        if vocabulary is not None:
+            before = data.get("vocabulary")
+            kept = {"unseen": before["unseen"]} if isinstance(before, dict) and "unseen" in before else {}
+            data["vocabulary"] = {"path": vocabulary, **kept}
         if start is not None or store is not None:
             data["start"] = {"store": "store", **(data.get("start") or {}), **_given(version=start, store=store)}
         if gpus and workers is None:

@@ -167,7 +167,7 @@ def import_(
     source = vectors_of_feature(vectors, feature)
     _check_values(version, feature, source, value_column)
     # Plain SGD has no state, so nothing as long as the table is allocated; what is published is the version's own.
-    table = UnifiedEmbedding.restore(version.table, optimizer=TableOptimizer(name="sgd"))
+    table = UnifiedEmbedding.restore(version.table, optimizer=TableOptimizer(name="sgd"), pruned=version.pruned)
     done = import_vectors(
         table,
         feature,
@@ -210,7 +210,9 @@ def _show_imported(
     if done.shared:
         out.print(f"{done.shared:,} values share a row with another: it is their mean", highlight=False)
     if done.unknown:
-        out.print(f"{done.unknown:,} values are unknown to the exact feature and were skipped", highlight=False)
+        out.print(
+            f"{done.unknown:,} values are unknown to the exact feature, or pruned, and were skipped", highlight=False
+        )
 
 
 def _check_values(version: Version, feature: str, source: str, column: str) -> None:

@@ -39,6 +39,7 @@ from embstore.schema import Feature
 from embstore.sharding.exchange import Exchange
 from embstore.store.bundle import OptimizerState, TableSource
 from embstore.store.table import VersionTable
+from embstore.token_filter import TokenFilter
 
 if TYPE_CHECKING:
     from torchrec import KeyedJaggedTensor
@@ -66,6 +67,8 @@ class UnifiedEmbedding(nn.Module):
         device: where the table lies.
         rows: ``[N, D]`` of a table laid out alike (hashed rows, then exact blocks) to take instead of new ones, as they
             lie: nothing is copied.
+        pruned: which values are looked up as their feature's pruned token, wherever they are looked up: of a vocabulary
+            (``TokenFilter.of``).
         group: processes that share the rows; each makes the table and calls it with batches of its own, all in step.
 
     ``shard`` are the rows that are here, all of them without a group; buffers hold those alone.
@@ -103,6 +106,7 @@ class UnifiedEmbedding(nn.Module):
         seed: int = 0,
         device: torch.device | str = "cpu",
         rows: Tensor | None = None,
+        pruned: TokenFilter | None = None,
         group: Group = ALONE,
     ) -> None:
         super().__init__()
@@ -119,7 +123,7 @@ class UnifiedEmbedding(nn.Module):
             raise ConfigError("table dtype", expected=", ".join(DTYPES), found=str(dtype))
         self.features = tuple(features)
         self.hashed_rows, self.num_tables, self.seed = num_rows, num_tables, seed
-        self.optimizer = optimizer or TableOptimizer()
+        self.optimizer, self.pruned = optimizer or TableOptimizer(), pruned
         self.plan = LookupPlan.build(
             self.features,
             num_rows=num_rows,
@@ -163,7 +167,8 @@ class UnifiedEmbedding(nn.Module):
 
         Args:
             source: what ``describe``, ``exact_tokens`` and ``read_rows`` give.
-            settings: ``optimizer``, ``kernel`` and ``frozen``, as for a new table; the optimizer starts afresh.
+            settings: ``optimizer``, ``kernel``, ``frozen`` and ``pruned``, as for a new table; the optimizer starts
+                afresh. What a version's vocabulary prunes is ``pruned=version.pruned``.
         """
         about = source.describe()
         names = {f.name for f in fields(Feature)}
@@ -252,11 +257,12 @@ class UnifiedEmbedding(nn.Module):
         return kernel.forward(request, table)
 
     def request(self, batch: Batch | FeatureTokens | KeyedJaggedTensor) -> Request:
-        """The batch's tokens of this table's features."""
+        """The batch's tokens of this table's features, those of pruned values replaced."""
         tokens = batch.tokens if isinstance(batch, Batch) else batch
         if not isinstance(tokens, FeatureTokens):
             tokens = FeatureTokens.from_kjt(tokens)
-        return Request(tokens.select(self.plan.names), self.plan)
+        tokens = tokens.select(self.plan.names)
+        return Request(tokens if self.pruned is None else self.pruned(tokens), self.plan)
 
     def table(self) -> Table:
         """The tensors and the place in training, as kernels take them."""
@@ -306,7 +312,8 @@ class UnifiedEmbedding(nn.Module):
             SchemaError: no such feature, values of a type that is not categorical, or what its transform can't give.
         """
         device = self.weight.device
-        batch = encode_values(values, self.feature(feature)).to(device)
+        batch = encode_values(values, self.feature(feature))
+        batch = (batch if self.pruned is None else self.pruned(batch)).to(device)
         kernel = CpuKernel() if device.type == "cpu" else ReferenceKernel()
         return self._output(Request(batch, self.plan.only(feature)), kernel, pay=True)
 

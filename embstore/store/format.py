@@ -41,6 +41,7 @@ from embstore.store.manifest import (
     DENSE,
     DENSE_OPTIMIZER,
     FORMAT,
+    KEEPING_FORMAT,
     LINEAGE,
     MANIFEST,
     PLAIN_FORMAT,
@@ -157,8 +158,10 @@ def _write_rest(
 
         written, body["vocabulary"] = write_vocabulary(folder, vocabulary, bundle.schema, bundle.columns)
         files |= written
-    if vocabulary is not None or (change is not None and change.base.manifest["format"] > PLAIN_FORMAT):
-        body["format"] = FORMAT
+        prunes = any("unseen" in said for said in body["vocabulary"].values())
+        body["format"] = FORMAT if prunes else KEEPING_FORMAT
+    if change is not None:
+        body["format"] = max(body["format"], change.base.manifest["format"])
     if bundle.optimizer is not None:
         files[DENSE_OPTIMIZER] = write_tensors(folder / DENSE_OPTIMIZER, bundle.optimizer.dense)
     files[TOKENS] = write_tensors(folder / TOKENS, bundle.table.exact_tokens())

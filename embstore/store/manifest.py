@@ -15,8 +15,11 @@ from embstore.store.documents import Fields, shown
 from embstore.store.files import FileDigest
 from embstore.store.quantization import DTYPES, ENCODINGS, read_dtype, stored_dtype, stored_width
 
-FORMAT = 3  # 1 had no quantised rows, no deltas and no optimizer's state; 2 had no vocabulary
-PLAIN_FORMAT = 2  # of a version without a vocabulary, which readers of it can use as well
+FORMAT = (
+    4  # 1 had no quantised rows, no deltas, no optimizer's state; 2 no vocabulary; 3 none that prunes unseen values
+)
+KEEPING_FORMAT = 3  # of a version whose vocabulary prunes dropped values alone, which readers of it can use as well
+PLAIN_FORMAT = 2  # of one without a vocabulary
 
 MANIFEST, COMPAT, SCHEMA = "manifest.json", "compat.json", "schema.yaml"
 TOKENS, DENSE = "exact/tokens.safetensors", "model/dense.safetensors"
@@ -36,6 +39,7 @@ _FILE = re.compile(rf"(?=.{{1,200}}$){_PART}(/{_PART}){{0,3}}")
 _TENSOR = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MAX_DEPTH = 100  # deltas on top of one another
 VALUE_BYTES = {"int64": 17, "uint64": 17, "bool": 10, "string": 17, "binary": 17}  # of a vocabulary's, at least
+UNSEEN = ("keep", "prune")
 _MAX_ROWS, _MAX_DIM, _MAX_TABLE_BYTES = 2**48, 2**16, 2**62
 
 
@@ -89,11 +93,18 @@ class ValuesInfo:
         kind: of the values: ``int64``, ``uint64``, ``bool``, ``string`` or ``binary``.
         values: how many.
         kept: of them, not dropped.
+        unseen: ``"prune"`` where values that are not in it are looked up as the pruned token, else ``"keep"``.
     """
 
     kind: str
     values: int
     kept: int
+    unseen: str = "keep"
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any token is looked up as another."""
+        return self.unseen == "prune" or self.kept < self.values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +310,12 @@ def read_vocabulary(body: dict[str, Any], files: dict[str, FileDigest], where: s
             at = Fields(entry, f"{where}: vocabulary {shown(name)}")
             values = at.whole("values", 0, _MAX_ROWS)
             kind = at.choice("kind", VALUE_BYTES)
-            found[name] = ValuesInfo(kind=kind, values=values, kept=at.whole("kept", 0, values))
+            unseen = at.choice("unseen", UNSEEN) if "unseen" in entry else "keep"
+            if unseen == "prune" and body["format"] <= KEEPING_FORMAT:
+                raise fields.wrong(
+                    "format", f"{KEEPING_FORMAT + 1}, where unseen values are pruned", str(body["format"])
+                )
+            found[name] = ValuesInfo(kind=kind, values=values, kept=at.whole("kept", 0, values), unseen=unseen)
             wanted[vocabulary_name(numbers[name])] = values * VALUE_BYTES[kind]
     held = {name for name in files if name.startswith("vocabulary/")}
     if held != wanted.keys():

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
     from embstore.feature_values import TokenStatus
     from embstore.kernels.plan import LookupPlan
+    from embstore.token_filter import TokenFilter
     from embstore.vocabulary import Vocabulary
 
 
@@ -226,18 +227,33 @@ class Version:
         return status(self, feature, tokens_N)
 
     def filtered(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """Tokens as they are looked up: those of values that the vocabulary has dropped as the pruned token.
+        """Tokens as they are looked up: those of values that the vocabulary prunes as the pruned token.
 
-        No copy when there are none; where a feature has no dropped values, nothing is read either.
+        No copy when there are none; where a feature's vocabulary prunes nothing, nothing is read either.
 
         Raises:
             CorruptVersionError: its vocabulary is not what was published.
         """
         info = self.vocabulary_info.get(feature)
-        if info is None or info.kept == info.values:
+        if info is None or not info.prunes:
             return tokens_N
         assert self.vocabulary is not None
         return self.vocabulary.filtered(feature, tokens_N)
+
+    @cached_property
+    def pruned(self) -> TokenFilter | None:
+        """Which values its vocabulary prunes, for a restored table; ``None`` where it prunes none.
+
+        Raises:
+            CorruptVersionError: its vocabulary is not what was published.
+        """
+        from embstore.token_filter import TokenFilter
+
+        names = [name for name, info in self.vocabulary_info.items() if info.prunes]
+        if not names:
+            return None
+        assert self.vocabulary is not None
+        return TokenFilter.of({name: self.vocabulary[name] for name in names})
 
     def lookup(self, feature: str, values: pa.Array | pa.ChunkedArray | Iterable[Any]) -> Tensor:
         """The vectors of raw values of one feature: bit for bit what the table, restored, would give on a CPU for the

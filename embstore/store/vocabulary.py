@@ -60,6 +60,8 @@ def write_vocabulary(
             check_values(of.values.type, feature, columns.get(feature.name))
             files[vocabulary_name(number)] = _write(folder / vocabulary_name(number), of)
             said[feature.name] = {"kind": of.kind, "values": len(of), "kept": int(of.kept.sum())}
+            if of.unseen != "keep":
+                said[feature.name]["unseen"] = of.unseen
     return files, said
 
 
@@ -146,6 +148,7 @@ def _values(name: str, tensors: dict[str, Tensor], info: ValuesInfo, where: str)
             values=_text(tensors, info) if text else _numbers(tensors["value"], info),
             count=tensors["count"].numpy(),
             kept=tensors["kept"].numpy().view(np.bool_),
+            unseen=info.unseen,
         )
     except DataError as error:
         raise CorruptVersionError(where, expected=error.expected, found=error.found) from error

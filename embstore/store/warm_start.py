@@ -155,7 +155,8 @@ def import_vectors(
 def set_rows(table: UnifiedEmbedding, given: Mapping[str, ValueVectors]) -> WarmStart:
     """Set the rows of the values of some features at once: a row that values of several hit is the mean of them all.
 
-    Of a table whose rows are shared out, those that are here are set, and counted.
+    Values that the table prunes are left out, and count as unknown. Of a table whose rows are shared out, those that
+    are here are set, and counted.
 
     Args:
         given: by feature; vectors of dim numbers, or of lookups * dim.
@@ -169,6 +170,9 @@ def set_rows(table: UnifiedEmbedding, given: Mapping[str, ValueVectors]) -> Warm
         index_V = np.arange(len(of))
         if spec.exact:
             index_V = np.flatnonzero(np.isin(of.tokens_V, table.exact_tokens()[feature].cpu().numpy()))
+        if table.pruned is not None:  # whose rows are those of other values
+            token_V = of.tokens_V[index_V]
+            index_V = index_V[table.pruned.of_feature(feature, token_V) == token_V]
         for number, lookup in enumerate(plan.lookups):
             rows.append(plan.rows_of(lookup, torch.from_numpy(of.tokens_V[index_V])).numpy())
             tokens.append(of.tokens_V[index_V])

@@ -39,7 +39,8 @@ def _said(version: Version, name: str) -> dict[str, Any]:
     of = version.vocabulary[name]
     values = [value.decode("latin-1") if isinstance(value, bytes) else value for value in of.values.to_pylist()]
     status = version.status(name, of.tokens).tolist()
-    return {"kind": of.kind, "values": values, "count": of.count.tolist(), "kept": of.kept.tolist(), "status": status}
+    said = {"kind": of.kind, "values": values, "count": of.count.tolist(), "kept": of.kept.tolist(), "status": status}
+    return said if version.manifest["format"] < 4 else {**said, "unseen": of.unseen}
 
 
 def test_there_is_one_for_each_format() -> None:

@@ -26,6 +26,7 @@ from embstore.errors import ConfigError, CorruptVersionError, SchemaError, Store
 from embstore.feature_values import FeatureValues, ValueStatus
 from embstore.hashing import PRUNED_TOKEN
 from embstore.store import Bundle, Change, Consumer, Store, Version
+from embstore.store.manifest import read_vocabulary
 from embstore.vocabulary import Vocabulary
 
 MakeBundle = Callable[..., Bundle]
@@ -75,7 +76,8 @@ def vocabularies(draw: st.DrawFn) -> Vocabulary:
         kind, values = KINDS[name]
         known = draw(st.dictionaries(values, st.tuples(st.integers(0, 2**63 - 1), st.booleans()), max_size=9))
         counts = {"count": [count for count, _ in known.values()], "kept": [kept for _, kept in known.values()]}
-        out[name] = FeatureValues.of(name, pa.array(list(known), kind), **counts)
+        unseen = draw(st.sampled_from(["keep", "keep", "prune"]))
+        out[name] = FeatureValues.of(name, pa.array(list(known), kind), unseen=unseen, **counts)
     return Vocabulary(out)
 
 
@@ -107,12 +109,16 @@ def test_a_version_without_is_of_format_2(plain: Version, tmp_path: Path) -> Non
     version = Store(tmp_path).publish(replace(plain.bundle(), vocabulary=vocabulary()))
     compat = json.loads((version.folder / "compat.json").read_bytes())
     assert (version.manifest["format"], compat["format"], compat["minimal_reader"]) == (3, 3, 3)
+    pruning = Vocabulary({name: replace(of, unseen="prune") for name, of in vocabulary().items()})
+    version = Store(tmp_path).publish(replace(plain.bundle(), vocabulary=pruning))
+    compat = json.loads((version.folder / "compat.json").read_bytes())
+    assert (version.manifest["format"], compat["format"], compat["minimal_reader"]) == (4, 4, 4)
 
 
 def test_dropped_values_are_looked_up_as_the_pruned_token(plain: Version, tmp_path: Path) -> None:
     dropped = {"user": ["été", ""], ITEM: [17], "tags": ["b"], "day": [7], "7": [False]}
     version = Store(tmp_path).publish(replace(plain.bundle(), vocabulary=vocabulary(**dropped)))
-    table = UnifiedEmbedding.restore(version.table)
+    table, honouring = (UnifiedEmbedding.restore(version.table, pruned=of) for of in (None, version.pruned))
     for name, values in VALUES.items():
         asked = [*values, None]
         tokens_N = tokens_of(asked)
@@ -124,6 +130,7 @@ def test_dropped_values_are_looked_up_as_the_pruned_token(plain: Version, tmp_pa
         out_BW = table(FeatureTokens.concatenate(columns, len(asked)))[:, table.slices[name]].detach()
         given: Any = [[value] for value in asked] if name == "tags" else asked
         assert bits(version.lookup(name, given).numpy()) == bits(out_BW.numpy())
+        assert bits(honouring.lookup(name, given).numpy()) == bits(out_BW.numpy())
         changed = (version.lookup(name, given) != plain.lookup(name, given)).any(1)
         assert not changed[~gone_N].any()
     unknown = version.lookup("day", [7, 99])
@@ -131,6 +138,35 @@ def test_dropped_values_are_looked_up_as_the_pruned_token(plain: Version, tmp_pa
     both, other = version.lookup("tags", [["a", "b"], ["b", "a"]]), version.lookup("tags", [["a"]])
     assert torch.equal(both[0], both[1])
     assert not torch.equal(both[:1], other)
+
+
+def test_unseen_values_are_pruned_where_the_vocabulary_says_so(plain: Version, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    of = {name: replace(of, unseen="prune") for name, of in vocabulary(user=["ann"]).items() if name in ("user", "day")}
+    version = store.publish(replace(plain.bundle(), vocabulary=Vocabulary(of)))
+    asked = ["ann", "nobody", "", None]
+    assert [
+        ValueStatus(status).name for status in version.status("user", tokens_of(asked).numpy().view(np.uint64))
+    ] == [
+        "PRUNED",
+        "UNSEEN",
+        "KNOWN",
+        "MISSING",
+    ]
+    got, before = version.lookup("user", asked), plain.lookup("user", asked)
+    assert torch.equal(got[0], got[1])
+    assert torch.equal(got[2:], before[2:])
+    assert torch.equal(version.lookup(ITEM, [17, 999]), plain.lookup(ITEM, [17, 999]))  # a feature that it doesn't have
+    restored = UnifiedEmbedding.restore(version.table, pruned=version.pruned)
+    assert torch.equal(restored.lookup("user", asked), got)
+    delta = store.publish(version.bundle(), change=Change(base=version))
+    assert delta.own_vocabulary is None
+    assert delta.manifest["format"] == 4
+    assert torch.equal(delta.lookup("user", asked), got)
+    manifest = json.loads((version.folder / "manifest.json").read_bytes())
+    manifest["format"] = 3
+    with pytest.raises(CorruptVersionError, match="where unseen values are pruned"):
+        read_vocabulary(manifest, version.files, "here")
 
 
 def test_status_by_vocabulary_by_exact_tokens_and_by_neither(plain: Version, tmp_path: Path) -> None:
