@@ -194,7 +194,7 @@ def mutual_information(source: Rows, settings: MutualInformationSettings) -> Sco
     )
     of_field_D = _term(positive_D, has_D, positive_F[field_D], all_F[field_D])
     of_field_D += _term(has_D - positive_D, has_D, (all_F - positive_F)[field_D], all_F[field_D])
-    field_F = np.bincount(field_D, weights=of_field_D, minlength=len(layout.names))
+    field_F = np.bincount(field_D, weights=of_field_D, minlength=len(layout.names)).astype(np.float64)
     correlation_C = counts.correlation_C()
     dense_C = -0.5 * np.log1p(-np.minimum(correlation_C**2, 1 - 1e-12))
     if settings.correction:
