@@ -169,7 +169,7 @@ def mutual_information(source: Rows, settings: MutualInformationSettings) -> Sco
     """Of the label and whether a row has the value; of a field, of the label and which value a row has.
 
     Both are I = sum p(x, y) log(p(x, y) / p(x) p(y)) at the observed shares, and with ``correction`` less what it would
-    be on average if the label didn't depend on the value (Vinh, Epps & Bailey 2010, eq. 24, with binomial in place of
+    be on average if the label didn't depend on the value (Vinh, Epps & Bailey 2010, with binomial in place of
     hypergeometric counts). Of a list, each value is an observation of its own. A dense column's is that of two normal
     variables, -log(1 - correlation^2) / 2.
     """

@@ -59,7 +59,7 @@ class _Gates(ValueGates):
 def optfs(source: Search, settings: OptFsSettings) -> Scores:
     """sigmoid(x) of each value's gate, 0 for values not seen; a field's is the mean over its rows' values.
 
-    Lyu et al. 2023, Optimizing Feature Set for Click-Through Rate Prediction, section 3: g = sigmoid(x tau) /
+    Lyu et al. 2023, Optimizing Feature Set for Click-Through Rate Prediction (arXiv 2301.10909): g = sigmoid(x tau) /
     sigmoid(x_0), tau = gamma^(t / T), loss + penalty |g|_1. Here t counts steps, not epochs, and gates keep their order
     by x, not by whether x > 0. Training again without the rest, from weights set back, is left to who selects.
     """
