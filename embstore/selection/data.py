@@ -104,10 +104,7 @@ class Columns:
         """
         if batch.label_B is None:
             raise DataError("rows to select features by", expected="labels", found="none")
-        fields = []
-        for at, name in enumerate(self.layout.names):
-            tokens_E, indptr_N = self._tokens(name, batch.tokens)
-            fields.append((self._columns(name, tokens_E, int(self.layout.bounds_F[at])), indptr_N))
+        fields = [self.entries(name, batch.tokens) for name in self.layout.names]
         ends_N = sum((indptr_N for _, indptr_N in fields), np.zeros(len(batch) + 1, np.int64))
         indices_E, next_N = np.empty(ends_N[-1], np.int32), ends_N[:-1].copy()
         for columns_E, indptr_N in fields:
@@ -119,6 +116,11 @@ class Columns:
         return SparseBatch(
             indptr_N=ends_N, indices_E=indices_E, labels_N=batch.label_B.numpy().copy(), dense_NC=dense_NC
         )
+
+    def entries(self, name: str, tokens: FeatureTokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Columns of a field's values, int64 ``[E]``, and where each row's begin, int64 ``[N + 1]``."""
+        tokens_E, indptr_N = self._tokens(name, tokens)
+        return self._columns(name, tokens_E, int(self.layout.bounds_F[self.layout.names.index(name)])), indptr_N
 
     def table(self, name: str, scores: Scores) -> pa.Table:
         """The kept values of a feature in the vocabulary with their scores: ``value``, ``score``.

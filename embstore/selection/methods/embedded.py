@@ -1,0 +1,256 @@
+"""A trained model's inputs, row by row: what its network is given, and which value of which field gave it.
+
+    row   tags      embedded            entries of tags: row, column, share of the row's vector
+    0     [a b]     v_a + v_b           0 a 1,  0 b 1,  1 a 1                   pooling: sum
+    1     [a]       v_a                 0 a 1/2,  0 b 1/2,  1 a 1               pooling: mean
+
+Suffixes: B rows of the batch, C dense columns, W numbers of a row's vectors, E entries of a field, F fields, D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from embstore.batch import Batch, FeatureTokens
+from embstore.ctr import CtrModel
+from embstore.embeddings.unified import UnifiedEmbedding
+from embstore.errors import ConfigError, DataError
+from embstore.hashing import PRUNED_TOKEN
+from embstore.kernels import Request
+from embstore.logs import ParquetLog
+from embstore.selection.batches import Layout
+from embstore.selection.data import Columns
+from embstore.selection.methods.registry import check_both_classes, check_setting
+
+REPLACEMENTS = ("mean", "pruned")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trained:
+    """A trained model and rows to try it on, best ones it was not trained on.
+
+    Args:
+        model: its weights are read only; it is left in eval mode.
+        log: labelled rows.
+        columns: of the log; the fields are features of the model's table, without crosses.
+        rows: of a batch.
+
+    Raises:
+        ConfigError: the model doesn't read what ``columns`` has.
+    """
+
+    model: CtrModel
+    log: ParquetLog
+    columns: Columns
+    rows: int = 8192
+
+    def __post_init__(self) -> None:
+        check_setting("rows", self.rows, least=1)
+        check_model(self.model, self.columns)
+
+    def batches(self) -> Iterator[EmbeddedBatch]:
+        """All rows; their labels are of both classes, or it is said in the end.
+
+        Raises:
+            DataError: no labels, or of one class.
+        """
+        rows = positives = 0
+        self.model.eval()
+        for batch in self.log.batches(self.rows):
+            embedded = embed(self.model, self.columns, batch)
+            rows += len(batch)
+            positives += int(embedded.label_B.sum())
+            yield embedded
+        check_both_classes(rows, positives)
+
+
+def check_model(model: CtrModel, columns: Columns) -> None:
+    """Refuse a model that doesn't read the columns.
+
+    Raises:
+        ConfigError: naming what doesn't fit.
+    """
+    if columns.crosses:
+        found = columns.crosses[0].name
+        raise ConfigError("columns of a model", expected="features of its table", found=f"the cross {found}")
+    names, dense = columns.layout.names, columns.layout.dense
+    if set(names) != set(model.table.plan.names) or dense != model.normalizer.names:
+        raise ConfigError(
+            "columns of a model",
+            expected=", ".join((*model.table.plan.names, *model.normalizer.names)),
+            found=", ".join((*names, *dense)),
+        )
+    if len(model.table.shard) != model.table.num_rows:
+        raise ConfigError("table of a model", expected="all rows here", found="a shard")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Entries:
+    """Values of a field in a batch.
+
+    Args:
+        name: of the field.
+        tokens: of this field alone.
+        row_E, column_E: int64.
+        share_E: float32, what part of an entry's vector is in its row's.
+        single: each row has exactly one.
+    """
+
+    name: str
+    tokens: FeatureTokens
+    row_E: Tensor
+    column_E: NDArray[np.int64]
+    share_E: Tensor
+    single: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EmbeddedBatch:
+    """What a model's network is given for some rows.
+
+    Args:
+        dense_BC, embedded_BW: float32.
+        label_B, weight_B: float32; weights are 1 for logs without.
+        fields: entries of each feature, in the layout's order.
+    """
+
+    dense_BC: Tensor
+    embedded_BW: Tensor
+    label_B: Tensor
+    weight_B: Tensor
+    fields: Mapping[str, Entries]
+
+    def loss_B(self, network: nn.Module, dense_BC: Tensor, embedded_BW: Tensor) -> Tensor:
+        """Each row's loss at these inputs."""
+        logits_B = network(dense_BC, embedded_BW)
+        return binary_cross_entropy_with_logits(logits_B, self.label_B, weight=self.weight_B, reduction="none")
+
+
+def embed(model: CtrModel, columns: Columns, batch: Batch, *, train: bool = False) -> EmbeddedBatch:
+    """A batch through table and normalizer.
+
+    Args:
+        train: look up so that a backward updates the table, and let the normalizer learn.
+
+    Raises:
+        DataError: no labels.
+    """
+    if batch.label_B is None:
+        raise DataError("rows to select features by", expected="labels", found="none")
+    means = {feature.name: feature.pooling == "mean" for feature in model.table.features}
+    fields = {name: _entries(columns, name, batch.tokens, means[name]) for name in columns.layout.names}
+    batch = batch.to(model.table.weight.device)
+    assert batch.label_B is not None
+    if train:
+        model.normalizer.update(batch.dense_BD)
+        embedded_BW = model.table(batch)
+    else:
+        with torch.no_grad():
+            embedded_BW = model.table(batch)
+    return EmbeddedBatch(
+        dense_BC=model.normalizer(batch.dense_BD),
+        embedded_BW=embedded_BW,
+        label_B=batch.label_B,
+        weight_B=torch.ones_like(batch.label_B) if batch.weight_B is None else batch.weight_B,
+        fields=fields,
+    )
+
+
+def vectors(table: UnifiedEmbedding, batch: EmbeddedBatch, entries: Entries) -> Tensor:
+    """The vector of each entry, ``[E, width of the feature]``."""
+    if entries.single:
+        return batch.embedded_BW[:, table.slices[entries.name]].detach()
+    return lookup(table, entries.name, entries.tokens.feature(entries.name)[0])
+
+
+@torch.no_grad()
+def lookup(table: UnifiedEmbedding, name: str, tokens_E: Tensor) -> Tensor:
+    """The vector of each token of a feature."""
+    tokens = FeatureTokens.concatenate({name: (tokens_E, None)}, len(tokens_E)).to(table.weight.device)
+    return table.kernel.forward(Request(tokens, table.plan.only(name)), table.table())
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Replacements:
+    """What stands in for what is left out.
+
+    Args:
+        field_W: for whole fields: the mean of their rows' vectors.
+        value_W: for a value among others: the mean of its field's entries, or its field's pruned token.
+        dense_C: for dense columns: their means.
+    """
+
+    field_W: Tensor
+    value_W: Tensor
+    dense_C: Tensor
+
+    @classmethod
+    def of(cls, source: Trained, kind: str) -> Replacements:
+        """By one pass over the rows.
+
+        Raises:
+            ConfigError: an unknown kind.
+        """
+        if kind not in REPLACEMENTS:
+            raise ConfigError("selection.replacement", expected=" or ".join(REPLACEMENTS), found=repr(kind))
+        table = source.model.table
+        device = table.weight.device
+        field_W = torch.zeros(table.width, dtype=torch.float64, device=device)
+        value_W, entries_W = torch.zeros_like(field_W), torch.zeros_like(field_W)
+        dense_C = torch.zeros(len(source.columns.layout.dense), dtype=torch.float64, device=device)
+        rows = 0
+        for batch in source.batches():
+            rows += len(batch.label_B)
+            field_W += batch.embedded_BW.double().sum(dim=0)
+            dense_C += batch.dense_BC.double().sum(dim=0)
+            for name, entries in batch.fields.items():
+                value_W[table.slices[name]] += vectors(table, batch, entries).double().sum(dim=0)
+                entries_W[table.slices[name]] += len(entries.column_E)
+        value_W /= entries_W.clamp(min=1)
+        if kind == "pruned":
+            token = torch.from_numpy(np.array([PRUNED_TOKEN], np.uint64).view(np.int64))
+            for name, at in table.slices.items():
+                value_W[at] = lookup(table, name, token)[0].double()
+        return cls(field_W=(field_W / rows).float(), value_W=value_W.float(), dense_C=(dense_C / rows).float())
+
+
+class Sums:
+    """What rows and entries add up to, by field and by column."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self.field_F, self.column_D = np.zeros(len(layout.fields)), np.zeros(layout.columns)
+
+    def add(self, name: str, field: float | Tensor, columns_E: NDArray[np.int64], of_E: Tensor) -> None:
+        """To a field, and to its columns entry by entry."""
+        at = self.layout.names.index(name)
+        start, stop = self.layout.bounds_F[at : at + 2]
+        self.field_F[at] += float(field)
+        weights = of_E.detach().double().cpu().numpy()
+        self.column_D[start:stop] += np.bincount(columns_E - start, weights=weights, minlength=int(stop - start))
+
+    def add_dense(self, of_C: Tensor) -> None:
+        """To the dense columns, each a field of its own."""
+        dense_C = of_C.detach().double().cpu().numpy()
+        if len(dense_C):
+            self.field_F[-len(dense_C) :] += dense_C
+            self.column_D[-len(dense_C) :] += dense_C
+
+
+def _entries(columns: Columns, name: str, tokens: FeatureTokens, mean: bool) -> Entries:
+    column_E, indptr_B = columns.entries(name, tokens)
+    length_B = np.diff(indptr_B)
+    row_E = torch.from_numpy(np.repeat(np.arange(len(length_B)), length_B))
+    share_B = 1 / np.maximum(length_B, 1) if mean else np.ones(len(length_B))
+    share_E = torch.from_numpy(np.repeat(share_B, length_B)).float()
+    single = tokens.feature(name)[1] is None
+    return Entries(
+        name=name, tokens=tokens.select((name,)), row_E=row_E, column_E=column_E, share_E=share_E, single=single
+    )
