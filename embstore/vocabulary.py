@@ -145,8 +145,8 @@ class Vocabulary(Mapping[str, FeatureValues]):
         return self[feature].known.of(tokens_N)
 
     def filtered(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """Tokens as they are looked up: those of dropped values, and of unseen ones where they are pruned, as the pruned
-        token; no copy when there are none.
+        """Tokens as they are looked up: those of dropped values, and of unseen ones where these are pruned, as the
+        pruned token; no copy when there are none.
 
         A feature that is not in the vocabulary has no dropped values.
         """

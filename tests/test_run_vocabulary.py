@@ -49,13 +49,14 @@ def _columns(seed: int, map_: Callable[[str, str], str] = lambda feature, value:
     users = [f"u{u}" for u in draw.zipf(1.5, ROWS) % 300]
     places = [None if p == 11 else f"p{p}" for p in draw.integers(0, 12, ROWS)]
     tags = [[f"t{t}" for t in draw.integers(0, 40, n)] for n in draw.integers(0, 4, ROWS)]
+    noisy = draw.random(ROWS) < 0.2
     return pa.table(
         {
             "user": [map_("user", user) for user in users],
             "place": [place and map_("place", place) for place in places],
             "tags": [[map_("tags", tag) for tag in of] for of in tags],
             "price": draw.normal(size=ROWS).astype(np.float32),
-            "click": [int(user in ("u1", "u2")) ^ int(noise) for user, noise in zip(users, draw.random(ROWS) < 0.2)],
+            "click": [int(user in ("u1", "u2")) ^ int(noise) for user, noise in zip(users, noisy, strict=True)],
         }
     )
 
@@ -79,7 +80,10 @@ def _vocabulary() -> Vocabulary:
 
 
 def _by_hand(unseen: str) -> Callable[[str, str], str]:
-    of = {name: dict(zip(values.values.to_pylist(), values.kept.tolist())) for name, values in _vocabulary().items()}
+    of = {
+        name: dict(zip(values.values.to_pylist(), values.kept.tolist(), strict=True))
+        for name, values in _vocabulary().items()
+    }
     return lambda feature, value: value if of[feature].get(value, unseen == "keep") else PRUNED
 
 
@@ -286,3 +290,30 @@ def test_the_command(folder: Path, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["valid"] == expected["valid"]
     assert Schema.from_yaml(tmp_path / "run" / "schema.yaml").label == "click"
+
+
+def test_a_run_that_goes_on_may_name_a_vocabulary_of_its_own(folder: Path, tmp_path: Path) -> None:
+    publish = {"store": str(tmp_path / "store")}
+    first = _train(_config(folder, "plain", tmp_path / "one", vocabulary=str(folder / "vocabulary"), publish=publish))[
+        1
+    ]
+    fewer = {"user": FeatureValues.of("user", ["u1", "u2"], kept=[True, False])}
+    Vocabulary(fewer).to_parquet(tmp_path / "fewer")
+    further = {
+        "logs": {"train": str(folder / "plain" / "valid.parquet")},
+        "vocabulary": str(tmp_path / "fewer"),
+        "start": publish,
+        "publish": {**publish, "vocabulary": ["user", "tags"]},
+        "output": str(tmp_path / "two"),
+    }
+    run, result, _ = _train(parse(RunConfig, further))
+    version, table = Store(tmp_path / "store").open(result["version"]), run.trained().table
+    assert version.id != first["version"]
+    assert version.vocabulary is not None
+    assert version.vocabulary["user"].same(fewer["user"])  # nothing is counted of it
+    assert version.vocabulary["tags"].kept.all()
+    assert version.vocabulary.keys() == {"user", "tags"}
+    asked = ["u2", "u20", "u1", None]
+    assert torch.equal(version.lookup("user", asked), table.lookup("user", asked))
+    before = Store(tmp_path / "store").open(first["version"])
+    assert set(table.exact_tokens()["place"].tolist()) == set(before.table.exact_tokens()["place"].tolist())

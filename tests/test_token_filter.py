@@ -26,9 +26,7 @@ tokens = st.one_of(st.integers(-4, 4), st.sampled_from(SPECIAL), st.integers(-(2
 @given(held=st.booleans(), known=st.sets(tokens, max_size=40), asked=st.lists(tokens, max_size=60))
 def test_all_ways_say_what_a_set_does(held: bool, known: set[int], asked: list[int]) -> None:
     pruned = PrunedTokens(tokens_K=np.array(sorted(known), np.int64), held=held)
-    expected = [
-        PRUNED_TOKEN if token != MISSING_TOKEN and (token in known) == held else token for token in asked
-    ]
+    expected = [PRUNED_TOKEN if token != MISSING_TOKEN and (token in known) == held else token for token in asked]
     device_N = pruned.on_device(torch.tensor(asked, dtype=torch.int64))
     assert device_N.tolist() == expected
     host_N = np.array(asked, np.int64)

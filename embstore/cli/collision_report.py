@@ -26,20 +26,37 @@ def show_collisions(found: Sizing) -> None:
     out.print(f"{found.rows:,} rows; expected, of values of the same feature\n", highlight=False)
     out.print(plain_table(titles, rows, numbers=True), highlight=False)
     both = [
-        [name, f"{near:,.1f}", f"{of.pairs:,.1f}", f"{of.values:,.1f}", f"{of.share:.2%}", _share(of.occurrences), _rows(needed)]
+        [
+            name,
+            f"{near:,.1f}",
+            f"{of.pairs:,.1f}",
+            f"{of.values:,.1f}",
+            f"{of.share:.2%}",
+            _share(of.occurrences),
+            _rows(needed),
+        ]
         for name, near, of, needed in (
             ("one table (sum of N_f^2 / 2M)", found.approximate_shared, found.shared, found.shared_rows),
             ("a table for each feature (N^2 / 2M)", found.approximate_split, found.split, found.split_rows),
         )
     ]
-    titles = ["", "approximately", "pairs", "share a row", "of values", "of occurrences", f"rows for {found.target:.0%}"]
+    titles = [
+        "",
+        "approximately",
+        "pairs",
+        "share a row",
+        "of values",
+        "of occurrences",
+        f"rows for {found.target:.0%}",
+    ]
     out.print("")
     out.print(plain_table(titles, both, numbers=True), highlight=False)
     exact = [of for of in found.features if of.exact]
     if exact:
         names, taken = ", ".join(of.cardinality.name for of in exact), sum(of.exact_rows for of in exact)
         out.print(
-            f"\nexact: true pays for {names}: {taken:,} of the rows; of the others {found.after_exact.share:.2%} then share a row",
+            f"\nexact: true pays for {names}: {taken:,} of the rows; "
+            f"of the other features' values {found.after_exact.share:.2%} then share a row",
             highlight=False,
             markup=False,
         )

@@ -58,10 +58,14 @@ Examples:
 @click.option(
     "--vocabulary",
     type=click.Path(path_type=Path),
-    help="Folder of one: say how many of its values share a row, instead of the cost (with --dim or --config: besides).",
+    help="Folder of one: say how many of its values share a row (and what it costs, with --dim or --config).",
 )
 @click.option(
-    "--target", type=float, default=0.1, show_default=True, help="Share of values that may share a row, for --vocabulary."
+    "--target",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Share of values that may share a row, for --vocabulary.",
 )
 @click.option("--plot", type=LocalPath(), help="Picture of it, .png or .svg; needs matplotlib.")
 @as_json_option

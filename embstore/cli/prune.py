@@ -27,14 +27,18 @@ Examples:
 @click.option("--threshold", type=float, help="Keep values with this score or more; with a budget, both must hold.")
 @click.option("--per-feature", is_flag=True, help="The budget is each feature's, not that of all together.")
 @click.option("--at-least", type=click.IntRange(min=0), default=1, show_default=True, help="Values of a feature kept.")
-@click.option("--by", type=click.Choice(["count", "scores"]), default="count", show_default=True, help="What ranks them.")
+@click.option(
+    "--by", type=click.Choice(["count", "scores"]), default="count", show_default=True, help="What ranks them."
+)
 @click.option("--scores", type=click.Path(path_type=Path), help="Folders feature=NAME of Parquet: value, score.")
 @click.option("--drop-field", "drop_fields", multiple=True, help="A field to leave out altogether; again for more.")
 @click.option("--keep-fields", type=click.IntRange(min=1), help="Keep so many, the best by fields.parquet of --scores.")
 @click.option("--schema", type=click.Path(path_type=Path), help="What the columns mean: lookups, and for --to-schema.")
 @click.option("--table-rows", help="Rows of the table as it is, for the rows suggested.")
 @click.option("--target", type=float, default=0.1, show_default=True, help="Share of values that may share a row.")
-@click.option("--to", "target_folder", required=True, type=LocalPath(), help="Folder to make, of the pruned vocabulary.")
+@click.option(
+    "--to", "target_folder", required=True, type=LocalPath(), help="Folder to make, of the pruned vocabulary."
+)
 @click.option("--to-schema", type=LocalPath(), help="File to write, of the schema without dropped fields.")
 @as_json_option
 def prune(
@@ -83,7 +87,10 @@ def prune(
         best = pruning.best_fields(fields, keep=keep_fields)
         dropped += [name for name in fields if name not in best and name not in dropped]
     # A dense column, or a feature that was not counted, is dropped from the schema alone.
-    declared_only = set() if declared is None else {of.name for of in (*declared.features, *declared.dense)} - {*before}
+    declared_only: set[str] = set()
+    if declared is not None:
+        declared_only = {of.name for of in declared.features} | {of.name for of in declared.dense}
+        declared_only -= set(before)
     lookups = {} if declared is None else {of.name: of.lookups for of in declared.features}
     after = pruning.prune(
         before,
@@ -102,9 +109,7 @@ def prune(
         replace_small(to_schema, smaller.to_yaml().encode())
     each, whole = pruning.summaries(before, after, lookups)
     hashed = [name for name in before if declared is None or name not in _exact(declared)]
-    were, are = (
-        [of for of in cardinalities(part, lookups) if of.name in hashed] for part in (before, after)
-    )
+    were, are = ([of for of in cardinalities(part, lookups) if of.name in hashed] for part in (before, after))
     now = None if table_rows is None else count("--table-rows", table_rows)
     share = target if now is None or not were else shared(were, now).share
     suggested = rows_for(are, share) if are and share > 0 else None

@@ -6,10 +6,10 @@ A value's row is a hash: uniform over M rows, independent of others'. Of N value
     values that share theirs        N (1 - (1 - 1/M)^(N - 1))
     rows that are taken             M (1 - (1 - 1/M)^N)
 
-In one shared table every feature has all M rows, and values of different features that meet are told apart by the network
-(Coleman et al. 2023, section 4): what is lost is the sum over features of N_f^2 / 2M. Split in tables as large as their
-features are (M_f = M N_f / N), the same rows lose the sum of N_f^2 / 2M_f = N^2 / 2M. Values with L lookups meet wholly only
-where all L rows are the same: N (1 - (1 - 1/M^L)^(N - 1)) of them share all.
+In one shared table every feature has all M rows, and values of different features that meet are told apart by the
+network (Coleman et al. 2023, section 4): what is lost is the sum over features of N_f^2 / 2M. Split in tables as large
+as their features are (M_f = M N_f / N), the same rows lose the sum of N_f^2 / 2M_f = N^2 / 2M. Values with L lookups
+meet wholly only where all L rows are the same: N (1 - (1 - 1/M^L)^(N - 1)) of them share all.
 """
 
 from __future__ import annotations
@@ -258,7 +258,9 @@ def plot(features: Sequence[Cardinality], sizing: Sizing, path: str | Path) -> N
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"--plot {path}", expected="a file that can be written, .png or .svg", found=str(error)) from error
+        raise ConfigError(
+            f"--plot {path}", expected="a file that can be written, .png or .svg", found=str(error)
+        ) from error
 
 
 def _block(of: Cardinality) -> int:

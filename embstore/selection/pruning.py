@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +140,7 @@ def without_fields(schema: Schema, dropped: Sequence[str]) -> Schema:
     Raises:
         SchemaError: one that it doesn't have, or nothing would be left.
     """
-    known = [entry.name for entry in (*schema.features, *schema.dense)]
+    known = [*(of.name for of in schema.features), *(of.name for of in schema.dense)]
     for name in dropped:
         if name not in known:
             raise SchemaError(f"no field {name!r} in the schema", do=nearest(name, known))
@@ -191,7 +191,7 @@ def _best(
 ) -> dict[str, NDArray[np.bool_]]:
     """Flags of some features' values: first each one's few, then the best of all of them while the budget lasts."""
     kept = {name: np.zeros(len(vocabulary[name]), np.bool_) for name in score}
-    scores, counts, features, places, costs = [], [], [], [], []
+    parts: list[tuple[NDArray[Any], ...]] = []
     for number, (name, score_V) in enumerate(score.items()):
         count_V, place_C = vocabulary[name].count, np.flatnonzero(vocabulary[name].kept)
         place_C = place_C[np.lexsort((place_C, -count_V[place_C], -score_V[place_C]))]
@@ -200,12 +200,9 @@ def _best(
         place_C = place_C[at_least:]
         if threshold is not None:
             place_C = place_C[score_V[place_C] >= threshold]
-        scores.append(score_V[place_C])
-        counts.append(count_V[place_C])
-        features.append(np.full(len(place_C), number))
-        places.append(place_C)
-        costs.append(np.full(len(place_C), cost[name]))
-    score_C, count_C, feature_C, place_C, cost_C = map(np.concatenate, (scores, counts, features, places, costs))
+        size = len(place_C)
+        parts.append((score_V[place_C], count_V[place_C], np.full(size, number), place_C, np.full(size, cost[name])))
+    score_C, count_C, feature_C, place_C, cost_C = (np.concatenate(of) for of in zip(*parts, strict=True))
     order_C = np.lexsort((place_C, feature_C, -count_C, -score_C))
     taken_C = order_C[np.cumsum(cost_C[order_C]) <= budget]
     for number, name in enumerate(score):

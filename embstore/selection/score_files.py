@@ -1,8 +1,8 @@
 """Scores of values and of fields, as files.
 
-    scores/
-      feature=user_id/part-0.parquet    value, score
-      fields.parquet                    field, score (or log_score)
+scores/
+  feature=user_id/part-0.parquet    value, score
+  fields.parquet                    field, score (or log_score)
 """
 
 from __future__ import annotations
