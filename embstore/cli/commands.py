@@ -9,6 +9,7 @@ from embstore.cli.demo import demo
 from embstore.cli.failures import ON_PURPOSE, exit_code, say
 from embstore.cli.node2vec import node2vec
 from embstore.cli.plan import plan
+from embstore.cli.select import select
 from embstore.cli.serve import serve
 from embstore.cli.store import compact, lookup, promote, publish, rollback
 from embstore.cli.train import evaluate, train
@@ -42,7 +43,7 @@ def cli() -> None:
 
 
 for command in (
-    *(demo, schema, dataset, vocab, train, evaluate, publish, versions, promote, rollback, lookup),
+    *(demo, schema, dataset, vocab, select, train, evaluate, publish, versions, promote, rollback, lookup),
     *(export, import_, node2vec, verify, diff, tag, untag, compact, gc, plan, serve),
 ):
     cli.add_command(command)
