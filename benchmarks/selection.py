@@ -1,20 +1,20 @@
 """Choosing values: planted ones among a million columns, the speed of a pass, and models trained again on what is kept.
 
-    planted_precision       of the best k columns, how many of ``embstore.selection.planted``'s k planted values are (columns
-                            of signal fields, which matter too, are left out); Feature Gradients, ``level="values"``
-    nnz_per_second          entries of one pass (counting and search) of Feature Gradients; peer: scikit-learn's
-                            ``chi2`` over the same rows as a CSR matrix, a simpler question that needs one pass, too
-    exponent                of seconds over rows, from an eighth of the rows to all: 1 is linear
-    pass_memory             of a process that makes its batches as it goes, less than of it before: by columns, not rows
-    auc_loss_at_half_rows_DATA        test AUC of the model with all values less that with half, chosen by the best method
-    auc_gain_over_frequency_at_..._rows_DATA   of the best method at a quarter, half and three quarters of the values
+    planted_precision    of the best k columns, how many of ``embstore.selection.planted``'s k planted values are
+                         (columns of signal fields, which matter too, are left out); ``level="values"``
+    nnz_per_second       entries by the seconds of one pass of Feature Gradients, counting included; peer:
+                         scikit-learn's ``chi2`` on the same rows as a CSR matrix: a simpler question, one pass, too
+    exponent             of seconds over rows, from an eighth of the rows to all: 1 is linear
+    pass_memory          of a process that makes its batches as it goes, less than before: by columns, not rows
+    auc_loss_at_half_rows_DATA                   test AUC of all values less that of half, by the best method
+    auc_gain_over_frequency_at_SHARE_rows_DATA   of the best method, at a quarter, half and three quarters
     auc_gain_over_random_at_half_rows_DATA
 
-DATA is frappe (Frappe_x1r) or movielens_1m. Each method sees the training log and the full model trained on it alone; which
-is the best is said by the validation log (``embstore.selection.report``); the test log is read once for each training. A
-share is of the values of all features together, each of which has one row. Every model is trained from the same seed in
-the same way, that of ``configs/*-small.yaml``; ``--quick`` has one seed, Frappe, a quarter and half of the values and few
-methods. ``--out FILE`` also draws the plots.
+DATA is frappe (Frappe_x1r) or movielens_1m. A method sees the training log, and the full model trained on it. Which is
+the best is said by the validation log (``embstore.selection.report``); the test log decides nothing. A share is of the
+values of all features together, each of which has one row. All models are trained from the same seed in the same way
+(``configs/*-small.yaml``). ``--quick``: 100,000 planted columns, Frappe, one seed, a quarter and half of the values,
+four methods. ``--out FILE`` also draws the plots.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ SEARCH: dict[str, Any] = {"level": "values", "epochs": 4}
 FREQUENCY, RANDOM, FEATURE_GRADIENTS = "frequency", "random", "feature_gradients"
 MODEL_BASED = ("leave_one_out", "shark", "sfs")
 COUNTED = ("lift", "mutual_information", "lasso")
-PLANTED: dict[str, Any] = {"columns": 1_000_000, "signal_fields": 4, "mixed_fields": 4, "noise_fields": 24, "rows": 8192}
+FIELDS = {"signal_fields": 4, "mixed_fields": 4, "noise_fields": 24}
+PLANTED: dict[str, Any] = {"columns": 1_000_000, "rows": 8192, **FIELDS}
 DATA = {"frappe": "frappe-small", "movielens_1m": "movielens-1m-small"}
 SHARES = {0.25: "quarter", 0.5: "half", 0.75: "three_quarters"}
 _PASS = """
@@ -103,9 +104,7 @@ def _planted(*, batches: int, columns: int) -> Part:
     found = len(wanted & set(best.tolist()))
     return Part(
         claims={"planted_precision": claim(found / len(wanted), "")},
-        samples={
-            "planted": {"columns": columns, "rows": batches * planted.rows, "k": len(wanted), "seconds": seconds}
-        },
+        samples={"planted": {"columns": columns, "rows": batches * planted.rows, "k": len(wanted), "seconds": seconds}},
     )
 
 
@@ -130,11 +129,10 @@ def _speed(*, rows: int, repeats: int) -> Part:
         for by in (4, 1)
     }
     few, many = memory.values()
+    speed = {name: matrix.nnz / median(of) for name, of in seconds.items()}
     return Part(
         claims={
-            "nnz_per_second": claim(
-                matrix.nnz / median(seconds["embstore"]), "1/s", "scikit-learn chi2", matrix.nnz / median(seconds["chi2"])
-            ),
+            "nnz_per_second": claim(speed["embstore"], "1/s", "scikit-learn chi2", speed["chi2"]),
             "exponent": claim(slope, ""),
             "pass_memory": claim(many, "MiB", "a quarter of the rows", few, False),
         },

@@ -6,8 +6,8 @@
 
 A window is what the log shuffles together; its batches are the same whoever makes them, and what they give is added in
 their order here. So the bytes are the same by this process or by any number of workers. Methods that only count take
-the batches as they come. The folder appears when it is whole: a job that fails leaves none, and a task whose worker died
-is run again.
+the batches as they come. The folder appears when it is whole: a job that fails leaves none, and a task whose worker
+died is run again.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def _feature_gradients(work: _Work, how: FeatureGradientsSettings) -> tuple[Scor
     statistics = work.statistics()
     first = work.batches()
     sample = list(work.by.take(list(islice(first, SAMPLE))))
-    first.close()  # type: ignore[attr-defined]
+    first.close()
     standardization = Standardization.of(statistics, sample, rare=how.rare, seed=how.seed)
     del sample
     search, steps, last = FeatureGradients(work.layout, standardization, how), 0, None
