@@ -217,6 +217,23 @@ class ParquetLog:
             windows.close()
             batches.close()
 
+    def windows(self, batch_size: int, *, shuffle_window: int) -> list[tuple[int, int]]:
+        """Of each window of an epoch its first row, and how many batches it makes."""
+        order = _Order(self, batch_size, shuffle_window, 0)
+        at = np.searchsorted(order.batch_bounds, order.window_bounds)
+        return list(zip(order.window_bounds[:-1], np.diff(at).tolist(), strict=True))
+
+    def window(self, batch_size: int, start: int, *, shuffle_window: int, seed: int = 0) -> Iterator[Batch]:
+        """The batches that ``batches`` gives of one window of the first epoch, made here, without threads.
+
+        Args:
+            start: its first row, as ``windows`` says.
+            batch_size, shuffle_window, seed: as for ``batches``.
+        """
+        order = _Order(self, batch_size, shuffle_window, seed)
+        cursor = Cursor(row=start, fingerprint=self.fingerprint)
+        yield from order.cut(itertools.islice(order.windows(cursor, 1), 1), 0, 1)
+
     def rows_from(self, start: int = 0, pieces: Sequence[Piece] | None = None) -> Iterator[Rows]:
         """Encoded rows in chunks, from row ``start`` of the run of ``pieces`` (the log's own order by default)."""
         for table, origin in self.tables_from(start, pieces):

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import Any, Protocol
 
 from embstore.errors import EmbstoreError, GroupError
@@ -34,6 +35,15 @@ class Runner(Protocol):
 
     def map(self, function: Callable[..., Any], shared: Any, pieces: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """``function(shared, *piece)`` of each piece, in order; no more than a few are done ahead of who takes them."""
+
+    def lists(
+        self, function: Callable[..., Any], shared: Any, pieces: Iterable[tuple[tuple[Any, ...], int]]
+    ) -> Iterator[list[Any]]:
+        """As ``map``, of a function that gives lists, which stay where they are made: handles of what is in them.
+
+        Args:
+            pieces: each with how long its list is.
+        """
 
     def exchange(
         self,
@@ -77,6 +87,12 @@ class Serial:
             if ahead is not None:
                 yield ahead.result()
 
+    def lists(
+        self, function: Callable[..., Any], shared: Any, pieces: Iterable[tuple[tuple[Any, ...], int]]
+    ) -> Iterator[list[Any]]:
+        """The lists themselves."""
+        return self.map(function, shared, (piece for piece, _ in pieces))
+
     def exchange(
         self,
         function: Callable[..., Any],
@@ -118,19 +134,18 @@ class OnRay:
 
     def map(self, function: Callable[..., Any], shared: Any, pieces: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """As many tasks at once as there are workers, and as many results waiting; what they raise is raised here."""
-        task, under_way = self._task(function), deque[Any]()
-        remaining = iter(pieces)
-        try:
-            while True:
-                while len(under_way) < _AHEAD * self.workers and (piece := next(remaining, None)) is not None:
-                    under_way.append(task.remote(shared, *piece))
-                if not under_way:
-                    return
-                yield self._taken(under_way.popleft())
-        finally:
-            for reference in under_way:
-                with suppress(Exception):  # the cluster may be gone
-                    self._ray.cancel(reference, force=False)
+        task = self._task(function)
+        yield from map(self._taken, self._ahead(task.remote(shared, *piece) for piece in pieces))
+
+    def lists(
+        self, function: Callable[..., Any], shared: Any, pieces: Iterable[tuple[tuple[Any, ...], int]]
+    ) -> Iterator[list[Any]]:
+        """As many lists at once, and as many that wait."""
+        task = self._task(_parted)
+        asked = (task.options(num_returns=size + 1).remote(function, shared, *piece) for piece, size in pieces)
+        for parts in self._ahead(asked):
+            self._taken(parts.pop())
+            yield parts
 
     def exchange(
         self,
@@ -161,6 +176,20 @@ class OnRay:
         if function not in self._tasks:
             self._tasks[function] = self._ray.remote(num_cpus=1, max_retries=_RETRIES)(function)
         return self._tasks[function]
+
+    def _ahead(self, asked: Iterator[Any]) -> Iterator[Any]:
+        """Of tasks that are asked for one by one, what they give, in order, while the next ones are under way."""
+        under_way = deque[Any]()
+        try:
+            while True:
+                under_way += islice(asked, _AHEAD * self.workers - len(under_way))
+                if not under_way:
+                    return
+                yield under_way.popleft()
+        finally:
+            for given in under_way:
+                with suppress(Exception):  # the cluster may be gone
+                    self._ray.cancel(given[0] if isinstance(given, list) else given, force=False)
 
     def _taken(self, reference: Any) -> Any:
         try:

@@ -108,6 +108,19 @@ def test_ranks_share_each_batch(folder: Path, world_size: int) -> None:
         assert all(part[number].cursor == batch.cursor for part in parts)
 
 
+@pytest.mark.parametrize(("size", "window"), [(64, 256), (150, 400), (90, 10_000)])
+def test_windows_apart_are_the_batches(folder: Path, size: int, window: int) -> None:
+    log = ParquetLog(folder, SCHEMA)
+    whole = list(log.batches(size, shuffle_window=window, seed=2))
+    apart = []
+    for start, count in log.windows(size, shuffle_window=window):
+        apart.append(list(log.window(size, start, shuffle_window=window, seed=2)))
+        assert len(apart[-1]) == count
+    parts = [batch for of in apart for batch in of]
+    assert len(parts) == len(whole)
+    assert all(_same(one, other) for one, other in zip(parts, whole, strict=True))
+
+
 def test_order_depends_on_seed_and_epoch_alone(folder: Path) -> None:
     log = ParquetLog(folder, SCHEMA)
     orders = [_numbers(list(log.batches(100, shuffle_window=300, seed=seed, epochs=2))) for seed in (0, 0, 1)]

@@ -11,6 +11,7 @@ from embstore.cli.loop import loop
 from embstore.cli.node2vec import node2vec
 from embstore.cli.plan import plan
 from embstore.cli.prune import prune
+from embstore.cli.select import select
 from embstore.cli.serve import serve
 from embstore.cli.store import compact, lookup, promote, publish, rollback
 from embstore.cli.train import evaluate, train
@@ -44,7 +45,8 @@ def cli() -> None:
 
 
 for command in (
-    *(demo, schema, dataset, vocab, prune, train, loop, evaluate, publish, versions, promote, rollback, lookup),
+    *(demo, schema, dataset, vocab, select, prune, train, loop, evaluate, publish, versions, promote, rollback, lookup),
+    *(export, import_, node2vec, verify, diff, tag, untag, compact, gc, plan, serve),
     *(export, import_, node2vec, verify, diff, tag, untag, compact, gc, plan, serve),
 ):
     cli.add_command(command)

@@ -39,7 +39,7 @@ from embstore.threads import share
 
 LEVELS = ("fields", "values", "both")
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
-_SAMPLE = 16  # batches in which the largest eigenvalue is looked for
+SAMPLE = 16  # batches in which the largest eigenvalue is looked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +213,7 @@ def fit(
         statistics = Statistics(layout)
         for batch in batches:
             statistics.add(batch)
-    sample = list(islice(batches, _SAMPLE))
+    sample = list(islice(batches, SAMPLE))
     if not sample:
         raise DataError("batches to select features by", expected="at least one", found="none")
     standardization = Standardization.of(statistics, sample, rare=settings.rare, seed=settings.seed)
