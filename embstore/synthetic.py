@@ -205,6 +205,15 @@ class SyntheticLog:
             low, high = (middle, high) if _sigmoid(rest + middle).mean() < self.base_rate else (low, middle)
         return round(low, 6)
 
+    def likeness(self) -> dict[str, dict[str, float]]:
+        """By category and category, how much the same users like both: the cosine of their effects on the clusters."""
+        taste = self._world.taste[:-1].T
+        unit = taste / np.maximum(np.linalg.norm(taste, axis=1, keepdims=True), 1e-12)
+        return {
+            name: dict(zip(CATEGORIES, row.tolist(), strict=True))
+            for name, row in zip(CATEGORIES, unit @ unit.T, strict=True)
+        }
+
     def schema(self) -> Schema:
         """What the columns mean: all features once, hour and weekday from the timestamp, label ``click``."""
         return Schema(

@@ -85,6 +85,6 @@ def _cells(day: dict[str, Any]) -> list[str]:
         f"{day['log']['rows']:,}",
         f"{stages['vocabulary']['values']:,}",
         f"{counted['kept']:,}",
-        *("" if of is None or of["auc"] is None else f"{of['auc']:.5f}" for of in (before, valid)),
+        *("" if not of or of["auc"] is None else f"{of['auc']:.5f}" for of in (before, valid)),
         stages["train"]["version"],
     ]
