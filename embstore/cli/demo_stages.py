@@ -154,10 +154,12 @@ class Demo:
         about = {"schema": self.schema.to_dict(), "vocabulary": str(self.folder / "vocabulary"), **SELECT}
         output = str(self.folder / "selection")
         settings = choosing.SelectionSettings(log=self.logs["train"], output=output, **about)
-        fields = {of["name"]: of["score"] for of in choosing.select(settings, progress=progress)["fields"]}
-        best = sorted(fields, key=lambda name: -fields[name])
-        text = f"scored values by what they say of a click: most {', '.join(best[:3])}; least {', '.join(best[-2:])}"
-        self.tell.step(text, timed=True)
+        choosing.select(settings, progress=progress)
+        scores = value_scores(self.vocabulary, Scores.from_parquet(self.folder / "selection"))
+        best = {name: int(np.argmax(score_V)) for name, score_V in scores.items()}
+        names = sorted(best, key=lambda name: -scores[name][best[name]])[:3]
+        shown = ", ".join(f"{name}={self.vocabulary[name].values[best[name]].as_py()}" for name in names)
+        self.tell.step(f"scored each value by what it says of a click; of their features the best: {shown}", timed=True)
 
     def prune(self) -> None:
         """``embstore prune``."""
@@ -166,7 +168,8 @@ class Demo:
         after = prune(before, scores, keep=KEEP)
         after.to_parquet(self.folder / "pruned")
         _, total = summaries(before, after)
-        text = f"kept {total.kept:,} of {total.values:,} values; the others share a row a feature"
+        dropped = total.values - total.kept
+        text = f"pruned the {dropped:,} that say least: they are looked up as one value of their feature"
         self.tell.step(text, timed=True)
 
     def train(self) -> None:
@@ -212,7 +215,8 @@ class Demo:
         """Nearest categories and items by the published vectors; the law says which categories are alike."""
         category = self._categories()
         pairs, likeness = self._near(version, "category", 1), self.log.likeness()
-        shown = sorted(pairs, key=lambda pair: -pair[2])[: 2 * NEAREST : 2]  # each is the other's nearest, mostly
+        each = {frozenset(pair[:2]): pair for pair in sorted(pairs, key=lambda pair: -pair[2])}
+        shown = list(each.values())[:NEAREST]
         alike = float(np.mean([likeness[left][right] for left, right, _ in pairs]))
         usual = float(np.mean([of for left, row in likeness.items() for right, of in row.items() if left != right]))
         item = self._near(version, "item_id", NEAREST)[:NEAREST]
