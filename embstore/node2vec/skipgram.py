@@ -115,11 +115,7 @@ class SkipGram:
         self._vectors = np.zeros((count, width), dtype=np.float32)
         self._contexts = np.zeros((count, width), dtype=np.float32)
         if vectors is None:
-            generator = np.random.Generator(np.random.Philox(key=[settings.seed, 2**32]))
-            half = np.float32(0.5 / settings.dim)
-            for start in range(0, count, 65536):
-                part = self._vectors[start : start + 65536, : settings.dim]
-                part[:] = generator.random(part.shape, dtype=np.float32) / np.float32(settings.dim) - half
+            draw_vectors(self.vectors, settings.seed)
         else:
             self._vectors[:, : settings.dim] = self._given(vectors, "vectors")
         if contexts is not None:
@@ -222,6 +218,15 @@ class SkipGram:
                 found="some that left float32's range",
                 do="lower it, or start from smaller vectors",
             )
+
+
+def draw_vectors(out_ND: NDArray[np.float32], seed: int) -> None:
+    """What training begins with where nothing is given, of the seed: from -0.5 / D to 0.5 / D, all alike likely."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, 2**32]))
+    dim = out_ND.shape[1]
+    for start in range(0, len(out_ND), 65536):
+        part = out_ND[start : start + 65536]
+        part[:] = generator.random(part.shape, dtype=np.float32) / np.float32(dim) - np.float32(0.5 / dim)
 
 
 @compiled(nogil=True)

@@ -30,6 +30,7 @@ from embstore.interruption import Interruption
 from embstore.node2vec import GraphSettings, SkipGram, Walker, edges, pieces, plots
 from embstore.node2vec.folder import JobFolder
 from embstore.node2vec.settings import JobSettings
+from embstore.node2vec.skipgram import draw_vectors
 from embstore.pipelines import graphs, node2vec
 from embstore.pipelines.node2vec import run
 from embstore.pipelines.runners import Serial, runner
@@ -416,11 +417,13 @@ def test_former_vectors_are_the_start(log: Path, tmp_path: Path, undisturbed: di
     start, shown = {"vectors": str(undisturbed["folder"])}, Shown()
     run(job(tmp_path / "log.parquet", tmp_path / "job", skip_gram=still, start=start), progress=shown)
     before, after = JobFolder(undisturbed["folder"]).read_vectors(), JobFolder(tmp_path / "job").read_vectors()
+    drawn_ND = np.empty((JobFolder(tmp_path / "job").read_graph().num_nodes, 8), np.float32)
+    draw_vectors(drawn_ND, seed=0)
     for feature in ("user", "item"):
         was = dict(zip(before[feature].values.to_pylist(), before[feature].vectors, strict=True))
         for value, vector in zip(after[feature].values.to_pylist(), after[feature].vectors, strict=True):
             if value == "new":
-                assert 0 < np.abs(vector).max() < 1 / 8
+                assert np.array_equal(vector, drawn_ND[after[feature].values.index(value).as_py()])
             else:
                 assert np.array_equal(vector, was[value])
     assert any("have former vectors" in line for line in shown.lines)
