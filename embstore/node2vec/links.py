@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from embstore.errors import ConfigError, GraphError
 from embstore.node2vec.graph import Graph
-from embstore.node2vec.logistic import Logistic
+from embstore.node2vec.logistic import Logistic, scikit_learn
 
 _AT_ONCE = 4096  # pairs whose rows are multiplied together
 
@@ -215,16 +215,13 @@ def _labels(edges: NDArray[np.int64], others: NDArray[np.int64]) -> NDArray[np.b
 
 
 def _auc(split: LinkSplit, scores_M: NDArray[np.float64]) -> float:
-    from sklearn.metrics import roc_auc_score  # type: ignore[import-untyped]
-
-    return float(roc_auc_score(_labels(split.test_edges, split.test_others), scores_M))
+    return float(scikit_learn("metrics").roc_auc_score(_labels(split.test_edges, split.test_others), scores_M))
 
 
 def _sparse() -> Any:
     try:
         from scipy import sparse  # type: ignore[import-untyped]
     except ImportError as error:
-        raise ConfigError(
-            "link prediction", expected="scipy", found=str(error), do="install embstore[graphs]"
-        ) from error
+        do = "pip install 'embstore[graphs]'"
+        raise ConfigError("link prediction", expected="scipy", found=str(error), do=do) from error
     return sparse

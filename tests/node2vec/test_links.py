@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from itertools import combinations
 
 import networkx as nx
@@ -204,6 +205,15 @@ def test_vectors_that_tell_communities_apart() -> None:
     for operator in ("hadamard", "weighted_l1", "weighted_l2"):
         assert operator_auc(vectors_ND, split, operator) == pytest.approx(expected)
     assert baseline_auc(split)["common_neighbours"] > 0.7
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = split_links(random_graph(12, 30, 0))
+    for name in ("sklearn.metrics", "sklearn.linear_model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for judge in (lambda: operator_auc(np.ones((12, 2)), split), lambda: baseline_auc(split)):
+        with pytest.raises(ConfigError, match=r"scikit-learn.*pip install 'embstore\[graphs\]'"):
+            judge()
 
 
 def test_what_is_refused() -> None:
