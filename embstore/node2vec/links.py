@@ -7,12 +7,15 @@
 Vectors and baselines see the residual graph alone. Pairs without an edge are without one in the whole graph; all are
 distinct, those for training and for the test apart. So no test pair, of either kind, is seen in training.
 
+Where nodes are values of several features, pairs without an edge are of the features that edges are of, as many of
+each: a user and an item where all edges are such, and never two users, whom any vectors tell from a user and an item.
+
 Suffixes: N nodes, E edges, M pairs, D numbers of a vector.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +62,8 @@ def split_links(graph: Graph, share: float = 0.5, *, seed: int = 0) -> LinkSplit
 
     Raises:
         ConfigError: a share not between 0 and 1, or scipy is not installed.
-        GraphError: a directed graph, or one with too few edges that can go or too few pairs without an edge.
+        GraphError: a directed graph, or one with too few edges that can go, or too few pairs without an edge of the
+            features that one of those that go is of.
 
     >>> ring = Graph.of_edges(np.arange(10), (np.arange(10) + 1) % 10)
     >>> split = split_links(ring, share=0.1)
@@ -85,13 +89,13 @@ def split_links(graph: Graph, share: float = 0.5, *, seed: int = 0) -> LinkSplit
     gone_E = np.zeros(len(edges_E2), dtype=bool)
     gone_E[loose[:count]] = True
     kept_E = ~gone_E
-    others = _without_edge(edges_E2, graph.num_nodes, count, int(kept_E.sum()), generator)
+    test_others, train_others = _without_edge(edges_E2, kept_E, graph.parts(), generator)
     return LinkSplit(
         residual=_residual(graph, edges_E2, upper, kept_E),
         train_edges=edges_E2[kept_E],
-        train_others=others[count:],
+        train_others=train_others,
         test_edges=edges_E2[loose[:count]],
-        test_others=others[:count],
+        test_others=test_others,
     )
 
 
@@ -132,11 +136,14 @@ def operator_auc(
 def baseline_auc(split: LinkSplit) -> dict[str, float]:
     """AUC of test pairs by each of ``BASELINES``, computed on the residual graph.
 
+    Those that count neighbours in common are left out where no test pair has any: a user's are items and an item's are
+    users.
+
     Raises:
         ConfigError: scipy or scikit-learn is not installed.
     """
     scores = neighbour_scores(split.residual, np.concatenate([split.test_edges, split.test_others]))
-    return {name: _auc(split, scores_M) for name, scores_M in scores.items()}
+    return {name: _auc(split, scores_M) for name, scores_M in scores.items() if scores_M.any()}
 
 
 def neighbour_scores(graph: Graph, pairs_M2: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
@@ -178,27 +185,69 @@ def _in_forest(edges_E2: NDArray[np.int64], num_nodes: int) -> NDArray[np.bool_]
 
 
 def _without_edge(
-    edges_E2: NDArray[np.int64], num_nodes: int, needed: int, wanted: int, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    """Distinct pairs of two nodes that have no edge, in random order: ``needed``, and ``wanted`` more if there are.
+    edges_E2: NDArray[np.int64], kept_E: NDArray[np.bool_], parts: Mapping[str, range], generator: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Distinct pairs of two nodes that have no edge: for the test, and for training.
 
-    Pairs (u, v), u < v, are numbered row by row; that of rank r among those without an edge comes after as many pairs
-    with one as have a number, less their own rank, of at most r.
+    Of any two features, or within one, as many as edges that go, and as many as edges that stay if there are.
     """
-    before_N = np.concatenate([[0], np.cumsum(np.arange(num_nodes - 1, 0, -1, dtype=np.int64))])
-    number_E = np.sort(before_N[edges_E2[:, 0]] + edges_E2[:, 1] - edges_E2[:, 0] - 1)
-    count = num_nodes * (num_nodes - 1) // 2 - len(number_E)
-    if count < needed + 1:
-        raise GraphError(
-            "a graph to predict links of",
-            expected=f"more than {needed:,} pairs of nodes without an edge",
-            found=f"{count:,}",
-            do="take a smaller share of edges, or a sparser graph",
-        )
-    rank_M = generator.choice(count, size=min(needed + wanted, count), replace=False)
-    number_M = rank_M + np.searchsorted(number_E - np.arange(len(number_E)), rank_M, side="right")
-    u_M = np.searchsorted(before_N, number_M, side="right") - 1
-    return np.stack([u_M, number_M - before_N[u_M] + u_M + 1], axis=1)
+    names, ranges = list(parts), list(parts.values())
+    feature_E2 = np.searchsorted([part.start for part in ranges], edges_E2, side="right") - 1
+    kind_E = feature_E2 @ np.array([len(parts), 1])
+    test, train = [], []
+    for kind in np.unique(kind_E):
+        u, v = divmod(int(kind), len(parts))
+        of_it = kind_E == kind
+        needed = int((of_it & ~kept_E).sum())
+        block = _Within(ranges[u]) if u == v else _Between(ranges[u], ranges[v])
+        number_E = np.sort(block.numbers(edges_E2[of_it]))
+        count = block.pairs - len(number_E)
+        if needed and count < needed + 1:
+            what = "nodes" if len(parts) == 1 else f"{names[u]} and {names[v]}"
+            raise GraphError(
+                "a graph to predict links of",
+                expected=f"more than {needed:,} pairs of {what} without an edge",
+                found=f"{count:,}",
+                do="take a smaller share of edges, or a sparser graph",
+            )
+        # A pair of rank r among those without an edge comes after as many with one as have a number, less their own
+        # rank, of at most r.
+        rank_M = generator.choice(count, size=min(int(of_it.sum()), count), replace=False)
+        number_M = rank_M + np.searchsorted(number_E - np.arange(len(number_E)), rank_M, side="right")
+        pairs_M2 = block.of_numbers(number_M)
+        test.append(pairs_M2[:needed])
+        train.append(pairs_M2[needed:])
+    return np.concatenate(test), np.concatenate(train)
+
+
+class _Within:
+    """Pairs (u, v), u < v, of one feature's nodes, numbered row by row."""
+
+    def __init__(self, part: range) -> None:
+        self.first, self.pairs = part.start, len(part) * (len(part) - 1) // 2
+        self._before_N = np.concatenate([[0], np.cumsum(np.arange(len(part) - 1, 0, -1, dtype=np.int64))])
+
+    def numbers(self, pairs_M2: NDArray[np.int64]) -> NDArray[np.int64]:
+        u_M, v_M = (pairs_M2 - self.first).T
+        return np.asarray(self._before_N[u_M] + v_M - u_M - 1)
+
+    def of_numbers(self, number_M: NDArray[np.int64]) -> NDArray[np.int64]:
+        u_M = np.searchsorted(self._before_N, number_M, side="right") - 1
+        return np.stack([u_M, number_M - self._before_N[u_M] + u_M + 1], axis=1) + self.first
+
+
+class _Between:
+    """Pairs of a node of one feature and one of another, numbered row by row."""
+
+    def __init__(self, one: range, other: range) -> None:
+        self.first, self.pairs, self._row = np.array([one.start, other.start]), len(one) * len(other), len(other)
+
+    def numbers(self, pairs_M2: NDArray[np.int64]) -> NDArray[np.int64]:
+        u_M, v_M = (pairs_M2 - self.first).T
+        return np.asarray(u_M * self._row + v_M)
+
+    def of_numbers(self, number_M: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.stack(np.divmod(number_M, self._row), axis=1) + self.first
 
 
 def _residual(graph: Graph, edges_E2: NDArray[np.int64], upper: NDArray[np.int64], kept_E: NDArray[np.bool_]) -> Graph:

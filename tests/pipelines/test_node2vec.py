@@ -458,6 +458,20 @@ def test_links_are_held_out(log: Path, tmp_path: Path) -> None:
     assert set(result["links"]["baselines"]) >= {"common_neighbours", "adamic_adar"}
 
 
+def test_links_of_users_and_items_alone(log: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    graph = {"log": str(log), "pairs": [["user", "item"]]}
+    config.write_text(yaml.safe_dump(settings(log, tmp_path / "job", graph=graph, evaluate={"links": 0.2})))
+    done = invoke("node2vec", str(config))
+    assert done.exit_code == 0, done.output
+    assert re.search(
+        r"preferential attachment 0\.\d+; no pair has neighbours in common\)", " ".join(done.stdout.split())
+    )
+    links = JobFolder(tmp_path / "job").result()["links"]
+    assert list(links["baselines"]) == ["preferential_attachment"]
+    assert links["auc"] > links["baselines"]["preferential_attachment"]
+
+
 def test_threads_without_locks(log: Path, tmp_path: Path) -> None:
     run(job(log, tmp_path / "job", deterministic=False, threads=2))
     vectors = JobFolder(tmp_path / "job").read_vectors()
