@@ -179,10 +179,11 @@ class _Job:
         return vectors_ND
 
     def _evaluate(self, links: LinkSplit, vectors_ND: NDArray[np.float32]) -> dict[str, Any]:
-        assert self.config.evaluate is not None
+        judged = self.config.evaluate
+        assert judged is not None
         if (done := self.folder.done("evaluate")) is None:
             with self.progress("evaluate", None):
-                auc = operator_auc(vectors_ND, links, self.config.evaluate.operator)
+                auc = operator_auc(vectors_ND, links, judged.operator, seed=judged.seed)
                 about = {"held_out": len(links.test_edges), "auc": auc, "baselines": baseline_auc(links)}
             done = self.folder.finish("evaluate", links=about)
         found: dict[str, Any] = done["links"]

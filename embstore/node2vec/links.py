@@ -27,6 +27,7 @@ from embstore.node2vec.graph import Graph
 from embstore.node2vec.logistic import Logistic, scikit_learn
 
 _AT_ONCE = 4096  # pairs whose rows are multiplied together
+_MOST_PAIRS = 200_000  # to fit on
 
 OPERATORS: dict[str, Callable[[NDArray[Any], NDArray[Any]], NDArray[Any]]] = {  # table 1
     "average": lambda u_MD, v_MD: (u_MD + v_MD) / 2,
@@ -100,14 +101,24 @@ def split_links(graph: Graph, share: float = 0.5, *, seed: int = 0) -> LinkSplit
 
 
 def operator_auc(
-    vectors_ND: NDArray[np.floating], split: LinkSplit, operator: str = "hadamard", *, C: float = 1.0
+    vectors_ND: NDArray[np.floating],
+    split: LinkSplit,
+    operator: str = "hadamard",
+    *,
+    C: float = 1.0,
+    most_pairs: int = _MOST_PAIRS,
+    seed: int = 0,
 ) -> float:
     """AUC of test pairs by logistic regression on the vectors of pairs, each number scaled to deviation 1 in training.
+
+    Memory is that of the pairs that are fitted on, ``8 * D`` bytes each, and a few times as much.
 
     Args:
         vectors_ND: of the residual graph's nodes.
         operator: of ``OPERATORS``.
         C: inverse of the L2 penalty's weight.
+        most_pairs: of training that are fitted on, drawn at random where there are more.
+        seed: of that draw.
 
     Raises:
         ConfigError: an operator that is none, other vectors, or scikit-learn is not installed.
@@ -118,19 +129,29 @@ def operator_auc(
         expected = f"a vector for each of {split.residual.num_nodes:,} nodes"
         raise ConfigError("vectors", expected=expected, found=str(list(vectors_ND.shape)))
 
-    def features(*pairs: NDArray[np.int64]) -> NDArray[np.float64]:
-        pairs_M2 = np.concatenate(pairs)
-        wide_ND = vectors_ND.astype(np.float64)
-        return OPERATORS[operator](wide_ND[pairs_M2[:, 0]], wide_ND[pairs_M2[:, 1]])
+    def features(pairs_M2: NDArray[np.int64]) -> NDArray[np.float64]:
+        u_MD, v_MD = (vectors_ND[end_M].astype(np.float64) for end_M in pairs_M2.T)
+        return OPERATORS[operator](u_MD, v_MD)
 
-    train_MD = features(split.train_edges, split.train_others)
+    train_M2 = np.concatenate([split.train_edges, split.train_others])
+    label_M = _labels(split.train_edges, split.train_others)
+    if len(train_M2) > most_pairs:
+        generator = np.random.Generator(np.random.Philox(key=[seed, 1]))
+        drawn_M = generator.choice(len(train_M2), most_pairs, replace=False)
+        train_M2, label_M = train_M2[drawn_M], label_M[drawn_M]
+    train_MD = features(train_M2)
     mean_D, deviation_D = train_MD.mean(axis=0), train_MD.std(axis=0)
     deviation_D[deviation_D == 0] = 1.0
-    label_M1 = _labels(split.train_edges, split.train_others)[:, None]
-    model = Logistic.fit((train_MD - mean_D) / deviation_D, label_M1, C)
+    train_MD -= mean_D
+    train_MD /= deviation_D
+    model = Logistic.fit(train_MD, label_M[:, None], C)
     del train_MD
-    test_MD = (features(split.test_edges, split.test_others) - mean_D) / deviation_D
-    return _auc(split, model.scores(test_MD)[:, 0])
+    test_M2 = np.concatenate([split.test_edges, split.test_others])
+    scores_M = np.empty(len(test_M2))
+    for start in range(0, len(test_M2), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        scores_M[part] = model.scores((features(test_M2[part]) - mean_D) / deviation_D)[:, 0]
+    return _auc(split, scores_M)
 
 
 def baseline_auc(split: LinkSplit) -> dict[str, float]:

@@ -19,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from embstore.errors import ConfigError, GraphError
+from embstore.node2vec import links
 from embstore.node2vec.graph import Graph
 from embstore.node2vec.links import (
     BASELINES,
@@ -29,6 +30,7 @@ from embstore.node2vec.links import (
     operator_auc,
     split_links,
 )
+from embstore.node2vec.logistic import Logistic
 
 
 def random_graph(num_nodes: int, edges: int, seed: int, *, weighted: bool = False) -> Graph:
@@ -259,6 +261,30 @@ def test_operators_against_scikit_learn(operator: str) -> None:
     scores = judge.decision_function(rows(split.test_edges) + rows(split.test_others))
     expected = roc_auc_score([1] * len(split.test_edges) + [0] * len(split.test_others), scores)
     assert operator_auc(vectors_ND, split, operator, C=0.5) == pytest.approx(expected, abs=1e-4)
+
+
+def test_so_many_pairs_are_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn by the seed; and test pairs are scored piece by piece as at once."""
+    split = split_links(random_graph(60, 600, 7), seed=1)
+    vectors_ND = np.random.default_rng(2).standard_normal((60, 5)).astype(np.float32)
+    fitted: list[tuple[np.ndarray, np.ndarray]] = []
+    fit = Logistic.fit.__func__
+
+    def noting(cls: type[Logistic], vectors_MD: np.ndarray, labels_MK: np.ndarray, C: float) -> Logistic:
+        fitted.append((vectors_MD, labels_MK))
+        return fit(cls, vectors_MD, labels_MK, C)
+
+    monkeypatch.setattr(Logistic, "fit", classmethod(noting))
+    whole = operator_auc(vectors_ND, split)
+    assert operator_auc(vectors_ND, split, most_pairs=600) == whole
+    found = [operator_auc(vectors_ND, split, most_pairs=50, seed=seed) for seed in (3, 3, 4)]
+    assert [len(vectors_MD) for vectors_MD, _ in fitted] == [600, 600, 50, 50, 50]
+    assert 10 < fitted[2][1].sum() < 40
+    assert np.array_equal(fitted[2][0], fitted[3][0])
+    assert not np.array_equal(fitted[3][0], fitted[4][0])
+    assert found[0] == found[1]
+    monkeypatch.setattr(links, "_AT_ONCE", 7)
+    assert operator_auc(vectors_ND, split) == pytest.approx(whole, abs=1e-6)
 
 
 def communities() -> LinkSplit:
