@@ -37,6 +37,7 @@ from embstore.node2vec.sources import fingerprints
 from embstore.node2vec.start import starting_vectors
 from embstore.progress import Bar, Progress, no_progress
 from embstore.store import Store
+from embstore.store.files import fsync_folder
 from embstore.threads import usable_cores
 
 from .graphs import graph_of_log
@@ -161,6 +162,8 @@ class _Job:
                 visits_N += part_N
                 bar.advance(end - begin)
                 self._heed()
+        if keep is not None:
+            fsync_folder(walks)
         self.folder.finish("visits", [self.folder.write_visits(visits_N)], sum=int(visits_N.sum()))
         return visits_N
 

@@ -31,6 +31,7 @@ from embstore.node2vec import GraphSettings, SkipGram, Walker, edges, pieces, pl
 from embstore.node2vec.folder import JobFolder
 from embstore.node2vec.settings import JobSettings
 from embstore.node2vec.skipgram import draw_vectors
+from embstore.node2vec.walk_files import WalkFiles
 from embstore.pipelines import graphs, node2vec
 from embstore.pipelines.node2vec import run
 from embstore.pipelines.runners import Serial, runner
@@ -448,6 +449,9 @@ def test_walks_are_kept(small: None, log: Path, tmp_path: Path) -> None:
     walker = Walker(JobFolder(tmp_path / "job").read_graph(), config.walks)
     assert kept["number"].to_pylist() == list(range(walker.num_walks))
     assert kept["walk"].to_pylist() == walker.walks(0, walker.num_walks).tolist()
+    read = WalkFiles(tmp_path / "job" / "walks")
+    assert (read.num_nodes, read.num_walks, read.length) == (walker.num_nodes, walker.num_walks, walker.length)
+    assert np.array_equal(read.walks(50, 700), walker.walks(50, 700))
 
 
 def test_links_are_held_out(log: Path, tmp_path: Path) -> None:
