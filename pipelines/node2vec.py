@@ -14,8 +14,10 @@ same for any runner and number of workers, and for a job that was killed; but fo
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -75,6 +77,8 @@ def run(
         GroupError: no such cluster, or its workers died too often.
         Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
+    if config.publish is not None:
+        _check_store(config.publish)
     folder = JobFolder(config.output)
     folder.claim(config.deciding(), fingerprints(config))
     before = folder.result()
@@ -116,6 +120,11 @@ class _Job:
         }
         if judged is not None:
             result["links"] = self._evaluate(links, vectors_ND)
+            self._heed()
+            if self.config.publish is not None:
+                self.notes.append(
+                    "the published vectors never saw the links held out: leave evaluate out of the last run"
+                )
         if self.config.publish is not None:
             result |= self._publish(graph, vectors_ND)
         for stage in ("graph", "train"):
@@ -308,6 +317,19 @@ class _Trainer:
 
 def _store(settings: PublishSettings) -> str:
     return str(place_of(settings.store))
+
+
+def _check_store(settings: PublishSettings) -> None:
+    """Raise what publishing would, before the work, where a look at the store shows it."""
+    where, store = place_of(settings.store), Store(settings.store)
+    if not isinstance(where, Path):
+        return  # a bucket may be one that only publishing can make
+    if where.is_dir() and any(where.iterdir()):
+        store.versions()
+        return
+    above = next(folder for folder in (where, *where.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise StoreError(f"store {where}", expected="a folder that can be made", found=f"{above}, which can't hold it")
 
 
 def _published(store: Store, vectors: str) -> str | None:

@@ -25,7 +25,7 @@ from commands import invoke
 from shown import Shown
 
 from embstore.config import parse
-from embstore.errors import CheckpointError, ConfigError, GraphError, GroupError, Interrupted, LogError
+from embstore.errors import CheckpointError, ConfigError, GraphError, GroupError, Interrupted, LogError, StoreError
 from embstore.interruption import Interruption
 from embstore.node2vec import GraphSettings, SkipGram, Walker, edges, pieces, plots
 from embstore.node2vec.folder import JobFolder
@@ -378,11 +378,21 @@ def test_what_was_half_written_is_removed(log: Path, tmp_path: Path, undisturbed
 
 
 def test_a_folder_of_something_else_is_left_alone(log: Path, tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text("theirs")
-    with pytest.raises(CheckpointError, match=r"metrics.jsonl of something else"):
+    (tmp_path / "notes.txt").write_text("theirs")
+    with pytest.raises(CheckpointError, match=r"notes\.txt of something else"):
         run(job(log, tmp_path))
     JobFolder(tmp_path).clear()
-    assert (tmp_path / "metrics.jsonl").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_store_that_cant_be_is_told_before_the_work(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "notes.txt").write_text("no store")
+    (tmp_path / "file").write_text("no folder")
+    for store, found in (("theirs", "without log/"), ("file", "can't hold it"), ("file/in/it", "can't hold it")):
+        with pytest.raises(StoreError, match=found):
+            run(job(log, tmp_path / "job", publish={"store": str(tmp_path / store)}))
+    assert not (tmp_path / "job").exists()
 
 
 @pytest.mark.parametrize("name", ["graph.npz", "visits.npy", "contexts.npy", "vectors/feature=item/part-0.parquet"])
