@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import pyarrow as pa
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from embstore import transforms
 from embstore.batch import Batch, FeatureTokens
 from embstore.errors import DataError, SchemaError, nearest
+from embstore.hashing import compiled
 from embstore.schema import Feature, Schema
 from embstore.tokens import Tokens, tokenize
 
@@ -288,7 +288,7 @@ def _tensor(values: np.ndarray | None, index_B: NDArray[np.int64]) -> Tensor | N
     return None if values is None else torch.from_numpy(values[index_B])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def _take_lists(
     values: NDArray[np.int64], offsets: NDArray[np.int64], index_B: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # pragma: no cover - compiled

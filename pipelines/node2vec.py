@@ -14,8 +14,10 @@ same for any runner and number of workers, and for a job that was killed; but fo
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -37,6 +39,7 @@ from embstore.node2vec.sources import fingerprints
 from embstore.node2vec.start import starting_vectors
 from embstore.progress import Bar, Progress, no_progress
 from embstore.store import Store
+from embstore.store.files import fsync_folder
 from embstore.threads import usable_cores
 
 from .graphs import graph_of_log
@@ -74,6 +77,8 @@ def run(
         GroupError: no such cluster, or its workers died too often.
         Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
+    if config.publish is not None:
+        _check_store(config.publish)
     folder = JobFolder(config.output)
     folder.claim(config.deciding(), fingerprints(config))
     before = folder.result()
@@ -115,6 +120,11 @@ class _Job:
         }
         if judged is not None:
             result["links"] = self._evaluate(links, vectors_ND)
+            self._heed()
+            if self.config.publish is not None:
+                self.notes.append(
+                    "the published vectors never saw the links held out: leave evaluate out of the last run"
+                )
         if self.config.publish is not None:
             result |= self._publish(graph, vectors_ND)
         for stage in ("graph", "train"):
@@ -161,6 +171,8 @@ class _Job:
                 visits_N += part_N
                 bar.advance(end - begin)
                 self._heed()
+        if keep is not None:
+            fsync_folder(walks)
         self.folder.finish("visits", [self.folder.write_visits(visits_N)], sum=int(visits_N.sum()))
         return visits_N
 
@@ -179,10 +191,11 @@ class _Job:
         return vectors_ND
 
     def _evaluate(self, links: LinkSplit, vectors_ND: NDArray[np.float32]) -> dict[str, Any]:
-        assert self.config.evaluate is not None
+        judged = self.config.evaluate
+        assert judged is not None
         if (done := self.folder.done("evaluate")) is None:
             with self.progress("evaluate", None):
-                auc = operator_auc(vectors_ND, links, self.config.evaluate.operator)
+                auc = operator_auc(vectors_ND, links, judged.operator, seed=judged.seed)
                 about = {"held_out": len(links.test_edges), "auc": auc, "baselines": baseline_auc(links)}
             done = self.folder.finish("evaluate", links=about)
         found: dict[str, Any] = done["links"]
@@ -304,6 +317,19 @@ class _Trainer:
 
 def _store(settings: PublishSettings) -> str:
     return str(place_of(settings.store))
+
+
+def _check_store(settings: PublishSettings) -> None:
+    """Raise what publishing would, before the work, where a look at the store shows it."""
+    where, store = place_of(settings.store), Store(settings.store)
+    if not isinstance(where, Path):
+        return  # a bucket may be one that only publishing can make
+    if where.is_dir() and any(where.iterdir()):
+        store.versions()
+        return
+    above = next(folder for folder in (where, *where.parents) if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise StoreError(f"store {where}", expected="a folder that can be made", found=f"{above}, which can't hold it")
 
 
 def _published(store: Store, vectors: str) -> str | None:

@@ -159,18 +159,32 @@ class OnRay:
     ) -> list[Any]:
         """Tasks hand parts to tasks; all are asked for at once, and what memory doesn't hold Ray keeps on disk."""
         task = self._task(_parted).options(num_returns=count + 1)
-        by_piece = [task.remote(function, shared, *piece) for piece in pieces]
-        for place, parts in enumerate(by_piece):
-            self._taken(parts.pop())
-            done(place)
-        task = self._task(combine)
-        return [
-            task.remote(shared, number, *arguments, *parts) for number, parts in enumerate(zip(*by_piece, strict=True))
-        ]
+        under_way = [of for piece in pieces for of in piece if isinstance(of, self._ray.ObjectRef)]
+        try:
+            by_piece = []
+            for piece in pieces:
+                by_piece.append(task.remote(function, shared, *piece))
+                under_way.append(by_piece[-1][-1])
+            for place, parts in enumerate(by_piece):
+                self._taken(parts.pop())
+                done(place)
+            task, combined = self._task(combine), []
+            for number, parts in enumerate(zip(*by_piece, strict=True)):
+                combined.append(task.remote(shared, number, *arguments, *parts))
+                under_way.append(combined[-1])
+        except BaseException:
+            self._cancel(under_way)
+            raise
+        return combined
 
     def take(self, handles: Sequence[Any]) -> Iterator[Any]:
         """Each when it is asked for."""
-        return map(self._taken, handles)
+        remaining = deque(handles)
+        try:
+            while remaining:
+                yield self._taken(remaining.popleft())
+        finally:
+            self._cancel(remaining)
 
     def _task(self, function: Callable[..., Any]) -> Any:
         if function not in self._tasks:
@@ -187,9 +201,13 @@ class OnRay:
                     return
                 yield under_way.popleft()
         finally:
-            for given in under_way:
-                with suppress(Exception):  # the cluster may be gone
-                    self._ray.cancel(given[0] if isinstance(given, list) else given, force=False)
+            self._cancel(given[0] if isinstance(given, list) else given for given in under_way)
+
+    def _cancel(self, references: Iterable[Any]) -> None:
+        """Tasks that nobody waits for any more; of one that is done it means nothing."""
+        for reference in references:
+            with suppress(Exception):  # the cluster may be gone
+                self._ray.cancel(reference, force=False)
 
     def _taken(self, reference: Any) -> Any:
         try:

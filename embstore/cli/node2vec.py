@@ -98,6 +98,8 @@ def _show(folder: str, result: dict[str, Any]) -> None:
     if links := result.get("links"):
         best = max(links["baselines"], key=links["baselines"].get)
         beside = f"{best.replace('_', ' ')} {links['baselines'][best]:.4f}"
+        if "common_neighbours" not in links["baselines"]:
+            beside += "; no pair has neighbours in common"
         line(f"links    AUC {links['auc']:.4f} of {links['held_out']:,} held out (best of the baselines: {beside})")
     if version := result.get("version"):
         line(f"version  {version} in {result['store']}")

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore.errors import ConfigError, GraphError
-from embstore.node2vec.logistic import Logistic
+from embstore.node2vec.logistic import Logistic, scikit_learn
 
 METRICS = ("macro_f1", "micro_f1", "macro_f1_threshold", "micro_f1_threshold", "macro_auroc")
 _SPLIT, _FOLDS = 0, 1  # streams of random numbers
@@ -128,18 +128,23 @@ def split_nodes(count: int, train_share: float, seed: int) -> tuple[NDArray[np.i
 
 
 def label_metrics(labels_NK: NDArray[np.bool_], scores_NK: NDArray[np.floating]) -> dict[str, float]:
-    """Each of ``METRICS`` of log-odds; ``macro_auroc`` is NaN where each label has one class only."""
-    from sklearn.metrics import f1_score, roc_auc_score  # type: ignore[import-untyped]
+    """Each of ``METRICS`` of log-odds; ``macro_auroc`` is NaN where each label has one class only.
 
+    Raises:
+        ConfigError: scikit-learn is not installed.
+    """
+    metrics = scikit_learn("metrics")
     known_NK = most_likely(scores_NK, labels_NK.sum(axis=1))
     found = {}
     for suffix, predicted_NK in (("", known_NK), ("_threshold", scores_NK >= 0)):
         for average in ("macro", "micro"):
-            found[f"{average}_f1{suffix}"] = float(f1_score(labels_NK, predicted_NK, average=average, zero_division=0))
+            found[f"{average}_f1{suffix}"] = float(
+                metrics.f1_score(labels_NK, predicted_NK, average=average, zero_division=0)
+            )
     both_K = labels_NK.any(axis=0) & ~labels_NK.all(axis=0)
     area = float("nan")
     if both_K.any():
-        area = float(np.mean([roc_auc_score(labels_NK[:, k], scores_NK[:, k]) for k in np.flatnonzero(both_K)]))
+        area = float(np.mean([metrics.roc_auc_score(labels_NK[:, k], scores_NK[:, k]) for k in np.flatnonzero(both_K)]))
     return found | {"macro_auroc": area}
 
 

@@ -19,9 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embstore.errors import ConfigError
-from embstore.hashing import compiled
 from embstore.node2vec.skipgram import SkipGram
-from embstore.node2vec.walks import check_walks
+from embstore.node2vec.walks import check_walks, count_visits
 
 CHUNK_BYTES = 64 << 20
 
@@ -90,7 +89,7 @@ class Corpus:
         visits_N = np.zeros(self.num_nodes, dtype=np.int64)
         for _, walks_WL in self.chunks(threads):
             check_walks(walks_WL, self.num_nodes)
-            _count(walks_WL, visits_N)
+            count_visits(walks_WL, visits_N)
             if progress is not None:
                 progress(len(walks_WL))
         return visits_N
@@ -128,12 +127,3 @@ class Corpus:
                 if on_loss is not None:
                     on_loss(done, loss)
         skip_gram.check()
-
-
-@compiled(nogil=True)
-def _count(walks_WL, visits_N):  # type: ignore[no-untyped-def]
-    for w in range(walks_WL.shape[0]):
-        for place in range(walks_WL.shape[1]):
-            if walks_WL[w, place] < 0:
-                break
-            visits_N[walks_WL[w, place]] += 1

@@ -112,7 +112,7 @@ class JobFolder:
                 self._sweep()
                 return
             self.clear()
-        elif found := [name for name in (*_FILES, *_FOLDERS) if (self.path / name).exists()]:
+        elif self.path.is_dir() and (found := sorted(os.listdir(self.path))):
             expected, do = "a job's folder, or a new one", "name another folder with --output"
             raise CheckpointError(str(self.path), expected=expected, found=f"{found[0]} of something else", do=do)
         make_output(self.path)

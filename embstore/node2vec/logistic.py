@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +42,7 @@ class Logistic:
         Raises:
             ConfigError: scikit-learn is not installed.
         """
-        linear_model = _linear_model()
+        linear_model = scikit_learn("linear_model")
         vectors_ND = np.ascontiguousarray(vectors_ND, dtype=np.float64)
         weights_KD = np.zeros((labels_NK.shape[1], vectors_ND.shape[1]))
         bias_K = np.zeros(labels_NK.shape[1])
@@ -62,14 +64,17 @@ class Logistic:
         return np.asarray(vectors_ND.astype(np.float64) @ self.weights_KD.T + self.bias_K)
 
 
-def _linear_model():  # type: ignore[no-untyped-def]
+def scikit_learn(module: str) -> Any:
+    """A module of it.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
     try:
-        from sklearn import linear_model  # type: ignore[import-untyped]
+        return import_module(f"sklearn.{module}")
     except ImportError as error:
-        raise ConfigError(
-            "evaluation of vectors", expected="scikit-learn", found=str(error), do="install embstore[graphs]"
-        ) from error
-    return linear_model
+        do = "pip install 'embstore[graphs]'"
+        raise ConfigError("evaluation of vectors", expected="scikit-learn", found=str(error), do=do) from error
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from embstore.errors import GraphError
 from embstore.hashing import compiled, mulhi64_scalar, splitmix64_scalar
 from embstore.node2vec.alias import alias_rows
 from embstore.node2vec.graph import Graph
-from embstore.node2vec.skipgram import SkipGramSettings
+from embstore.node2vec.skipgram import SkipGramSettings, check_finite
 from embstore.node2vec.walks import Walker, WalkSettings
 
 _CHUNK = 16384  # walks at once
@@ -83,6 +83,7 @@ def new_vectors(
 
     Raises:
         GraphError: a graph without edges, or arrays of another length than it has nodes.
+        ConfigError: rows of new nodes have left float32's range.
     """
     _check(graph, vectors_ND, known_N)
     _check(graph, contexts_ND, known_N)
@@ -107,6 +108,7 @@ def new_vectors(
                 *(walks_WL, first, rate, slope, in_ND, out_ND, known_N, keep_N, other_N),
                 *(how.window, how.negatives, seed),
             )
+    check_finite(how, in_ND[~known_N], out_ND[~known_N])
     return in_ND, out_ND
 
 

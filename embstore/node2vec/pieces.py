@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embstore.node2vec.graph import Graph
-from embstore.node2vec.walks import NO_NODE, Walker, WalkSettings
+from embstore.node2vec.walk_files import write_part
+from embstore.node2vec.walks import Walker, WalkSettings, count_visits
 
 _TRAINED, _WALKED = 2**17, 2**20  # nodes trained on in one call, and walked to in one piece
 _ALIGNED = 64  # walks
@@ -33,8 +31,10 @@ def visits_of(walker: Walker, begin: int, end: int, threads: int, folder: str | 
     """How often they come to each node, ``[N]``; where a folder is given, they are written down in it."""
     walks_WL = walks_of(walker, begin, end, threads)
     if folder is not None:
-        _write(walks_WL, begin, Path(folder) / f"part-{begin:012d}.parquet")
-    return np.bincount(walks_WL[walks_WL != NO_NODE], minlength=walker.graph.num_nodes)
+        write_part(walks_WL, begin, walker, folder)
+    visits_N = np.zeros(walker.num_nodes, dtype=np.int64)
+    count_visits(walks_WL, visits_N)
+    return visits_N
 
 
 def trained_at_once(length: int) -> int:
@@ -45,14 +45,3 @@ def trained_at_once(length: int) -> int:
 def walked_at_once(length: int) -> int:
     """Walks of a piece: several calls' worth."""
     return trained_at_once(length) * (_WALKED // _TRAINED)
-
-
-def _write(walks_WL: NDArray[np.int32], begin: int, path: Path) -> None:
-    there_WL = walks_WL != NO_NODE
-    offsets = np.concatenate([[0], np.cumsum(there_WL.sum(axis=1))]).astype(np.int32)
-    walks = pa.ListArray.from_arrays(pa.array(offsets), pa.array(walks_WL[there_WL]))
-    partial = path.with_name(f".{path.name}")
-    pq.write_table(
-        pa.table({"number": np.arange(begin, begin + len(walks_WL)), "walk": walks}), partial, compression="zstd"
-    )
-    partial.replace(path)

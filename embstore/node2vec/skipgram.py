@@ -115,11 +115,7 @@ class SkipGram:
         self._vectors = np.zeros((count, width), dtype=np.float32)
         self._contexts = np.zeros((count, width), dtype=np.float32)
         if vectors is None:
-            generator = np.random.Generator(np.random.Philox(key=[settings.seed, 2**32]))
-            half = np.float32(0.5 / settings.dim)
-            for start in range(0, count, 65536):
-                part = self._vectors[start : start + 65536, : settings.dim]
-                part[:] = generator.random(part.shape, dtype=np.float32) / np.float32(settings.dim) - half
+            draw_vectors(self.vectors, settings.seed)
         else:
             self._vectors[:, : settings.dim] = self._given(vectors, "vectors")
         if contexts is not None:
@@ -215,13 +211,31 @@ class SkipGram:
             self._check_rows(slice(start, start + 65536))
 
     def _check_rows(self, rows: Any) -> None:
-        if not (np.isfinite(self._vectors[rows]).all() and np.isfinite(self._contexts[rows]).all()):
-            raise ConfigError(
-                "skip_gram.learning_rate",
-                expected=f"vectors that stay finite at {self.settings.learning_rate}",
-                found="some that left float32's range",
-                do="lower it, or start from smaller vectors",
-            )
+        check_finite(self.settings, self._vectors[rows], self._contexts[rows])
+
+
+def draw_vectors(out_ND: NDArray[np.float32], seed: int) -> None:
+    """What training begins with where nothing is given, of the seed: from -0.5 / D to 0.5 / D, all alike likely."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, 2**32]))
+    dim = out_ND.shape[1]
+    for start in range(0, len(out_ND), 65536):
+        part = out_ND[start : start + 65536]
+        part[:] = generator.random(part.shape, dtype=np.float32) / np.float32(dim) - np.float32(0.5 / dim)
+
+
+def check_finite(how: SkipGramSettings, *arrays: NDArray[np.float32]) -> None:
+    """Refuse what was learnt at too great a rate.
+
+    Raises:
+        ConfigError: arrays that have left float32's range.
+    """
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ConfigError(
+            "skip_gram.learning_rate",
+            expected=f"vectors that stay finite at {how.learning_rate}",
+            found="some that left float32's range",
+            do="lower it, or start from smaller vectors",
+        )
 
 
 @compiled(nogil=True)

@@ -11,6 +11,7 @@ from embstore.errors import ConfigError
 from embstore.node2vec.folder import JobFolder
 from embstore.node2vec.graph import Graph
 from embstore.node2vec.settings import JobSettings
+from embstore.node2vec.skipgram import draw_vectors
 from embstore.node2vec.spectral import SpectralSettings, spectral_vectors
 from embstore.progress import Progress, no_progress
 from embstore.threads import usable_cores
@@ -34,13 +35,16 @@ def starting_vectors(graph: Graph, config: JobSettings, progress: Progress = no_
         )
         nothing_N = ~vectors_ND.any(axis=1)
         if nothing_N.any():  # where all are zeros, and contexts too, nothing ever moves
-            vectors_ND[nothing_N] = _random(graph.num_nodes, dim, seed)[nothing_N]
+            drawn_ND = np.empty_like(vectors_ND)
+            draw_vectors(drawn_ND, seed)
+            vectors_ND[nothing_N] = drawn_ND[nothing_N]
             progress.say(f"start: {nothing_N.sum():,} nodes have no spectral vector, but a random one")
     if config.start.vectors is None:
         return vectors_ND, contexts_ND
     if vectors_ND is None or contexts_ND is None:
-        vectors_ND = _random(graph.num_nodes, dim, seed)
-        contexts_ND = np.zeros_like(vectors_ND)
+        contexts_ND = np.zeros((graph.num_nodes, dim), dtype=np.float32)
+        vectors_ND = np.empty_like(contexts_ND)
+        draw_vectors(vectors_ND, seed)
     former, known = JobFolder(config.start.vectors).read_vectors(), 0
     what = f"start.vectors {config.start.vectors}"
     if not former.keys() & graph.parts().keys():
@@ -59,11 +63,6 @@ def starting_vectors(graph: Graph, config: JobSettings, progress: Progress = no_
         known += len(there)
     progress.say(f"start: {known:,} of {graph.num_nodes:,} nodes have former vectors")
     return vectors_ND, contexts_ND
-
-
-def _random(count: int, dim: int, seed: int) -> NDArray[np.float32]:
-    generator = np.random.Generator(np.random.Philox(key=[seed, 2**32]))
-    return (generator.random((count, dim), dtype=np.float32) - np.float32(0.5)) / np.float32(dim)
 
 
 def _places(nodes: pa.Array, values: pa.Array) -> NDArray[np.int64]:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from embstore.errors import ConfigError, GraphError
-from embstore.node2vec.skipgram import SkipGramSettings
+from embstore.node2vec.skipgram import SkipGramSettings, draw_vectors
 from embstore.node2vec.walks import check_walks
 
 _MOST_WALKS = 1024  # of a batch
@@ -66,8 +66,8 @@ class TorchSkipGram:
         self.pool, self.batch = pool, batch
         shape = (len(visits_N), settings.dim)
         if vectors is None:
-            generator = np.random.Generator(np.random.Philox(key=[settings.seed, 2**32]))
-            vectors = (generator.random(shape, dtype=np.float32) - np.float32(0.5)) / np.float32(settings.dim)
+            vectors = np.empty(shape, dtype=np.float32)
+            draw_vectors(vectors, settings.seed)
         if contexts is None:
             contexts = np.zeros(shape, dtype=np.float32)
         if vectors.shape != shape or contexts.shape != shape:

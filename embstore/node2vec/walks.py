@@ -227,6 +227,16 @@ def check_walks(walks_WL: NDArray[np.int32], num_nodes: int) -> None:
         raise GraphError("walks", expected=expected, found=str(greatest if greatest >= num_nodes else least))
 
 
+@compiled(nogil=True)
+def count_visits(walks_WL, visits_N):  # type: ignore[no-untyped-def]
+    """Add to each node how often walks that were checked come to it."""
+    for w in range(walks_WL.shape[0]):
+        for place in range(walks_WL.shape[1]):
+            if walks_WL[w, place] < 0:
+                break
+            visits_N[walks_WL[w, place]] += 1
+
+
 def _check_arrays(graph: Graph) -> None:
     indptr_N, indices_E, weights_E = graph.indptr_N, graph.indices_E, graph.weights_E
     kinds = [indptr_N.dtype == np.int64, indices_E.dtype == np.int32]

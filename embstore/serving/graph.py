@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from embstore.errors import ConfigError, CorruptVersionError
+from embstore.hashing import compiled
 from embstore.serving.scores import Metric
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _wrong_with(data: NDArray[np.uint8], metric: Metric, vectors_UD: NDArray[np.
     return ""
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def _first_wrong(
     data: NDArray[np.uint8],
     level_U: NDArray[np.int64],
@@ -188,7 +188,7 @@ def _first_wrong(
     return -1
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def _uint32(data: NDArray[np.uint8], at: int) -> np.int64:  # pragma: no cover - compiled
     return (
         np.int64(data[at]) | np.int64(data[at + 1]) << 8 | np.int64(data[at + 2]) << 16 | np.int64(data[at + 3]) << 24

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from embstore.hashing import compiled
 
 Metric = Literal["cosine", "dot", "l2"]
 _TILE = 4096
@@ -62,7 +63,7 @@ def best_of(
     return _read(keys_QC, k)
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def spread(
     index_QK: NDArray[np.int64],
     scores_QK: NDArray[np.float32],
@@ -134,7 +135,7 @@ def _read(keys_QC: NDArray[np.int64], k: int) -> tuple[NDArray[np.int64], NDArra
     return index, scores
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def _tile_scores(
     queries_QD: NDArray[np.float64], tile_DB: NDArray[np.float64], squared: bool, out_QB: NDArray[np.float64]
 ) -> None:  # pragma: no cover - compiled
@@ -151,7 +152,7 @@ def _tile_scores(
                     out_QB[q, b] += x * tile_DB[d, b]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def _pair_scores(
     queries_QD: NDArray[np.float64],
     vectors_UD: NDArray[np.float32],

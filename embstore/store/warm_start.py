@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numba
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from embstore.errors import DataError, SchemaError, nearest
+from embstore.hashing import compiled
 from embstore.store.values import open_dataset, reading, scan
 from embstore.tokens import tokenize
 
@@ -306,7 +306,7 @@ def _sharing(row_C: NDArray[np.int64], value_C: NDArray[np.int64]) -> int:
     return len(np.unique(np.concatenate([value_C[meet], value_C[meet + 1]])))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled(nogil=True)
 def _average(
     flat_X: NDArray[np.float32],
     weight_C: NDArray[np.float64],

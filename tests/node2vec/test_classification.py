@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,6 +46,12 @@ def test_label_that_all_or_none_have() -> None:
     rest_NK = scores_NK[:, 2:]
     assert (scores_NK[:, :1] > rest_NK).all()
     assert (scores_NK[:, 1:2] < rest_NK).all()
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    with pytest.raises(ConfigError, match=r"scikit-learn.*pip install 'embstore\[graphs\]'"):
+        label_metrics(np.eye(3, dtype=bool), np.eye(3))
 
 
 def test_whole_protocol_against_scikit_learn() -> None:

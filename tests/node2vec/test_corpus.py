@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,31 @@ def test_others_read_the_files(tmp_path: Path) -> None:
     assert rows == list(enumerate(walks))
 
 
+def test_parts_that_are_not_those_of_the_walks(tmp_path: Path) -> None:
+    folder = tmp_path / "walks"
+    write_walks(walker(), folder, chunk_bytes=1000)
+    parts = sorted(folder.iterdir())
+    assert [path.name for path in parts[:2]] == ["part-000000000000.parquet", "part-000000000027.parquet"]
+    one, other = (path.read_bytes() for path in parts[:2])
+    parts[0].write_bytes(other)
+    parts[1].write_bytes(one)
+    with pytest.raises(LogError, match=r"part-000000000027.parquet; expected walks from number 27 on; found others"):
+        WalkFiles(folder).walks(30, 31)
+    parts[0].write_bytes(one)
+    parts[1].unlink()
+    with pytest.raises(LogError, match="expected 205 walks; found 178"):
+        WalkFiles(folder)
+    write_walks(walker(num_walks=4), tmp_path / "others")
+    shutil.copy(tmp_path / "others" / parts[0].name, parts[1])
+    with pytest.raises(LogError, match="parts of several"):
+        WalkFiles(folder)
+
+
+def test_who_writes_or_reads_parts_needs_no_torch() -> None:
+    code = "import sys, embstore.node2vec.walk_files, embstore.node2vec.pieces; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
 def test_a_folder_that_exists_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "walks").mkdir()
     with pytest.raises(StoreError, match="one that exists"):
@@ -135,7 +163,7 @@ def test_files_that_are_not_walks(tmp_path: Path) -> None:
         WalkFiles(tmp_path / "none")
     folder = tmp_path / "walks"
     write_walks(walker(), folder)
-    path = folder / "part-0.parquet"
+    path = folder / "part-000000000000.parquet"
     whole = path.read_bytes()
     column = pq.read_metadata(path).row_group(0).column(1)
     path.write_bytes(whole[:-9])

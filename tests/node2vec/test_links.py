@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
+import sys
 from itertools import combinations
 
 import networkx as nx
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +19,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from embstore.errors import ConfigError, GraphError
+from embstore.node2vec import links
 from embstore.node2vec.graph import Graph
 from embstore.node2vec.links import (
     BASELINES,
@@ -26,6 +30,7 @@ from embstore.node2vec.links import (
     operator_auc,
     split_links,
 )
+from embstore.node2vec.logistic import Logistic
 
 
 def random_graph(num_nodes: int, edges: int, seed: int, *, weighted: bool = False) -> Graph:
@@ -114,6 +119,76 @@ def test_pairs_without_an_edge_are_equally_likely() -> None:
     assert all(abs(count - expected) < 4.5 * deviation for count in times.values())
 
 
+def of_features(**sizes: int) -> dict[str, pa.Array]:
+    return {name: pa.array(np.arange(size)) for name, size in sizes.items()}
+
+
+def linked(edges: set[tuple[int, int]], nodes: dict[str, pa.Array]) -> Graph:
+    return Graph.of_edges(*np.array(sorted(edges)).T, num_nodes=sum(map(len, nodes.values())), nodes=nodes)
+
+
+def split_or_why_not(graph: Graph, share: float, seed: int) -> LinkSplit | str:
+    try:
+        return split_links(graph, share, seed=seed)
+    except GraphError as error:
+        return str(error)
+
+
+@given(st.integers(2, 7), st.integers(0, 3), st.integers(2, 7), st.floats(0.2, 0.8), st.integers(0, 2**32))
+def test_pairs_without_an_edge_are_of_the_features_that_edges_are_of(
+    users: int, others: int, items: int, density: float, seed: int
+) -> None:
+    """Users have edges with items, and items with items; others, between the two in number, have none."""
+    nodes = of_features(user=users, other=others, item=items)
+    first = users + others
+    most = {(u, v) for v in range(first, first + items) for u in (*range(users), *range(first, v))}
+    drawn = np.random.default_rng(seed).random(len(most)) < density
+    edges = {pair for pair, there in zip(sorted(most), drawn, strict=True) if there}
+
+    def kinds(pairs: set[tuple[int, int]]) -> list[int]:
+        return [sum((u < users) == of_user for u, _ in pairs) for of_user in (True, False)]
+
+    free = kinds(most - edges)
+    split = split_or_why_not(linked(edges, nodes), 0.3, seed) if edges else "edges to remove: none"
+    if isinstance(split, str):
+        short = re.search(r"more than (\d+) pairs of (user|item) and item without an edge; found (\d+)", split)
+        assert short or "edges to remove" in split
+        assert not short or int(short[1]) >= int(short[3]) == free[short[2] == "item"]
+        return
+    test, train = pair_set(split.test_others), pair_set(split.train_others)
+    assert test | train <= most - edges
+    assert not test & train
+    assert (len(test), len(train)) == (len(split.test_others), len(split.train_others))
+    assert kinds(test) == kinds(pair_set(split.test_edges))
+    kept = kinds(pair_set(split.train_edges))
+    assert kinds(train) == [min(*of) for of in zip(kept, np.subtract(free, kinds(test)), strict=True)]
+
+
+def test_users_and_items_are_equally_likely() -> None:
+    nodes = of_features(user=3, item=5)
+    edges = {(0, 3), (0, 4), (1, 4), (1, 3), (2, 5), (2, 6), (2, 7), (1, 5)}  # 7 pairs without, 1 for the test
+    graph, rounds = linked(edges, nodes), 2000
+    times = dict.fromkeys({(u, v) for u in range(3) for v in range(3, 8)} - edges, 0)
+    for seed in range(rounds):
+        (pair,) = pair_set(split_links(graph, 0.1, seed=seed).test_others)
+        times[pair] += 1
+    deviation = math.sqrt(rounds / 7 * (6 / 7))
+    assert all(abs(count - rounds / 7) < 4.5 * deviation for count in times.values())
+
+
+def test_vectors_that_only_tell_users_from_items_predict_nothing() -> None:
+    drawn = np.random.default_rng(0).random((30, 40)) < 0.3
+    users, items = np.nonzero(drawn)
+    nodes = of_features(user=30, item=40)
+    split = split_links(Graph.of_edges(users, items + 30, num_nodes=70, nodes=nodes), 0.4)
+    vectors_ND = np.repeat([[1.0, -1.0], [-1.0, 1.0]], [30, 40], axis=0)
+    assert operator_auc(vectors_ND, split) == 0.5
+    assert set(baseline_auc(split)) == {"preferential_attachment"}
+    whole = split_links(Graph.of_edges(users, items + 30, num_nodes=70), 0.4)
+    assert operator_auc(vectors_ND, whole) > 0.6
+    assert set(baseline_auc(whole)) == set(BASELINES)
+
+
 def test_weights_loops_and_lonely_nodes_stay() -> None:
     graph = random_graph(20, 60, 1, weighted=True)
     loops = np.array([0, 3])
@@ -188,6 +263,30 @@ def test_operators_against_scikit_learn(operator: str) -> None:
     assert operator_auc(vectors_ND, split, operator, C=0.5) == pytest.approx(expected, abs=1e-4)
 
 
+def test_so_many_pairs_are_fitted_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawn by the seed; and test pairs are scored piece by piece as at once."""
+    split = split_links(random_graph(60, 600, 7), seed=1)
+    vectors_ND = np.random.default_rng(2).standard_normal((60, 5)).astype(np.float32)
+    fitted: list[tuple[np.ndarray, np.ndarray]] = []
+    fit = Logistic.fit.__func__
+
+    def noting(cls: type[Logistic], vectors_MD: np.ndarray, labels_MK: np.ndarray, C: float) -> Logistic:
+        fitted.append((vectors_MD, labels_MK))
+        return fit(cls, vectors_MD, labels_MK, C)
+
+    monkeypatch.setattr(Logistic, "fit", classmethod(noting))
+    whole = operator_auc(vectors_ND, split)
+    assert operator_auc(vectors_ND, split, most_pairs=600) == whole
+    found = [operator_auc(vectors_ND, split, most_pairs=50, seed=seed) for seed in (3, 3, 4)]
+    assert [len(vectors_MD) for vectors_MD, _ in fitted] == [600, 600, 50, 50, 50]
+    assert 10 < fitted[2][1].sum() < 40
+    assert np.array_equal(fitted[2][0], fitted[3][0])
+    assert not np.array_equal(fitted[3][0], fitted[4][0])
+    assert found[0] == found[1]
+    monkeypatch.setattr(links, "_AT_ONCE", 7)
+    assert operator_auc(vectors_ND, split) == pytest.approx(whole, abs=1e-6)
+
+
 def communities() -> LinkSplit:
     """Two of 20 nodes each, most pairs within them linked and none between them."""
     pairs = np.array([(u, v) for u, v in combinations(range(40), 2) if u // 20 == v // 20 and (u + v) % 4])
@@ -204,6 +303,15 @@ def test_vectors_that_tell_communities_apart() -> None:
     for operator in ("hadamard", "weighted_l1", "weighted_l2"):
         assert operator_auc(vectors_ND, split, operator) == pytest.approx(expected)
     assert baseline_auc(split)["common_neighbours"] > 0.7
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = split_links(random_graph(12, 30, 0))
+    for name in ("sklearn.metrics", "sklearn.linear_model"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for judge in (lambda: operator_auc(np.ones((12, 2)), split), lambda: baseline_auc(split)):
+        with pytest.raises(ConfigError, match=r"scikit-learn.*pip install 'embstore\[graphs\]'"):
+            judge()
 
 
 def test_what_is_refused() -> None:

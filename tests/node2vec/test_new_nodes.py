@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from embstore.errors import GraphError
+from embstore.errors import ConfigError, GraphError
 from embstore.node2vec.graph import Graph
 from embstore.node2vec.new_nodes import mean_vectors, new_vectors
 from embstore.node2vec.skipgram import SkipGram, SkipGramSettings
@@ -129,6 +129,13 @@ def test_steps_lower_the_loss_of_new_pairs(grown):
     scale = length[~known].mean() / np.linalg.norm(mean[~known], axis=1).mean()
     np.testing.assert_allclose(start[0][~known], mean[~known] * scale, rtol=1e-4, atol=1e-6)
     assert loss(moved) < loss(start)
+
+
+def test_vectors_that_left_float32_are_an_error(grown):
+    graph, vectors, contexts, known = grown
+    great = np.where(known[:, None], np.float32(3e38), vectors)
+    with np.errstate(all="ignore"), pytest.raises(ConfigError, match="left float32's range"):
+        new_vectors(graph, great, contexts, known, WalkSettings(length=6), SkipGramSettings(dim=16, window=5))
 
 
 def test_nobody_new_changes_nothing(grown):

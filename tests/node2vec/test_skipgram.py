@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from embstore.errors import ConfigError, GraphError
 from embstore.node2vec import Graph, SkipGram, SkipGramSettings, Walker, WalkSettings
 from embstore.node2vec.alias import alias_rows
+from embstore.node2vec.skipgram import draw_vectors
 from embstore.node2vec.tiles import OUTPUTS
 
 ALL = 2**64 - 1
@@ -338,6 +339,9 @@ def test_first_vectors_are_small_and_of_the_seed() -> None:
     assert np.abs(one.vectors).max() <= 0.05
     assert len(np.unique(one.vectors)) > 400
     assert not one.contexts.any()
+    drawn_ND = np.empty((50, 10), np.float32)
+    draw_vectors(drawn_ND, seed=1)
+    assert np.array_equal(drawn_ND, one.vectors)
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -25,11 +25,13 @@ from commands import invoke
 from shown import Shown
 
 from embstore.config import parse
-from embstore.errors import CheckpointError, ConfigError, GraphError, GroupError, Interrupted, LogError
+from embstore.errors import CheckpointError, ConfigError, GraphError, GroupError, Interrupted, LogError, StoreError
 from embstore.interruption import Interruption
 from embstore.node2vec import GraphSettings, SkipGram, Walker, edges, pieces, plots
 from embstore.node2vec.folder import JobFolder
 from embstore.node2vec.settings import JobSettings
+from embstore.node2vec.skipgram import draw_vectors
+from embstore.node2vec.walk_files import WalkFiles
 from embstore.pipelines import graphs, node2vec
 from embstore.pipelines.node2vec import run
 from embstore.pipelines.runners import Serial, runner
@@ -376,11 +378,21 @@ def test_what_was_half_written_is_removed(log: Path, tmp_path: Path, undisturbed
 
 
 def test_a_folder_of_something_else_is_left_alone(log: Path, tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text("theirs")
-    with pytest.raises(CheckpointError, match=r"metrics.jsonl of something else"):
+    (tmp_path / "notes.txt").write_text("theirs")
+    with pytest.raises(CheckpointError, match=r"notes\.txt of something else"):
         run(job(log, tmp_path))
     JobFolder(tmp_path).clear()
-    assert (tmp_path / "metrics.jsonl").read_text() == "theirs"
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_store_that_cant_be_is_told_before_the_work(log: Path, tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "notes.txt").write_text("no store")
+    (tmp_path / "file").write_text("no folder")
+    for store, found in (("theirs", "without log/"), ("file", "can't hold it"), ("file/in/it", "can't hold it")):
+        with pytest.raises(StoreError, match=found):
+            run(job(log, tmp_path / "job", publish={"store": str(tmp_path / store)}))
+    assert not (tmp_path / "job").exists()
 
 
 @pytest.mark.parametrize("name", ["graph.npz", "visits.npy", "contexts.npy", "vectors/feature=item/part-0.parquet"])
@@ -416,11 +428,13 @@ def test_former_vectors_are_the_start(log: Path, tmp_path: Path, undisturbed: di
     start, shown = {"vectors": str(undisturbed["folder"])}, Shown()
     run(job(tmp_path / "log.parquet", tmp_path / "job", skip_gram=still, start=start), progress=shown)
     before, after = JobFolder(undisturbed["folder"]).read_vectors(), JobFolder(tmp_path / "job").read_vectors()
+    drawn_ND = np.empty((JobFolder(tmp_path / "job").read_graph().num_nodes, 8), np.float32)
+    draw_vectors(drawn_ND, seed=0)
     for feature in ("user", "item"):
         was = dict(zip(before[feature].values.to_pylist(), before[feature].vectors, strict=True))
         for value, vector in zip(after[feature].values.to_pylist(), after[feature].vectors, strict=True):
             if value == "new":
-                assert 0 < np.abs(vector).max() < 1 / 8
+                assert np.array_equal(vector, drawn_ND[after[feature].values.index(value).as_py()])
             else:
                 assert np.array_equal(vector, was[value])
     assert any("have former vectors" in line for line in shown.lines)
@@ -445,6 +459,9 @@ def test_walks_are_kept(small: None, log: Path, tmp_path: Path) -> None:
     walker = Walker(JobFolder(tmp_path / "job").read_graph(), config.walks)
     assert kept["number"].to_pylist() == list(range(walker.num_walks))
     assert kept["walk"].to_pylist() == walker.walks(0, walker.num_walks).tolist()
+    read = WalkFiles(tmp_path / "job" / "walks")
+    assert (read.num_nodes, read.num_walks, read.length) == (walker.num_nodes, walker.num_walks, walker.length)
+    assert np.array_equal(read.walks(50, 700), walker.walks(50, 700))
 
 
 def test_links_are_held_out(log: Path, tmp_path: Path) -> None:
@@ -453,6 +470,20 @@ def test_links_are_held_out(log: Path, tmp_path: Path) -> None:
     assert result["links"]["held_out"] == round(0.2 * graph.num_edges)
     assert result["links"]["auc"] > 0.7
     assert set(result["links"]["baselines"]) >= {"common_neighbours", "adamic_adar"}
+
+
+def test_links_of_users_and_items_alone(log: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    graph = {"log": str(log), "pairs": [["user", "item"]]}
+    config.write_text(yaml.safe_dump(settings(log, tmp_path / "job", graph=graph, evaluate={"links": 0.2})))
+    done = invoke("node2vec", str(config))
+    assert done.exit_code == 0, done.output
+    assert re.search(
+        r"preferential attachment 0\.\d+; no pair has neighbours in common\)", " ".join(done.stdout.split())
+    )
+    links = JobFolder(tmp_path / "job").result()["links"]
+    assert list(links["baselines"]) == ["preferential_attachment"]
+    assert links["auc"] > links["baselines"]["preferential_attachment"]
 
 
 def test_threads_without_locks(log: Path, tmp_path: Path) -> None:
