@@ -237,8 +237,8 @@ class FeatureValues:
         )
 
     def merged(self, other: FeatureValues) -> FeatureValues:
-        """The values of both: counts and clicks are added; what either has dropped, or prunes unseen, is not kept. Clicks
-        and times that one of them hasn't are left out.
+        """The values of both: counts and clicks are added, and what either has dropped, or prunes unseen, is not kept.
+        Clicks and times that one of them hasn't are left out.
 
         Raises:
             SchemaError: values of another kind, or times of another type.
@@ -257,11 +257,6 @@ class FeatureValues:
         count, kept = np.zeros(size, np.int64), np.ones(size, np.bool_)
         np.add.at(count, at, np.concatenate([self.count, other.count]))
         np.logical_and.at(kept, at, np.concatenate([self.kept, other.kept]))
-        unseen = "keep"
-        for of, held in ((self, at[: len(self)]), (other, at[len(self) :])):
-            if of.unseen == "prune":
-                unseen = "prune"
-                kept &= np.isin(np.arange(size), held)
         more: dict[str, Any] = {}
         if self.clicks is not None and other.clicks is not None:
             more[CLICKS] = np.zeros(size, np.int64)
@@ -269,6 +264,11 @@ class FeatureValues:
         for name, function in ((FIRST, "min"), (LAST, "max")):
             if name in self._more and name in other._more:
                 more[name] = _extremes(self._more[name], other._more[name], at, function, self.name)
+        unseen = "keep"
+        for of, held in ((self, at[: len(self)]), (other, at[len(self) :])):
+            if of.unseen == "prune":
+                unseen = "prune"
+                kept &= np.isin(np.arange(size), held)
         return FeatureValues.of(self.name, codes.dictionary, count=count, kept=kept, unseen=unseen, **more)
 
     def table(self, *, dropped: bool = True) -> pa.Table:

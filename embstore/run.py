@@ -315,9 +315,10 @@ class Run:
     def _read_vocabulary(self, source: VocabularySource) -> VocabularySource:
         there = self.files.config()
         was = None if there is None else there.honoured
-        if source.store is not None and was is not None and was.store is not None and not source.version[:1].isdigit():
-            if place_of(was.store) == place_of(source.store):  # an alias means what it meant when the run began
-                source = replace(source, version=was.version)
+        stores = source.store, None if was is None else was.store
+        if was is not None and stores[0] is not None and stores[1] is not None and not source.version[:1].isdigit():
+            same = place_of(stores[0]) == place_of(stores[1])  # an alias means what it meant when the run began
+            source = replace(source, version=was.version if same else source.version)
         self._read, pinned = source.read(self.schema)
         return pinned
 
@@ -509,7 +510,7 @@ class Run:
             names = [name for name in self._counted() if name not in own]
             return [] if found is not None and found.keys() >= set(names) else names
 
-        names = self.group.lead(missing)
+        names = tuple(self.group.lead(missing))
         if not names:
             return
         with self.progress("values", log.rows) as bar:

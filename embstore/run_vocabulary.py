@@ -1,8 +1,8 @@
 """The vocabulary that a run honours: values it has dropped are looked up as their feature's pruned token.
 
-    vocabulary: pruned                                   a folder, of Vocabulary.to_parquet or of a vocabulary job
-    vocabulary: {path: pruned, unseen: prune}            values that are not in it are pruned as well
-    vocabulary: {store: store, version: production}      of a published version
+vocabulary: pruned                                   a folder, of Vocabulary.to_parquet or of a vocabulary job
+vocabulary: {path: pruned, unseen: prune}            values that are not in it are pruned as well
+vocabulary: {store: store, version: production}      of a published version
 """
 
 from __future__ import annotations

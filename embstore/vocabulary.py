@@ -121,8 +121,9 @@ class Vocabulary(Mapping[str, FeatureValues]):
             for name, of in self.items():
                 part = temporary / f"{FEATURE}={escaped(name)}"
                 part.mkdir()
+                told = of.unseen != "keep"  # Parquet keeps what a table's metadata say with its Arrow schema only
                 with (part / "part-0.parquet").open("xb") as file:
-                    pq.write_table(of.table(), file, compression="zstd", store_schema=False)
+                    pq.write_table(of.table(), file, compression="zstd", store_schema=told)
                     fsync_file(file)
                 fsync_folder(part)
             fsync_folder(temporary)
@@ -145,8 +146,8 @@ class Vocabulary(Mapping[str, FeatureValues]):
         return self[feature].known.of(tokens_N)
 
     def filtered(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """Tokens as they are looked up: those of dropped values, and of unseen ones where they are pruned, as the pruned
-        token; no copy when there are none.
+        """Tokens as they are looked up: those of dropped values, and of unseen ones where these are pruned, as the
+        pruned token; no copy when there are none.
 
         A feature that is not in the vocabulary has no dropped values.
         """

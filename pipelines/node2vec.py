@@ -196,7 +196,7 @@ class _Job:
         done = self.folder.done("publish")
         if done is None or done["store"] != where:
             manifest, store = self.folder.manifest(), Store(where)
-            about = {**manifest["settings"], "vectors": self.folder.vectors_digest()}
+            about = {"settings": manifest["settings"], "vectors": self.folder.vectors_digest()}
             version = _published(store, about["vectors"])
             if version is None:
                 logs = {name: {"fingerprint": of} for name, of in manifest["sources"].items()}
@@ -264,6 +264,7 @@ class _Trainer:
                     raise Interrupted(f"stopped at walk {self.at.walks:,} of {self.total:,}; {_GO_ON} from there")
                 if monotonic() >= due:
                     due = self._next_save(self._save())
+        self.model.check()
 
     def _walks(self) -> Iterator[tuple[NDArray[np.int32], int]]:
         """Walks from where training stands, each call's, and the number of the first over all epochs."""

@@ -9,6 +9,7 @@ from embstore.cli.demo import demo
 from embstore.cli.failures import ON_PURPOSE, exit_code, say
 from embstore.cli.node2vec import node2vec
 from embstore.cli.plan import plan
+from embstore.cli.prune import prune
 from embstore.cli.select import select
 from embstore.cli.serve import serve
 from embstore.cli.store import compact, lookup, promote, publish, rollback
@@ -43,6 +44,8 @@ def cli() -> None:
 
 
 for command in (
+    *(demo, schema, dataset, vocab, train, evaluate, publish, versions, promote, rollback, lookup),
+    *(export, import_, node2vec, verify, diff, tag, untag, compact, gc, prune, plan, serve),
     *(demo, schema, dataset, vocab, select, train, evaluate, publish, versions, promote, rollback, lookup),
     *(export, import_, node2vec, verify, diff, tag, untag, compact, gc, plan, serve),
 ):

@@ -60,6 +60,7 @@ def node2vec(
     from embstore.config import load_yaml, parse
     from embstore.node2vec.folder import JobFolder
     from embstore.node2vec.settings import JobSettings
+    from embstore.node2vec.sources import fingerprints
     from embstore.pipelines.node2vec import run
 
     data = load_yaml(config)
@@ -71,6 +72,7 @@ def node2vec(
         data["publish"] = {**(data.get("publish") or {}), "store": publish_to}
     job = parse(JobSettings, data)
     if fresh:
+        fingerprints(job)  # what can't be read costs nobody what is there
         JobFolder(job.output).clear()
     with redirect_stdout(sys.stderr):  # what Ray says of lost workers
         result = run(job, workers=workers, progress=progress)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from embstore.cli.store import as_json_option
+from embstore.cli.store import LocalPath, as_json_option
 
 if TYPE_CHECKING:
     from embstore.planning import Machine, TorchrecEstimate, Workload
+    from embstore.planning.collisions import Sizing
 
 _SUFFIXES = {"k": 3, "M": 6, "G": 9, "B": 9, "T": 12}
 _DTYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
@@ -25,6 +26,7 @@ Examples:
   embstore plan --rows 10G --dim 64 --dtype fp16 --skew 1.05 --samples-per-second 20e6
   embstore plan --config config.yaml --rows 1e9 --device cpu --ranks-per-host 2
   embstore plan --rows 10e9 --dim 64 --world 16 --rates measured.json --json
+  embstore plan --vocabulary vocabulary --target 0.1 --plot collisions.png
 """
 )
 @click.option("--rows", help="Rows of the table: 10e9, 10G, 10_000_000_000.")
@@ -53,6 +55,19 @@ Examples:
 @click.option("--intra-gbps", type=float, help="Link to the ranks of the host, GB/s in one direction.")
 @click.option("--inter-gbps", type=float, help="Link to other hosts, GB/s in one direction and per rank.")
 @click.option("--rates", type=click.Path(path_type=Path), help="JSON of measured numbers (embstore.planning.Machine).")
+@click.option(
+    "--vocabulary",
+    type=click.Path(path_type=Path),
+    help="Folder of one: say how many of its values share a row (and what it costs, with --dim or --config).",
+)
+@click.option(
+    "--target",
+    type=float,
+    default=0.1,
+    show_default=True,
+    help="Share of values that may share a row, for --vocabulary.",
+)
+@click.option("--plot", type=LocalPath(), help="Picture of it, .png or .svg; needs matplotlib.")
 @as_json_option
 def plan(
     config: Path | None,
@@ -63,6 +78,9 @@ def plan(
     device: str,
     ranks_per_host: int | None,
     rates: Path | None,
+    vocabulary: Path | None,
+    target: float,
+    plot: Path | None,
     as_json: bool,
     **given: Any,
 ) -> None:
@@ -70,19 +88,36 @@ def plan(
 
     A cost model, not a measurement: all it assumes is printed with it, and --rates puts what you have measured in its
     place. The estimate of torchrec's own planner stands beside it.
+
+    With --vocabulary it says how many values of a feature are expected to share a row in one table and in one for each
+    feature, which features deserve exact rows, and how many rows a --target takes (docs/pruning.md).
     """
     from dataclasses import asdict
+
+    from embstore.errors import ConfigError
+
+    if plot is not None and vocabulary is None:
+        raise ConfigError("--plot", expected="--vocabulary FOLDER with it", found="none")
+    sizing = None if vocabulary is None else _sizing(vocabulary, config, schema, given["rows"], target, plot)
+    if sizing is not None and given["dim"] is None and config is None:
+        from embstore.cli.collision_report import show_collisions
+
+        if as_json:
+            click.echo(json.dumps({"collisions": asdict(sizing)}))
+        else:
+            show_collisions(sizing)
+        return
 
     from embstore.cli.plan_report import show_cheapest, show_prediction, show_torchrec, show_worlds
     from embstore.errors import KernelError
     from embstore.planning import ask_torchrec, assumptions, cheapest, differences, predict, read_rates
 
     links = {key: given.pop(key) for key in ("memory_gb", "memory_gbps", "host_memory_gb", "intra_gbps", "inter_gbps")}
-    target = None if samples_per_second is None else float(count("--samples-per-second", samples_per_second))
+    speed = None if samples_per_second is None else float(count("--samples-per-second", samples_per_second))
     work = _workload(config, schema, given)
     on = _machine(device, ranks_per_host, read_rates(rates) if rates else {}, links)
     found = None if world is None else predict(work, on, world)
-    best = cheapest(work, on, largest=max(max_world, world or 0), samples_per_second=target)
+    best = cheapest(work, on, largest=max(max_world, world or 0), samples_per_second=speed)
     found = found or best.anyhow
     theirs: TorchrecEstimate | None = None
     missing = None
@@ -103,21 +138,27 @@ def plan(
             "cheapest": {
                 "in_memory": best.in_memory and best.in_memory.world,
                 "fits": best.anyhow.world,
-                "samples_per_second": target,
+                "samples_per_second": speed,
                 "fast_enough": best.fast_enough and best.fast_enough.world,
                 "fastest": best.fastest.world,
             },
             "assumptions": assumptions(work, on),
+            **({} if sizing is None else {"collisions": asdict(sizing)}),
         }
         click.echo(json.dumps(answer))
         return
     show_prediction(work, on, found)
-    show_cheapest(best, target)
+    show_cheapest(best, speed)
     show_torchrec(found, theirs, missing, differences(work, on, found), on_gpus=on.kind == "cuda")
     show_worlds(powers)
     click.echo("\nassumed")
     for line in assumptions(work, on):
         click.echo(f"- {line}")
+    if sizing is not None:
+        from embstore.cli.collision_report import show_collisions
+
+        click.echo()
+        show_collisions(sizing)
 
 
 def count(option: str, text: str) -> int:
@@ -178,6 +219,32 @@ def _workload(config: Path | None, schema_path: Path | None, given: dict[str, An
     if config is not None and "dense_parameters" not in settings and schema is not None:
         settings["dense_parameters"] = _network_parameters(run.model, schema, settings["dim"])
     return Workload(**settings)
+
+
+def _sizing(
+    vocabulary: Path, config: Path | None, schema_path: Path | None, rows: str | None, target: float, plot: Path | None
+) -> Sizing:
+    """What a vocabulary does to a table: with the lookups and sub-tables of a schema or run, and without its exact
+    features."""
+    from embstore.planning import collisions
+    from embstore.schema import Schema
+    from embstore.vocabulary import Vocabulary
+
+    values, tables = Vocabulary.from_parquet(vocabulary), 1
+    asked = None if rows is None else count("--rows", rows)
+    schema = None if schema_path is None else Schema.from_yaml(schema_path)
+    if config is not None:
+        from embstore.settings import RunConfig
+
+        run = RunConfig.from_yaml(config)
+        schema, tables = schema or run.read_schema(), run.table.num_tables
+        asked = run.table.rows if asked is None else asked
+    lookups = None if schema is None else {of.name: of.lookups for of in schema.features if not of.exact}
+    features = [of for of in collisions.cardinalities(values, lookups) if lookups is None or of.name in lookups]
+    sizing = collisions.advise(features, rows=asked, target=target, num_tables=tables)
+    if plot is not None:
+        collisions.plot(features, sizing, plot)
+    return sizing
 
 
 def _network_parameters(model: dict[str, Any], schema: Any, dim: int) -> int:

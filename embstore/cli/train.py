@@ -56,7 +56,8 @@ The least a config.yaml says, as the flags do (a table of 262,144 rows of 16 num
     "--seeds", type=click.IntRange(min=1), help="Train this many times, seeds 0, 1, ...; print mean and deviation."
 )
 @click.option(
-    "--vocabulary", help="Folder of a vocabulary (embstore prune) whose dropped values are looked up as one pruned value."
+    "--vocabulary",
+    help="Folder of a vocabulary (embstore prune) whose dropped values are looked up as one pruned value.",
 )
 @click.option("--from", "start", help="Go on from a version: an id, a unique prefix of one, or an alias.")
 @click.option("--store", help="The store of --from: a folder or URI.  [default: store]")

@@ -210,7 +210,9 @@ def _show_imported(
     if done.shared:
         out.print(f"{done.shared:,} values share a row with another: it is their mean", highlight=False)
     if done.unknown:
-        out.print(f"{done.unknown:,} values are unknown to the exact feature, or pruned, and were skipped", highlight=False)
+        out.print(
+            f"{done.unknown:,} values are unknown to the exact feature, or pruned, and were skipped", highlight=False
+        )
 
 
 def _check_values(version: Version, feature: str, source: str, column: str) -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from embstore.hashing import compiled, splitmix64_scalar
 
+_AHEAD = 64  # tokens whose places are read at once
+
 
 class KnownIndex(NamedTuple):
     """Where each exact feature's known tokens rank: an open-addressed hash table a feature, one after the other.
@@ -95,7 +97,7 @@ def fill_status(token_N, index, kept, missing, pruned, status_N):  # type: ignor
 
 
 def token_places(tokens_K: NDArray[np.int64], empty: np.int64) -> NDArray[np.int64]:
-    """A hash table of tokens that is asked for no rank: the tokens at their places, ``empty`` (none of them) elsewhere."""
+    """A hash table without ranks: the tokens at their places, ``empty``, which is none of them, elsewhere."""
     places_P = np.full(1 << int(2 * len(tokens_K)).bit_length(), empty, np.int64)
     _place(tokens_K, empty, places_P)
     return places_P
@@ -113,19 +115,23 @@ def _place(tokens_K, empty, places_P):  # type: ignore[no-untyped-def]
 
 @compiled(nogil=True)
 def prune(token_N, places_P, held, missing, pruned):  # type: ignore[no-untyped-def]
-    """Let tokens that are ``held`` in ``places_P`` (or, where that is false, those that are not) be ``pruned``, in place.
+    """Let tokens that are in ``places_P`` (those that aren't, where ``held`` is false) be ``pruned``, in place.
 
     ``missing``, which marks places without a token, stays as it is. Returns how many have changed.
     """
-    mask, changed = np.int64(len(places_P) - 1), 0
-    for n in range(len(token_N)):
-        token = token_N[n]
-        if token == missing or token == pruned:
-            continue
-        place = np.int64(splitmix64_scalar(np.uint64(token))) & mask
-        while places_P[place] != missing and places_P[place] != token:
-            place = (place + 1) & mask
-        if (places_P[place] == token) == held:
-            token_N[n] = pruned
-            changed += 1
+    mask, changed, size = np.int64(len(places_P) - 1), 0, len(token_N)
+    place_A, found_A = np.empty(_AHEAD, np.int64), np.empty(_AHEAD, np.int64)
+    for start in range(0, size, _AHEAD):
+        ahead = min(_AHEAD, size - start)
+        for a in range(ahead):  # without a branch, so that the waits for memory overlap
+            place_A[a] = np.int64(splitmix64_scalar(np.uint64(token_N[start + a]))) & mask
+            found_A[a] = places_P[place_A[a]]
+        for a in range(ahead):
+            token, place, found = token_N[start + a], place_A[a], found_A[a]
+            while found not in (missing, token):
+                place = (place + 1) & mask
+                found = places_P[place]
+            if (found == token) == held and token not in (missing, pruned):
+                token_N[start + a] = pruned
+                changed += 1
     return changed

@@ -52,6 +52,7 @@ __all__ = [
 
 _PIECE = 2**24  # entries of a piece, in one process
 _ROWS = 2**22  # rows of sessions that are sorted at once
+_EDGES = 2**24  # that pairs of lists make at once, where they aren't a single row's
 
 
 def pair_edges(table: pa.Table, settings: GraphSettings, survey: Survey, *, first_row: int = 0) -> pa.Table:
@@ -69,10 +70,15 @@ def pair_edges(table: pa.Table, settings: GraphSettings, survey: Survey, *, firs
         name: survey.nodes_of(name, table.column(name))
         for name in dict.fromkeys(name for pair in settings.pairs for name in pair)
     }
+    lengths = {name: np.bincount(row_V, minlength=table.num_rows) for name, (_, row_V) in nodes.items()}
+    many = sum(int(lengths[first] @ lengths[second]) for first, second in settings.pairs)
+    if many > max(_EDGES, 4 * table.num_rows) and (half := table.num_rows // 2):
+        parts = (table.slice(0, half), first_row), (table.slice(half), first_row + half)
+        return merged([pair_edges(part, settings, survey, first_row=row) for part, row in parts])
     found = []
     for first, second in settings.pairs:
         (source_V, row_V), (target_U, row_U) = nodes[first], nodes[second]
-        count_R = np.bincount(row_U, minlength=table.num_rows)
+        count_R = lengths[second].copy()
         count_R[~there_R] = 0
         start_R = np.searchsorted(row_U, np.arange(table.num_rows))
         count_V = count_R[row_V]
@@ -178,7 +184,9 @@ def assembled(pieces: Iterable[pa.Table], settings: GraphSettings, survey: Surve
 
 def ranges(survey: Survey, count: int) -> list[int]:
     """Bounds of about ``count`` ranges of nodes, for ``by_source``."""
-    return [*range(0, survey.num_nodes, max(-(-survey.num_nodes // count), 1)), survey.num_nodes]
+    if not survey.num_nodes:
+        return [0, 0]
+    return [*range(0, survey.num_nodes, -(-survey.num_nodes // count)), survey.num_nodes]
 
 
 def build_graph(settings: GraphSettings, progress: Callable[[int], object] | None = None) -> Graph:

@@ -3,7 +3,7 @@
     runs/node2vec/
       manifest.json      the settings that decide, fingerprints of what was read, and of each stage that is done what it
                          came to, with length and sha256 of its files
-      graph.npz          rows as ``embstore.node2vec.graph`` has them; the nodes of each feature, as Arrow
+      graph.npz          as ``embstore.node2vec.graph_files.to_npz`` writes it
       visits.npy         how often walks come to each node
       checkpoints/       where training stands; gone when it is done
       vectors/feature=item/part-0.parquet      value, node, vector, visits
@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from embstore.errors import CheckpointError, CorruptVersionError, EmbstoreError
 from embstore.node2vec.graph import Graph
+from embstore.node2vec.graph_files import read_npz, to_npz
 from embstore.node2vec.settings import differing
 from embstore.run_folder import make_output
 from embstore.store.export import escaped
@@ -41,10 +42,9 @@ from embstore.store.files import fsync_file, fsync_folder, replace_small, sha256
 FORMAT = 1
 STAGES = ("graph", "visits", "train", "evaluate", "publish")
 _MANIFEST, _RESULT, _METRICS = "manifest.json", "result.json", "metrics.jsonl"
-_CONTEXTS = "contexts.npy"
-_FILES = (_RESULT, _METRICS, _CONTEXTS, "graph.npz", "visits.npy", "loss.png", _MANIFEST)
+_CONTEXTS, _GRAPH = "contexts.npy", "graph.npz"
+_FILES = (_RESULT, _METRICS, _CONTEXTS, _GRAPH, "visits.npy", "loss.png", _MANIFEST)
 _FOLDERS = ("checkpoints", "vectors", "walks", "tensorboard")
-_NODES = "nodes"
 _ROWS = 65_536  # vectors of a row group
 
 
@@ -173,27 +173,13 @@ class JobFolder:
 
     def write_graph(self, graph: Graph) -> str:
         """Keep the graph; the name of its file."""
-        arrays: dict[str, Any] = {"indptr": graph.indptr_N, "indices": graph.indices_E}
-        arrays["directed"] = np.array(graph.directed)
-        if graph.weights_E is not None:
-            arrays["weights"] = graph.weights_E
-        for place, (feature, values) in enumerate((graph.nodes or {}).items()):
-            arrays[f"{_NODES}.{place}"] = _as_bytes(feature, values)
-        self._replace("graph.npz", lambda file: np.savez(file, **arrays))
-        return "graph.npz"
+        to_npz(graph, self.path / _GRAPH)
+        fsync_folder(self.path)
+        return _GRAPH
 
     def read_graph(self) -> Graph:
         """The graph that was kept."""
-        with np.load(self.path / "graph.npz", allow_pickle=False) as kept:
-            arrays = dict(kept)
-        columns = [_from_bytes(arrays[name]) for name in arrays if name.startswith(f"{_NODES}.")]
-        return Graph(
-            indptr_N=arrays["indptr"],
-            indices_E=arrays["indices"],
-            weights_E=arrays.get("weights"),
-            directed=bool(arrays["directed"]),
-            nodes=dict(columns) if columns else None,
-        )
+        return read_npz(self.path / _GRAPH, directed=self.manifest()["stages"]["graph"]["directed"])
 
     def write_visits(self, visits_N: NDArray[np.int64]) -> str:
         """Keep the visits; the name of their file."""
@@ -257,6 +243,7 @@ class JobFolder:
         """Add a line; the bytes there are then."""
         with open(self.path / _METRICS, "ab") as out:
             out.write(json.dumps(record).encode() + b"\n")
+            fsync_file(out)  # a checkpoint that counts on it may outlive a loss of power
             return out.tell()
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -382,17 +369,3 @@ def _write_feature(
                 ]
                 writer.write_table(pa.table(columns, schema=schema))
         fsync_file(file)
-
-
-def _as_bytes(feature: str, values: pa.Array) -> NDArray[np.uint8]:
-    table = pa.table({feature: values})
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return np.frombuffer(sink.getvalue(), dtype=np.uint8)
-
-
-def _from_bytes(kept: NDArray[np.uint8]) -> tuple[str, pa.Array]:
-    table = pa.ipc.open_stream(pa.py_buffer(kept)).read_all().combine_chunks()
-    column = table.column(0)
-    return table.schema.names[0], column.chunk(0) if column.num_chunks else pa.array([], column.type)

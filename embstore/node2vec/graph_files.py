@@ -66,8 +66,7 @@ def read_edges(
         LogError, SchemaError: of Parquet, as for logs.
     """
     text = str(path)
-    parquet = "://" in text or os.path.isdir(text) or text.endswith((".parquet", ".pq"))
-    source, target, weight = _parquet_edges(text) if parquet else _text_edges(text, separator)
+    source, target, weight = _parquet_edges(text) if is_parquet(text) else _text_edges(text, separator)
     if not len(source):
         raise GraphError(f"edges of {path}", expected="at least one edge", found="none")
     values = columns.joined([source.unique(), target.unique()], feature)
@@ -79,6 +78,11 @@ def read_edges(
         ends, weight = [end[apart] for end in ends], None if weight is None else weight[apart]
     graph = Graph.of_edges(ends[0], ends[1], weight, directed=directed, nodes={feature: values})
     return _with_edges(graph, str(path))
+
+
+def is_parquet(path: str) -> bool:
+    """Whether a list of edges is taken for Parquet, else for text."""
+    return "://" in path or os.path.isdir(path) or path.endswith((".parquet", ".pq"))
 
 
 def to_npz(graph: Graph, path: str | Path) -> None:

@@ -92,7 +92,9 @@ def new_vectors(
     if not len(start_W):
         return in_ND, out_ND
     round_W = np.repeat(np.arange(walks.num_walks), len(start_W) // walks.num_walks)
-    weight_N = _both_ways(graph).strengths() ** how.power
+    weight_N = _both_ways(graph).strengths()
+    some_N = weight_N > 0  # no walk comes to the others, whatever the power
+    weight_N[some_N] **= how.power
     keep_N, other_N = alias_rows(np.array([0, len(weight_N)]), weight_N)
     slope = (how.last_learning_rate - how.learning_rate) / (how.epochs * len(start_W))
     for epoch in range(how.epochs):

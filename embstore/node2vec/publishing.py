@@ -67,10 +67,12 @@ def vectors_table(
     {'value': [7, 8], 'weight': [1.0, 1.0]}
     """
     vectors_ND, weights_N = _checked(graph, vectors_ND, weights_N)
-    out = {}
+    out, linked_N = {}, _linked(graph)
     for name, numbers in graph.parts().items():
         values = _values(graph, name)
-        linked_V = _linked(graph)[numbers.start : numbers.stop]
+        linked_V = linked_N[numbers.start : numbers.stop]
+        if not linked_V.any():  # a column without values, say: no feature of a table
+            continue
         vectors_VD = vectors_ND[numbers.start : numbers.stop][linked_V]
         lists = pa.FixedSizeListArray.from_arrays(pa.array(vectors_VD.reshape(-1)), vectors_ND.shape[1])
         weight_V = pa.array(weights_N[numbers.start : numbers.stop][linked_V])

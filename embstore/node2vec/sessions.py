@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from embstore.errors import SchemaError
-from embstore.hashing import compiled
+from embstore.hashing import compiled, splitmix64
 from embstore.node2vec import columns
 from embstore.node2vec.graph_settings import GraphSettings, SessionSettings, microseconds
 from embstore.node2vec.sums import EdgeSums, edge_table, merged
@@ -53,7 +53,7 @@ def session_rows(
         if not columns.is_list(column.type):
             do = "say by which column rows make a session"
             raise SchemaError(f"sessions of column {session.column!r}", expected="lists", found=str(column.type), do=do)
-        token_R = place_R.view(np.uint64)
+        token_R = splitmix64(place_R.view(np.uint64))  # one to one; ``by_session`` divides by high bits
     else:
         by = table.column(session.by)
         tokens = tokenize(by, name=session.by)

@@ -23,7 +23,7 @@ from embstore.node2vec.graph_settings import GraphSettings
 from embstore.node2vec.skipgram import SkipGramSettings
 from embstore.node2vec.walks import WalkSettings
 
-_NOT_DECIDING = ("publish", "output", "threads", "checkpoint_minutes", "keep_walks")
+_NOT_DECIDING = ("publish", "output", "threads", "checkpoint_minutes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +113,9 @@ class JobSettings:
             raise ConfigError("config.threads", expected="1 or more", found=str(self.threads))
         if self.checkpoint_minutes is not None and not self.checkpoint_minutes >= 0:
             raise ConfigError("config.checkpoint_minutes", expected="0 or more", found=str(self.checkpoint_minutes))
+        if self.start.vectors is not None and Path(self.start.vectors).resolve() == Path(self.output).resolve():
+            do = "name another folder with --output"
+            raise ConfigError("config.output", expected="another folder than start.vectors", found=self.output, do=do)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> JobSettings:

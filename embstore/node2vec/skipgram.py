@@ -48,7 +48,7 @@ class SkipGramSettings:
         window: nodes to either side of a centre at most; each centre draws from 1 to this.
         negatives: drawn for each window.
         learning_rate, last_learning_rate: of the first and of the last walk, at most 1; linear between.
-        epochs: times that each walk is trained on; each draws walks of its own.
+        epochs: times that each walk is trained on; each draws windows and negatives of its own.
         power: negatives are drawn by visits to this power, from -2 to 2; nodes without visits never are.
         subsample: a node whose share of the visits is above this is left out of walks at random, as in word2vec; 0 for
             none.

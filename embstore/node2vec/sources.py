@@ -7,6 +7,7 @@ from pathlib import Path
 from embstore.errors import CorruptVersionError, LogError
 from embstore.logs import ParquetLog
 from embstore.node2vec.folder import JobFolder
+from embstore.node2vec.graph_files import is_parquet
 from embstore.node2vec.graph_settings import GraphSettings
 from embstore.node2vec.settings import JobSettings
 from embstore.schema import Feature, Schema
@@ -14,7 +15,7 @@ from embstore.store.files import sha256_file
 
 
 def fingerprints(config: JobSettings) -> dict[str, str]:
-    """By the setting that names it: of a log as ``ParquetLog.fingerprint``, of a file its sha256.
+    """By the setting that names it: of Parquet as ``ParquetLog.fingerprint``, of another file its sha256.
 
     Raises:
         LogError, SchemaError: a log or file that can't be read.
@@ -33,6 +34,9 @@ def _of_graph(settings: GraphSettings) -> dict[str, str]:
         return {"graph.log": ParquetLog(source, schema, labelled=False).fingerprint}
     name = "edges" if settings.edges is not None else "graph"
     path = getattr(settings, name)
+    if name == "edges" and is_parquet(path):
+        schema = Schema(features=(Feature(name="source"), Feature(name="target")))
+        return {"graph.edges": ParquetLog(path, schema, labelled=False).fingerprint}
     try:
         return {f"graph.{name}": sha256_file(Path(path)).sha256}
     except CorruptVersionError as error:

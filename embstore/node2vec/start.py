@@ -32,11 +32,14 @@ def starting_vectors(graph: Graph, config: JobSettings, progress: Progress = no_
         vectors_ND, contexts_ND = spectral_vectors(
             graph, dim, SpectralSettings(seed=seed), threads=config.threads or usable_cores()
         )
+        nothing_N = ~vectors_ND.any(axis=1)
+        if nothing_N.any():  # where all are zeros, and contexts too, nothing ever moves
+            vectors_ND[nothing_N] = _random(graph.num_nodes, dim, seed)[nothing_N]
+            progress.say(f"start: {nothing_N.sum():,} nodes have no spectral vector, but a random one")
     if config.start.vectors is None:
         return vectors_ND, contexts_ND
     if vectors_ND is None or contexts_ND is None:
-        generator = np.random.Generator(np.random.Philox(key=[seed, 2**32]))
-        vectors_ND = (generator.random((graph.num_nodes, dim), dtype=np.float32) - np.float32(0.5)) / np.float32(dim)
+        vectors_ND = _random(graph.num_nodes, dim, seed)
         contexts_ND = np.zeros_like(vectors_ND)
     former, known = JobFolder(config.start.vectors).read_vectors(), 0
     what = f"start.vectors {config.start.vectors}"
@@ -56,6 +59,11 @@ def starting_vectors(graph: Graph, config: JobSettings, progress: Progress = no_
         known += len(there)
     progress.say(f"start: {known:,} of {graph.num_nodes:,} nodes have former vectors")
     return vectors_ND, contexts_ND
+
+
+def _random(count: int, dim: int, seed: int) -> NDArray[np.float32]:
+    generator = np.random.Generator(np.random.Philox(key=[seed, 2**32]))
+    return (generator.random((count, dim), dtype=np.float32) - np.float32(0.5)) / np.float32(dim)
 
 
 def _places(nodes: pa.Array, values: pa.Array) -> NDArray[np.int64]:

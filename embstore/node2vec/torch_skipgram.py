@@ -25,6 +25,7 @@ from torch.nn.functional import softplus
 
 from embstore.errors import ConfigError, GraphError
 from embstore.node2vec.skipgram import SkipGramSettings
+from embstore.node2vec.walks import check_walks
 
 _MOST_WALKS = 1024  # of a batch
 
@@ -99,8 +100,12 @@ class TorchSkipGram:
 
         Returns:
             The mean loss of a window's contexts; NaN when there was none.
+
+        Raises:
+            GraphError: walks of another type, or of nodes that there aren't.
         """
         how = self.settings
+        check_walks(walks_WL, len(self._vectors))
         slope = (how.last_learning_rate - how.learning_rate) / (self.num_walks * how.epochs)
         batch = self.batch or max(1, min(_MOST_WALKS, len(self._vectors) // max(1, walks_WL.shape[1])))
         lost = torch.zeros(2, dtype=torch.float64, device=self.device)

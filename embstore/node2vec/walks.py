@@ -114,9 +114,9 @@ class Walker:
         self.graph, self.settings = graph, settings
         self._last_order = -1, np.empty(0, dtype=np.int32)  # replaced as one: threads may ask at the same time
 
-    def __reduce__(self) -> tuple[type[Walker], tuple[Graph, WalkSettings]]:
-        """Pickled without its alias tables, which are sooner made than sent."""
-        return Walker, (self.graph, self.settings)
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled with its tables, where they were made: workers read them where they lie, as they do the graph."""
+        return {name: value for name, value in self.__dict__.items() if name != "_arguments"}
 
     @property
     def num_nodes(self) -> int:
@@ -151,7 +151,22 @@ class Walker:
     def walks_from(
         self, start_W: NDArray[np.int32], round_W: NDArray[np.int64], *, threads: int = 1
     ) -> NDArray[np.int32]:
-        """A walk from each of these nodes, in these rounds; shaped as ``walks``."""
+        """A walk from each of these nodes, in these rounds; shaped as ``walks``.
+
+        Raises:
+            GraphError: nodes that there aren't, or another number of rounds.
+        """
+        if not (
+            start_W.ndim == 1 and start_W.shape == round_W.shape and start_W.dtype.kind == round_W.dtype.kind == "i"
+        ):
+            found = ", ".join(f"{of.dtype} {list(of.shape)}" for of in (start_W, round_W))
+            raise GraphError("starts and rounds of walks", expected="integers, as many of both", found=found)
+        least, greatest = int(start_W.min(initial=0)), int(start_W.max(initial=0))
+        if least < 0 or greatest >= self.num_nodes:
+            found = str(least if least < 0 else greatest)
+            raise GraphError("starts of walks", expected=f"nodes below {self.num_nodes:,}", found=found)
+        start_W = np.ascontiguousarray(start_W, dtype=np.int32)
+        round_W = np.ascontiguousarray(round_W, dtype=np.int64)
         out_WL = np.empty((len(start_W), self.settings.length), dtype=np.int32)
         arguments = self._arguments
         firsts = iter(range(0, len(start_W), _CHUNK))  # of which each thread takes the next
@@ -179,16 +194,21 @@ class Walker:
         return order_N
 
     @cached_property
+    def _tables(self) -> tuple[NDArray[Any], ...]:
+        """Of a graph with weights: its alias tables, strengths, and below what an edge is weak."""
+        graph = self.graph
+        keep_E = weak_N = np.empty(0, dtype=np.float32)
+        if graph.weights_E is None:
+            return keep_E, np.empty(0, dtype=np.int32), np.empty(0), weak_N
+        if self.settings.plus:
+            weak_N = _weak_below(graph, self.settings.gamma)
+        return *alias_rows(graph.indptr_N, graph.weights_E), graph.strengths(), weak_N
+
+    @cached_property
     def _arguments(self) -> tuple[Any, ...]:
         graph, how = self.graph, self.settings
-        weight_E = keep_E = weak_N = np.empty(0, dtype=np.float32)
-        other_E, strength_N = np.empty(0, dtype=np.int32), np.empty(0)
-        if graph.weights_E is not None:
-            weight_E, strength_N = graph.weights_E, graph.strengths()
-            keep_E, other_E = alias_rows(graph.indptr_N, weight_E)
-            if how.plus:
-                weak_N = _weak_below(graph, how.gamma)
-        arrays = (graph.indptr_N, graph.indices_E, weight_E, keep_E, other_E, strength_N, weak_N)
+        weight_E = np.empty(0, dtype=np.float32) if graph.weights_E is None else graph.weights_E
+        arrays: list[NDArray[Any]] = [graph.indptr_N, graph.indices_E, weight_E, *self._tables]
         return *[_frozen(array) for array in arrays], 1.0 / how.p, 1.0 / how.q, graph.directed, np.uint64(how.seed)
 
 

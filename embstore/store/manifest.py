@@ -15,7 +15,9 @@ from embstore.store.documents import Fields, shown
 from embstore.store.files import FileDigest
 from embstore.store.quantization import DTYPES, ENCODINGS, read_dtype, stored_dtype, stored_width
 
-FORMAT = 4  # 1 had no quantised rows, no deltas, no optimizer's state; 2 no vocabulary; 3 none that prunes unseen values
+FORMAT = (
+    4  # 1 had no quantised rows, no deltas, no optimizer's state; 2 no vocabulary; 3 none that prunes unseen values
+)
 KEEPING_FORMAT = 3  # of a version whose vocabulary prunes dropped values alone, which readers of it can use as well
 PLAIN_FORMAT = 2  # of one without a vocabulary
 
@@ -310,7 +312,9 @@ def read_vocabulary(body: dict[str, Any], files: dict[str, FileDigest], where: s
             kind = at.choice("kind", VALUE_BYTES)
             unseen = at.choice("unseen", UNSEEN) if "unseen" in entry else "keep"
             if unseen == "prune" and body["format"] <= KEEPING_FORMAT:
-                raise fields.wrong("format", f"{KEEPING_FORMAT + 1}, where unseen values are pruned", str(body["format"]))
+                raise fields.wrong(
+                    "format", f"{KEEPING_FORMAT + 1}, where unseen values are pruned", str(body["format"])
+                )
             found[name] = ValuesInfo(kind=kind, values=values, kept=at.whole("kept", 0, values), unseen=unseen)
             wanted[vocabulary_name(numbers[name])] = values * VALUE_BYTES[kind]
     held = {name for name in files if name.startswith("vocabulary/")}

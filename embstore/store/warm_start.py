@@ -155,7 +155,8 @@ def import_vectors(
 def set_rows(table: UnifiedEmbedding, given: Mapping[str, ValueVectors]) -> WarmStart:
     """Set the rows of the values of some features at once: a row that values of several hit is the mean of them all.
 
-    Values that the table prunes are left out, and count as unknown. Of a table whose rows are shared out, those that are here are set, and counted.
+    Values that the table prunes are left out, and count as unknown. Of a table whose rows are shared out, those that
+    are here are set, and counted.
 
     Args:
         given: by feature; vectors of dim numbers, or of lookups * dim.

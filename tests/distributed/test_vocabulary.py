@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from cases import collect, train
@@ -12,7 +13,9 @@ from ranks import Ranks
 from runs import config, write_logs
 
 from embstore.distributed import ALONE
+from embstore.feature_values import FeatureValues
 from embstore.store import Store
+from embstore.vocabulary import Vocabulary
 
 
 @pytest.mark.parametrize("world", [2, 3])
@@ -63,3 +66,36 @@ def test_ranks_publish_the_vocabulary_that_one_process_does(ranks: Ranks, tmp_pa
         assert ours.vocabulary_info == theirs.vocabulary_info
         assert ours.vocabulary_info.keys() == {"user_id", "item_id", "category", "tags"}
         many.verify(theirs.id)
+
+
+def test_ranks_honour_a_vocabulary_as_on_a_log_whose_values_were_replaced(ranks: Ranks, tmp_path: Path) -> None:
+    """A text whose hash is the pruned token stands for what was dropped: of an exact feature, and in lists."""
+    logs = write_logs(tmp_path / "logs")
+    dropped, vocabulary = {}, {}
+    whole = pq.read_table(logs / "train", columns=["category", "tags"])
+    for name, column in (("category", whole["category"]), ("tags", pc.list_flatten(whole["tags"]))):
+        values = sorted(set(column.to_pylist()) - {None})
+        dropped[name] = set(values[::2])
+        vocabulary[name] = FeatureValues.of(name, values, kept=[value not in dropped[name] for value in values])
+    Vocabulary(vocabulary).to_parquet(tmp_path / "vocabulary")
+    for path in list(logs.rglob("*.parquet")):
+        table = pq.read_table(path)
+        for name, gone in dropped.items():
+            at = table.column_names.index(name)
+            column = pa.array([_replaced(value, gone) for value in table[name].to_pylist()], table[name].type)
+            table = table.set_column(at, name, column)
+        target = tmp_path / "by-hand" / path.relative_to(logs)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, target, row_group_size=pq.read_metadata(path).row_group(0).num_rows)
+    honouring = config(logs, tmp_path / "run", vocabulary=str(tmp_path / "vocabulary"))
+    by_hand = config(tmp_path / "by-hand", tmp_path / "judge")
+    ours, theirs = (ranks.run(2, "train", config=settings) for settings in (honouring, by_hand))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one["digest"] == other["digest"]
+        assert one["result"]["valid"] == other["result"]["valid"]
+
+
+def _replaced(value: object, gone: set[str]) -> object:
+    if isinstance(value, list):
+        return [_replaced(each, gone) for each in value]
+    return "embstore\0pruned" if value in gone else value

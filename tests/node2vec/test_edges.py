@@ -233,6 +233,28 @@ def test_sessions_sorted_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert same(graph, build_graph(how))
 
 
+def test_lists_that_are_sessions_are_shared_out(tmp_path: Path) -> None:
+    table = pa.table({"item": [[row % 7, row % 5] for row in range(400)]})
+    how = GraphSettings(log="-", sessions=(edges.SessionSettings(column="item", steps=1),))
+    rows = edges.session_rows(table, 0, how, edges.survey_of(table, how))
+    parts = edges.by_session(rows, 4)
+    assert min(part.num_rows for part in parts) > 100
+    assert len(np.unique(rows["session"])) == 400
+
+
+def test_pairs_of_long_lists_are_made_some_rows_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    lists = [[draw.integers(20, size=draw.integers(9)).tolist() for _ in range(60)] for _ in range(2)]
+    table = pa.table({"a": lists[0], "b": lists[1], "w": draw.random(60)})
+    how = GraphSettings(log=write(tmp_path / "log", table, rows=60), pairs=(("a", "b"),), weight="w")
+    graph, made = build_graph(how), edges.edge_table
+    monkeypatch.setattr(edges, "_EDGES", 200)
+    sizes: list[int] = []
+    monkeypatch.setattr(edges, "edge_table", lambda *of: (sizes.append(len(of[0])), made(*of))[1])
+    assert same(graph, build_graph(how))
+    assert max(sizes) <= 200
+
+
 def test_blocks_and_settings_can_be_sent_to_workers(tmp_path: Path) -> None:
     from embstore.node2vec.blocks import LogBlocks
 

@@ -54,6 +54,16 @@ def test_the_mean_is_weighted():
     assert out[2].tolist() == [3.0, 2.0]
 
 
+@pytest.mark.parametrize("power", [-0.5, 0.0, 0.75])
+def test_nodes_without_edges_are_no_negatives(power):
+    graph = Graph.of_edges(np.arange(5), np.arange(1, 6), num_nodes=8)
+    known, rows = np.arange(8) < 4, np.ones((8, 4), np.float32)
+    how = SkipGramSettings(dim=4, power=power)
+    vectors, contexts = new_vectors(graph, rows, rows, known, WalkSettings(length=5), how)
+    assert not contexts[6:].any()
+    assert not np.array_equal(vectors[5], vectors[0])
+
+
 def test_a_chain_of_new_nodes_is_reached_round_by_round():
     chain = Graph.of_edges(np.arange(5), np.arange(1, 6), num_nodes=7)
     vectors = np.zeros((7, 1), np.float32)

@@ -166,6 +166,14 @@ def test_vectors_that_are_not_the_graph_s(vectors: Any, weights: Any, message: s
         vectors_table(make_graph(), vectors, weights_N=weights)
 
 
+def test_a_feature_without_nodes_is_left_out(tmp_path: Path) -> None:
+    nodes = {"user": pa.array([1]), "none": pa.array([], pa.large_string()), "item": pa.array([2, 3])}
+    graph = Graph.of_edges(np.array([0, 0]), np.array([1, 2]), nodes=nodes)
+    version = publish_vectors(Store(tmp_path), graph, np.eye(3), {})
+    assert [feature.name for feature in version.schema.features] == ["user", "item"]
+    assert version.lookup("item", [3]).tolist() == [[0, 0, 1]]
+
+
 def test_nothing_to_publish(tmp_path: Path) -> None:
     with pytest.raises(GraphError, match="an edge"):
         vectors_table(Graph.of_edges(np.array([], int), np.array([], int), num_nodes=2), np.zeros((2, 3)))

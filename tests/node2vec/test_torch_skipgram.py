@@ -145,6 +145,8 @@ def test_walks_without_windows():
 def test_what_cannot_be():
     with pytest.raises(GraphError, match="walks to train on"):
         TorchSkipGram(np.zeros(3, np.int64), 1, settings())
+    with pytest.raises(GraphError, match="nodes below 3"):
+        TorchSkipGram(np.ones(3, np.int64), 1, settings()).train(np.array([[0, 3]], np.int32), 0)
     with pytest.raises(GraphError, match="vectors to start from"):
         TorchSkipGram(np.ones(3, np.int64), 1, settings(), vectors=np.zeros((2, 16), np.float32))
     for wrong in ({"pool": 0}, {"batch": 0}):

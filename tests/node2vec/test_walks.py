@@ -374,12 +374,32 @@ def test_threads_and_chunks_make_the_same_walks() -> None:
             assert np.array_equal(part, whole[begin:end])
 
 
-def test_a_walker_is_pickled_without_its_tables() -> None:
-    walker = Walker(hub(weighted=True), WalkSettings(num_walks=3))
-    before = len(pickle.dumps(walker))
+def test_a_walker_is_pickled_with_its_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once each: tasks of a cluster would otherwise make them again for each piece."""
+    walker = Walker(hub(weighted=True), WalkSettings(num_walks=3, plus=True))
     whole = walker.walks(0, 100)
-    assert len(pickle.dumps(walker)) == before
-    assert np.array_equal(pickle.loads(pickle.dumps(walker)).walks(0, 100), whole)
+    held: list[pickle.PickleBuffer] = []
+    kept = pickle.dumps(walker, protocol=5, buffer_callback=held.append)
+    tables = sum(array.nbytes for array in walker._tables)
+    assert sum(buffer.raw().nbytes for buffer in held) == walker.graph.nbytes + tables + 4 * walker.num_nodes
+    again = pickle.loads(kept, buffers=[bytes(buffer.raw()) for buffer in held])
+    monkeypatch.setattr("embstore.node2vec.walks.alias_rows", None)
+    assert np.array_equal(again.walks(0, 100), whole)
+
+
+def test_starts_that_are_no_nodes() -> None:
+    walker = Walker(hub(weighted=False), WalkSettings(length=3))
+    count = walker.num_nodes
+    for start, rounds, text in (
+        ([0, count], [0, 0], f"expected nodes below {count}; found {count}"),
+        ([-1], [0], "found -1"),
+        ([2**32], [0], f"found {2**32}"),
+        ([0], [0, 1], "as many of both"),
+        ([0.5], [0], "integers"),
+    ):
+        with pytest.raises(GraphError, match=text):
+            walker.walks_from(np.array(start), np.array(rounds))
+    assert walker.walks_from(np.array([1, 1]), np.array([0, 1])).shape == (2, 3)
 
 
 def test_arrays_that_are_read_only_or_mapped_make_the_same_walks(tmp_path: Any) -> None:

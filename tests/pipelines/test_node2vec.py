@@ -25,9 +25,9 @@ from commands import invoke
 from shown import Shown
 
 from embstore.config import parse
-from embstore.errors import CheckpointError, ConfigError, GroupError, Interrupted
+from embstore.errors import CheckpointError, ConfigError, GraphError, GroupError, Interrupted, LogError
 from embstore.interruption import Interruption
-from embstore.node2vec import Walker, pieces, plots
+from embstore.node2vec import GraphSettings, SkipGram, Walker, edges, pieces, plots
 from embstore.node2vec.folder import JobFolder
 from embstore.node2vec.settings import JobSettings
 from embstore.pipelines import graphs, node2vec
@@ -462,8 +462,8 @@ def test_threads_without_locks(log: Path, tmp_path: Path) -> None:
 
 
 def test_published_vectors_are_looked_up(log: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
-    pytest.importorskip("embstore.node2vec.publishing")
     from embstore import Store
+    from embstore.node2vec.publishing import graph_fingerprint
 
     folder, store = tmp_path / "job", tmp_path / "store"
     shutil.copytree(undisturbed["folder"], folder)  # finished: only publishing is left
@@ -472,7 +472,8 @@ def test_published_vectors_are_looked_up(log: Path, tmp_path: Path, undisturbed:
     for feature, of in JobFolder(folder).read_vectors().items():
         assert np.array_equal(version.lookup(feature, of.values).numpy(), of.vectors)
     about = version.manifest["lineage"]["node2vec"]
-    assert about["skip_gram"]["dim"] == 8
+    assert about["settings"]["skip_gram"]["dim"] == 8
+    assert about["graph"]["sha256"] == graph_fingerprint(JobFolder(folder).read_graph())
     assert run(job(log, folder, publish={"store": str(store)})) == result
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["stages"]["publish"]  # as where it was killed behind the publishing
@@ -534,6 +535,66 @@ def test_bad_input_is_one_line(
     lines = [line for line in err.splitlines() if line.startswith("error")]
     assert len(lines) == 1
     assert re.search(message, lines[0]), lines[0]
+
+
+def test_vectors_that_left_float32_are_an_error_wherever_they_are(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = SkipGram.train
+
+    def spoiled(self: SkipGram, walks_WL: Any, first: int, **how: Any) -> float:
+        loss = train(self, walks_WL, first, **how)
+        self._vectors[0] = np.inf
+        return loss
+
+    monkeypatch.setattr(SkipGram, "train", spoiled)
+    with pytest.raises(ConfigError, match="left float32's range"):
+        run(job(log, tmp_path / "job"))
+    assert not (tmp_path / "job" / "vectors").exists()
+
+
+def test_fresh_keeps_what_is_there_where_the_log_is_not(log: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings(log, tmp_path / "job")))
+    assert invoke("node2vec", str(config)).exit_code == 0
+    kept = files(tmp_path / "job")
+    with pytest.raises(LogError):
+        invoke("node2vec", str(config), "--set", f"graph.log={tmp_path / 'absent'}", "--fresh")
+    assert files(tmp_path / "job") == kept
+    with pytest.raises(ConfigError, match=r"expected another folder than start.vectors"):
+        job(log, tmp_path / "job", start={"vectors": str(tmp_path / "job")})
+
+
+def test_a_prior_that_says_nothing_is_random(tmp_path: Path) -> None:
+    """All know all: no pair is likelier than by chance."""
+    edges = tmp_path / "edges.txt"
+    edges.write_text("".join(f"{a} {b}\n" for a in range(12) for b in range(a)))
+    how = {"walks": {"length": 10}, "skip_gram": {"dim": 8}, "start": {"prior": "spectral"}}
+    run(parse(JobSettings, {**how, "graph": {"edges": str(edges)}, "output": str(tmp_path / "job")}))
+    (vectors,) = JobFolder(tmp_path / "job").read_vectors().values()
+    assert (np.abs(vectors.vectors).max(axis=1) > 0).all()
+
+
+def test_a_log_without_values_is_no_graph(tmp_path: Path) -> None:
+    nothing = pa.nulls(3, pa.string())
+    pq.write_table(pa.table({"user": nothing, "item": nothing}), tmp_path / "log.parquet")
+    how = GraphSettings(log=str(tmp_path / "log.parquet"), pairs=(("user", "item"),))
+    with pytest.raises(GraphError, match="at least one edge"), runner(None) as by:
+        graphs.graph_of_log(how, by, lambda rows: None)
+    assert edges.ranges(edges.survey_of(pq.read_table(tmp_path / "log.parquet"), how), 8) == [0, 0]
+
+
+def test_edges_in_a_folder_of_parquet(tmp_path: Path) -> None:
+    ends = np.random.default_rng(0).integers(0, 30, (2, 200))
+    (tmp_path / "edges").mkdir()
+    for name, half in (("a", slice(100)), ("b", slice(100, None))):
+        pq.write_table(pa.table({"source": ends[0, half], "target": ends[1, half]}), tmp_path / f"edges/{name}.parquet")
+    how = {"walks": {"length": 5}, "skip_gram": {"dim": 8}, "output": str(tmp_path / "job")}
+    config = parse(JobSettings, {**how, "graph": {"edges": str(tmp_path / "edges")}})
+    result = run(config)
+    assert result["graph"]["nodes"] == {"node": 30}
+    of_npz = {"graph": {"graph": str(tmp_path / "job/graph.npz")}, "output": str(tmp_path / "again")}
+    assert run(parse(JobSettings, {**how, **of_npz}))["train"] == result["train"]
 
 
 def test_a_cluster_that_cant_be(log: Path, tmp_path: Path) -> None:

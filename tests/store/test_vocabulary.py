@@ -145,7 +145,9 @@ def test_unseen_values_are_pruned_where_the_vocabulary_says_so(plain: Version, t
     of = {name: replace(of, unseen="prune") for name, of in vocabulary(user=["ann"]).items() if name in ("user", "day")}
     version = store.publish(replace(plain.bundle(), vocabulary=Vocabulary(of)))
     asked = ["ann", "nobody", "", None]
-    assert [ValueStatus(status).name for status in version.status("user", tokens_of(asked).numpy().view(np.uint64))] == [
+    assert [
+        ValueStatus(status).name for status in version.status("user", tokens_of(asked).numpy().view(np.uint64))
+    ] == [
         "PRUNED",
         "UNSEEN",
         "KNOWN",

@@ -55,9 +55,9 @@ class _Gates(FieldGates):
 def autofield(source: Search, settings: AutoFieldSettings) -> Scores:
     """Probability that a field is kept; its columns' are its own.
 
-    Wang et al. 2022, AutoField, sections 2.2 (controller), 2.3 (Gumbel-softmax, temperature max(0.01, 1 - 0.00005 t))
-    and 2.4 (the model learns from training batches, the controller from validation batches, in turn, to first order as
-    in DARTS).
+    Wang et al. 2022, AutoField (arXiv 2204.09078): Gumbel-softmax of keep and drop at temperature max(0.01, 1 - 0.00005
+    t); the model learns from training batches, the controller from validation batches, in turn, to first order as in
+    DARTS.
     """
     layout = source.columns.layout
     gates = train(

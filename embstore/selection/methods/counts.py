@@ -17,6 +17,8 @@ from embstore.selection.batches import Layout, SparseBatch
 from embstore.selection.methods.registry import Rows, check_both_classes, check_setting, register, shares
 from embstore.selection.scores import Scores
 
+_EXACT = 1000
+
 
 class Counts:
     """Rows and positive rows of each column, of any part of a log, and of the whole when parts are merged."""
@@ -166,9 +168,10 @@ class MutualInformationSettings:
 def mutual_information(source: Rows, settings: MutualInformationSettings) -> Scores:
     """Of the label and whether a row has the value; of a field, of the label and which value a row has.
 
-    Both are I = sum p(x, y) log(p(x, y) / p(x) p(y)) at the observed shares, and with ``correction`` less its bias to
-    first order, (cells - margins + 1) / 2N (Miller 1955, Note on the Bias of Information Estimates). Of a list, each
-    value is an observation of its own. A dense column's is that of two normal variables, -log(1 - correlation^2) / 2.
+    Both are I = sum p(x, y) log(p(x, y) / p(x) p(y)) at the observed shares, and with ``correction`` less what it would
+    be on average if the label didn't depend on the value (Vinh, Epps & Bailey 2010, with binomial in place of
+    hypergeometric counts). Of a list, each value is an observation of its own. A dense column's is that of two normal
+    variables, -log(1 - correlation^2) / 2.
     """
     counts, layout = Counts.of(source), source.layout
     has_D, positive_D = counts.rows_D, counts.positives_D
@@ -186,19 +189,41 @@ def mutual_information(source: Rows, settings: MutualInformationSettings) -> Sco
         np.zeros(layout.sparse),
     )
     field_D = layout.field_of_column()[: layout.sparse]
-    all_F, positive_F, seen_F = (
-        np.bincount(field_D, weights=of_D, minlength=len(layout.names)) for of_D in (has_D, positive_D, has_D > 0)
+    all_F, positive_F = (
+        np.bincount(field_D, weights=of_D, minlength=len(layout.names)) for of_D in (has_D, positive_D)
     )
     of_field_D = _term(positive_D, has_D, positive_F[field_D], all_F[field_D])
     of_field_D += _term(has_D - positive_D, has_D, (all_F - positive_F)[field_D], all_F[field_D])
-    field_F = np.bincount(field_D, weights=of_field_D, minlength=len(layout.names))
+    field_F = np.bincount(field_D, weights=of_field_D, minlength=len(layout.names)).astype(np.float64)
     correlation_C = counts.correlation_C()
     dense_C = -0.5 * np.log1p(-np.minimum(correlation_C**2, 1 - 1e-12))
     if settings.correction:
-        value_D -= (has_D > 0) / (2 * rows)
-        field_F -= np.maximum(seen_F - 1, 0) / (2 * np.maximum(all_F, 1))
+        share_D, of_field_D = has_D / rows, has_D / np.maximum(all_F, 1)[field_D]
+        by_chance_D = by_chance(has_D, positives / rows)
+        value_D -= (by_chance_D * (1 - share_D) + 0.5 * share_D) / rows
+        by_chance_F = np.bincount(field_D, weights=by_chance_D * (1 - of_field_D), minlength=len(layout.names))
+        field_F = field_F - by_chance_F / np.maximum(all_F, 1)
         dense_C -= (correlation_C != 0) / (2 * rows)
     return shares(layout, np.concatenate([field_F, dense_C]), np.concatenate([value_D, dense_C]))
+
+
+def by_chance(rows_D: NDArray[np.int64], rate: float) -> NDArray[np.float64]:
+    """Mean of n KL(k / n, rate), in nats, of n rows of which k are positive by chance; 0 for none.
+
+    Summed over k up to ``_EXACT`` rows; from there on 1/2 and the next term of its expansion (Harris 1975).
+    """
+    log_p, log_q = np.log(rate), np.log1p(-rate)
+    factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, _EXACT + 1)))])
+    mean_n = np.zeros(_EXACT + 1)
+    for n in np.unique(rows_D[(rows_D > 0) & (rows_D <= _EXACT)]):
+        k = np.arange(n + 1)
+        chance = np.exp(factorial[n] - factorial[k] - factorial[n - k] + k * log_p + (n - k) * log_q)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            positive = np.where(k > 0, k * (np.log(k / n) - log_p), 0.0)
+            negative = np.where(k < n, (n - k) * (np.log1p(-k / n) - log_q), 0.0)
+        mean_n[n] = chance @ (positive + negative)
+    many_D = 0.5 + (1 / rate + 1 / (1 - rate) - 1) / (12 * np.maximum(rows_D, 1))
+    return np.where(rows_D <= _EXACT, mean_n[np.minimum(rows_D, _EXACT)], many_D)
 
 
 def _term(cell: NDArray, of: NDArray, of_label: NDArray | int, total: NDArray | int) -> NDArray[np.float64]:

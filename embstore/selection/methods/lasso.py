@@ -5,7 +5,7 @@
 Steps differ by column. For a matrix X of any sign, |X|'|X| is at most the diagonal of |X|'|X| 1 (both as quadratic
 forms; De Pierro 1995), and the loss curves at most 1/4 of it: so 4 / (mean of |x_nj| sum_k |x_nk|) is a safe step for
 column j, whose size doesn't shrink with how rare the column is. In these units it is FISTA (Beck & Teboulle 2009, eqs.
-4.1 to 4.3), restarted where its momentum points uphill (O'Donoghue & Candes 2015, section 3.2).
+4.1 to 4.3), restarted where its momentum points uphill (O'Donoghue & Candes 2015, their gradient scheme).
 
 Suffixes: N rows of a batch, E entries, C dense columns, D sparse columns, A all columns and the intercept, last.
 """

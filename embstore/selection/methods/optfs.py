@@ -57,9 +57,9 @@ class _Gates(ValueGates):
 
 @register("optfs", OptFsSettings)
 def optfs(source: Search, settings: OptFsSettings) -> Scores:
-    """sigmoid(x) of each value's gate; a field's is the mean over its rows' values.
+    """sigmoid(x) of each value's gate, 0 for values not seen; a field's is the mean over its rows' values.
 
-    Lyu et al. 2023, Optimizing Feature Set for Click-Through Rate Prediction, section 3: g = sigmoid(x tau) /
+    Lyu et al. 2023, Optimizing Feature Set for Click-Through Rate Prediction (arXiv 2301.10909): g = sigmoid(x tau) /
     sigmoid(x_0), tau = gamma^(t / T), loss + penalty |g|_1. Here t counts steps, not epochs, and gates keep their order
     by x, not by whether x > 0. Training again without the rest, from weights set back, is left to who selects.
     """
@@ -69,6 +69,7 @@ def optfs(source: Search, settings: OptFsSettings) -> Scores:
     open_A = torch.sigmoid(gates.x_A.detach().double()).cpu().numpy()
     rows_A = gates.rows_A
     rows_A[layout.sparse :] = 1
+    open_A[rows_A == 0] = 0.0
     bounds_F = layout.all_bounds_F[:-1]
     field_F = np.add.reduceat(open_A * rows_A, bounds_F) / np.maximum(np.add.reduceat(rows_A, bounds_F), 1)
     return shares(layout, field_F, open_A)
