@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,11 @@ from embstore.selection.planted import PlantedBatches
 from embstore.selection.report import Report, Trial
 from embstore.threads import usable_cores
 
-SEARCH: dict[str, Any] = {"level": "values", "epochs": 4}
+SEARCH: dict[str, Any] = {"level": "values", "epochs": 8, "batches_per_step": 2}
 FREQUENCY, RANDOM, FEATURE_GRADIENTS = "frequency", "random", "feature_gradients"
 MODEL_BASED = ("leave_one_out", "shark", "sfs")
-COUNTED = ("lift", "mutual_information", "lasso")
+QUICK = (FREQUENCY, RANDOM, MODEL_BASED[0], FEATURE_GRADIENTS)
+METHODS = (*QUICK, *MODEL_BASED[1:], "lift", "mutual_information", "lasso")
 FIELDS = {"signal_fields": 4, "mixed_fields": 4, "noise_fields": 24}
 PLANTED: dict[str, Any] = {"columns": 1_000_000, "rows": 8192, **FIELDS}
 DATA = {"frappe": "frappe-small", "movielens_1m": "movielens-1m-small"}
@@ -77,7 +78,11 @@ def measure(quick: bool) -> Result:
     parts = [_planted(batches=24 if quick else 128, columns=100_000 if quick else 1_000_000), speed]
     reports = {}
     for data, config in list(DATA.items())[: 1 if quick else None]:
-        reports[data] = _retrained(config, seeds=1 if quick else 3, quick=quick)
+        reports[data] = (
+            retrained(config, seeds=1, methods=QUICK, shares=(0.25, 0.5))
+            if quick
+            else retrained(config, seeds=3, methods=METHODS, shares=tuple(SHARES))
+        )
         parts.append(_judged(data, reports[data]))
     plots = [one.plot for one in reports.values()]
     return Result(
@@ -158,13 +163,9 @@ def _csr(batches: list[SparseBatch], columns: int) -> tuple[scipy.sparse.csr_mat
     return csr, np.concatenate([one.labels_N for one in batches])
 
 
-def _retrained(config: str, *, seeds: int, quick: bool) -> Report:
+def retrained(config: str, *, seeds: int, methods: Sequence[str], shares: Sequence[float]) -> Report:
     """Trainings on what each method keeps."""
     trials, full = [], {}
-    methods = (FREQUENCY, RANDOM, MODEL_BASED[0], FEATURE_GRADIENTS)
-    if not quick:
-        methods += (*MODEL_BASED[1:], *COUNTED)
-    shares = [share for share in SHARES if share <= 0.5 or not quick]
     torch.set_num_threads(usable_cores())
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as place:
