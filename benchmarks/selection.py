@@ -2,8 +2,9 @@
 
     planted_precision    of the best k columns, how many of ``embstore.selection.planted``'s k planted values are
                          (columns of signal fields, which matter too, are left out); ``level="values"``
-    nnz_per_second       entries by the seconds of one pass of Feature Gradients, counting included; peer:
-                         scikit-learn's ``chi2`` on the same rows as a CSR matrix: a simpler question, one pass, too
+    nnz_per_second       entries by the seconds of one pass of Feature Gradients, counting included, without what is
+                         done once whatever the rows (``once_seconds``: the largest eigenvalue); peer: scikit-learn's
+                         ``chi2`` on the same rows as a CSR matrix: a simpler question, one pass, too
     exponent             of seconds over rows, from an eighth of the rows to all: 1 is linear
     pass_memory          of a process that makes its batches as it goes, less than before: by columns, not rows
     auc_loss_at_half_rows_DATA                   test AUC of all values less that of half, by the best method
@@ -25,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,29 +38,47 @@ from sklearn.feature_selection import chi2
 
 from benchmarks.report import Result, claim, interleave, main, median
 from benchmarks.retraining import Outcome, Retraining
-from embstore.selection import FeatureGradientsSettings, LogBatches, Scores, SparseBatch, fit
+from embstore.selection import FeatureGradients, FeatureGradientsSettings, Layout, LogBatches, Scores, SparseBatch, fit
+from embstore.selection.feature_gradients import SAMPLE, gradients
 from embstore.selection.methods import Rows, Trained, score
 from embstore.selection.planted import PlantedBatches
 from embstore.selection.report import Report, Trial
+from embstore.selection.standardization import Standardization, Statistics
 from embstore.threads import usable_cores
 
-SEARCH: dict[str, Any] = {"level": "values", "epochs": 4}
+SEARCH: dict[str, Any] = {"level": "values", "epochs": 8, "batches_per_step": 2}
 FREQUENCY, RANDOM, FEATURE_GRADIENTS = "frequency", "random", "feature_gradients"
-MODEL_BASED = ("leave_one_out", "shark", "sfs")
-COUNTED = ("lift", "mutual_information", "lasso")
+TOGETHER = "leave_out_together"  # whose scores are for a share
+MODEL_BASED = (TOGETHER, "leave_one_out", "shark", "sfs")
+QUICK = (FREQUENCY, RANDOM, TOGETHER, FEATURE_GRADIENTS)
+METHODS = (*QUICK, *MODEL_BASED[1:], "lift", "mutual_information", "lasso")
 FIELDS = {"signal_fields": 4, "mixed_fields": 4, "noise_fields": 24}
 PLANTED: dict[str, Any] = {"columns": 1_000_000, "rows": 8192, **FIELDS}
 DATA = {"frappe": "frappe-small", "movielens_1m": "movielens-1m-small"}
 SHARES = {0.25: "quarter", 0.5: "half", 0.75: "three_quarters"}
 _PASS = """
-import json, resource, sys
+import json, resource, sys, threading
 from embstore.selection import FeatureGradientsSettings, fit
 from embstore.selection.planted import PlantedBatches
-planted = PlantedBatches(**json.loads(sys.argv[1]))
-planted.batch(0)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-fit(planted, planted.layout, FeatureGradientsSettings(level="values", threads=1))
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+def search(**settings):
+    planted = PlantedBatches(**settings)
+    fit(planted, planted.layout, FeatureGradientsSettings(level="values"))
+settings = json.loads(sys.argv[1])
+search(**{**settings, "columns": 1000, "rows": 100, "batches": 4})  # compiles
+before, most, over = resident(), 0, threading.Event()
+def watch():
+    global most
+    while not over.wait(0.02):
+        most = max(most, resident())
+watcher = threading.Thread(target=watch)
+watcher.start()
+search(**settings)
+over.set()
+watcher.join()
+print((most - before) / 2**20)
 """
 
 
@@ -73,11 +92,15 @@ class Part:
 
 def measure(quick: bool) -> Result:
     """All of it."""
-    speed = _speed(rows=65_536 if quick else 1_048_576, repeats=3 if quick else 5)
-    parts = [_planted(batches=24 if quick else 128, columns=100_000 if quick else 1_000_000), speed]
+    speed = _speed(rows=262_144 if quick else 1_048_576, repeats=3 if quick else 5)
+    parts = [_planted(batches=64 if quick else 128, columns=100_000 if quick else 1_000_000), speed]
     reports = {}
     for data, config in list(DATA.items())[: 1 if quick else None]:
-        reports[data] = _retrained(config, seeds=1 if quick else 3, quick=quick)
+        reports[data] = (
+            retrained(config, seeds=1, methods=QUICK, shares=(0.25, 0.5))
+            if quick
+            else retrained(config, seeds=3, methods=METHODS, shares=tuple(SHARES))
+        )
         parts.append(_judged(data, reports[data]))
     plots = [one.plot for one in reports.values()]
     return Result(
@@ -93,7 +116,7 @@ def _planted(*, batches: int, columns: int) -> Part:
     """Of the columns that are planted or say nothing, are the best ones the planted?"""
     planted = PlantedBatches(**{**PLANTED, "batches": batches, "columns": columns})
     start = time.perf_counter()
-    settings = FeatureGradientsSettings(**{**SEARCH, "epochs": 1}, threads=usable_cores())
+    settings = FeatureGradientsSettings(level="values", batches_per_step=2, threads=usable_cores())
     scores = fit(list(planted), planted.layout, settings)
     seconds = time.perf_counter() - start
     wanted = set(planted.planted_columns.tolist())
@@ -110,14 +133,19 @@ def _planted(*, batches: int, columns: int) -> Part:
 
 def _speed(*, rows: int, repeats: int) -> Part:
     """A pass over rows that are in memory."""
-    columns = {"columns": 100_000} if rows < 100_000 else {}
+    columns = {"columns": 100_000} if rows < 1_000_000 else {}
     planted = PlantedBatches(**{**PLANTED, **columns, "batches": rows // PLANTED["rows"]})
     batches = list(planted)
     matrix, label_N = _csr(batches, planted.layout.sparse)
-    settings = FeatureGradientsSettings(level="values", threads=usable_cores())
+    statistics = Statistics(planted.layout)
+    for batch in batches:
+        statistics.add(batch)
+    start = time.perf_counter()
+    standardization = Standardization.of(statistics, batches[:SAMPLE])
+    once = time.perf_counter() - start
 
     def ours(part: list[SparseBatch]) -> Callable[[], object]:
-        return lambda: fit(part, planted.layout, settings)
+        return lambda: _pass(part, planted.layout, standardization)
 
     seconds = interleave({"embstore": ours(batches), "chi2": lambda: chi2(matrix, label_N)}, repeats=repeats)
     sizes = [len(batches) // 8, len(batches) // 4, len(batches) // 2]
@@ -136,7 +164,13 @@ def _speed(*, rows: int, repeats: int) -> Part:
             "exponent": claim(slope, ""),
             "pass_memory": claim(many, "MiB", "a quarter of the rows", few, False),
         },
-        samples={"pass_seconds": seconds, "seconds_by_rows": curve, "memory_by_rows": memory, "entries": matrix.nnz},
+        samples={
+            "pass_seconds": seconds,
+            "once_seconds": once,
+            "seconds_by_rows": curve,
+            "memory_by_rows": memory,
+            "entries": matrix.nnz,
+        },
     )
 
 
@@ -145,6 +179,17 @@ def _memory(settings: dict[str, Any]) -> float:
         [sys.executable, "-c", _PASS, json.dumps(settings)], capture_output=True, text=True, check=True
     )
     return float(done.stdout)
+
+
+def _pass(part: list[SparseBatch], layout: Layout, standardization: Standardization) -> None:
+    """Count, and search: what is done to every row."""
+    statistics = Statistics(layout)
+    for batch in part:
+        statistics.add(batch)
+    settings = FeatureGradientsSettings(level="values", threads=usable_cores())
+    search = FeatureGradients(layout, standardization, settings)
+    for at in range(0, len(part), settings.batches_per_step):
+        search.step(gradients(part[at : at + settings.batches_per_step], search.weights(), settings.threads))
 
 
 def _csr(batches: list[SparseBatch], columns: int) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:
@@ -158,13 +203,9 @@ def _csr(batches: list[SparseBatch], columns: int) -> tuple[scipy.sparse.csr_mat
     return csr, np.concatenate([one.labels_N for one in batches])
 
 
-def _retrained(config: str, *, seeds: int, quick: bool) -> Report:
+def retrained(config: str, *, seeds: int, methods: Sequence[str], shares: Sequence[float]) -> Report:
     """Trainings on what each method keeps."""
     trials, full = [], {}
-    methods = (FREQUENCY, RANDOM, MODEL_BASED[0], FEATURE_GRADIENTS)
-    if not quick:
-        methods += (*MODEL_BASED[1:], *COUNTED)
-    shares = [share for share in SHARES if share <= 0.5 or not quick]
     torch.set_num_threads(usable_cores())
     for seed in range(seeds):
         with tempfile.TemporaryDirectory() as place:
@@ -172,8 +213,11 @@ def _retrained(config: str, *, seeds: int, quick: bool) -> Report:
             whole = task.train("full")
             full[seed] = _trial("all", 1.0, seed, whole)
             for method in methods:
-                scores = _scores(method, task, whole)
+                scores = None if method == TOGETHER else _scores(method, task, whole)
                 for share in shares:
+                    if method == TOGETHER:
+                        scores = _scores(method, task, whole, keep=share)
+                    assert scores is not None
                     again = task.train(f"{method}-{share}", task.best_D(scores, share))
                     trials.append(_trial(method, share, seed, again))
     return Report(title=config, trials=tuple(trials), full=full)
@@ -183,15 +227,15 @@ def _trial(method: str, kept: float, seed: int, of: Outcome) -> Trial:
     return Trial(method=method, kept=kept, seed=seed, valid=of.valid, test=of.test)
 
 
-def _scores(method: str, task: Retraining, whole: Outcome) -> Scores:
+def _scores(method: str, task: Retraining, whole: Outcome, **options: Any) -> Scores:
     """Of the training log, and for some the model trained on it."""
     if method in MODEL_BASED:
-        return score(method, Trained(model=whole.model, log=task.log(), columns=task.columns))
+        return score(method, Trained(model=whole.model, log=task.log(), columns=task.columns), **options)
     batches = list(LogBatches(log=task.log(), columns=task.columns, seed=task.seed))
     if method == FEATURE_GRADIENTS:
         settings = FeatureGradientsSettings(**SEARCH, threads=usable_cores())
         return fit(batches, task.columns.layout, settings)
-    options = {"seed": task.seed} if method == RANDOM else {}
+    options |= {"seed": task.seed} if method == RANDOM else {}
     return score(method, Rows(batches=batches, layout=task.columns.layout), **options)
 
 

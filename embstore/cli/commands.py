@@ -47,7 +47,6 @@ def cli() -> None:
 for command in (
     *(demo, schema, dataset, vocab, select, prune, train, loop, evaluate, publish, versions, promote, rollback, lookup),
     *(export, import_, node2vec, verify, diff, tag, untag, compact, gc, plan, serve),
-    *(export, import_, node2vec, verify, diff, tag, untag, compact, gc, plan, serve),
 ):
     cli.add_command(command)
 

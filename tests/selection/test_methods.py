@@ -83,7 +83,7 @@ def scores(sources: Sources) -> Callable[[str], Scores]:
 
 def test_all_methods_are_there() -> None:
     assert names(Rows) == ("frequency", "lasso", "lift", "mutual_information", "random")
-    assert names(Trained) == ("leave_one_out", "permutation", "sfs", "shark")
+    assert names(Trained) == ("leave_one_out", "leave_out_together", "permutation", "sfs", "shark")
     assert names(Search) == ("autofield", "lpfs", "optfs")
 
 

@@ -15,14 +15,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from embstore.ctr import CtrModel
 from embstore.embeddings.unified import UnifiedEmbedding
+from embstore.errors import ConfigError
 from embstore.hashing import PRUNED_TOKEN
 from embstore.logs import ParquetLog
 from embstore.models import build
 from embstore.normalization import StreamingNormalizer
 from embstore.schema import Schema
 from embstore.selection import Columns
-from embstore.selection.methods import Trained, score
+from embstore.selection.methods import Trained, score, together
 from embstore.selection.methods.embedded import EmbeddedBatch, Replacements, lookup, vectors
+from embstore.selection.methods.left_out import LeaveOneOutSettings, leave_one_out
 from embstore.selection.methods.taylor import gradients
 from embstore.vocabulary import Vocabulary
 
@@ -224,3 +226,40 @@ def test_entries_add_up_to_the_table_s_output(source: Trained) -> None:
             torch.testing.assert_close(pooled, batch.embedded_BW[:, at])
             bounds = source.columns.layout.bounds_F
             assert any(((entries.column_E >= a) & (entries.column_E < b)).all() for a, b in pairwise(bounds))
+
+
+def test_left_out_together_is_what_each_adds_beside_the_others(source: Trained) -> None:
+    layout, table = source.columns.layout, source.model.table
+    batches = list(source.batches())
+    keep = leave_one_out(source, LeaveOneOutSettings()).log_column_D
+    dropped_D, shared_W = together._dropped(source, keep, 0.5)
+    seen = np.unique(np.concatenate([of.column_E for batch in batches for of in batch.fields.values()]))
+    assert dropped_D.sum() == len(seen) - round(0.5 * len(seen))
+    for name, at in table.slices.items():
+        out = [vectors(table, b, b.fields[name])[dropped_D[b.fields[name].column_E]] for b in batches]
+        if sum(map(len, out)):
+            torch.testing.assert_close(shared_W[at], torch.cat(out).mean(dim=0))
+
+    def total(without_D: np.ndarray) -> float:
+        whole = 0.0
+        for batch in batches:
+            embedded_BW = torch.zeros_like(batch.embedded_BW)
+            for name, of in batch.fields.items():
+                at = table.slices[name]
+                for e, row in enumerate(of.row_E.tolist()):
+                    vector = shared_W[at] if without_D[of.column_E[e]] else vectors(table, batch, of)[e]
+                    embedded_BW[row, at] += of.share_E[e] * vector
+            whole += float(_loss(source, batch, batch.dense_BC, embedded_BW).sum())
+        return whole
+
+    worth_D, base = together._round(source, dropped_D, shared_W), total(dropped_D)
+    for column in seen:
+        other_D = dropped_D.copy()
+        other_D[column] ^= True
+        cost = (total(other_D) - base) * (-1 if dropped_D[column] else 1)
+        assert worth_D[column] == pytest.approx(cost, abs=1e-4)
+    scores = score("leave_out_together", source, keep=0.5, rounds=1)
+    np.testing.assert_allclose(scores.column_D[: layout.sparse], _shares(worth_D[: layout.sparse]), atol=1e-5)
+    for wrong in ({"keep": 1.0}, {"rounds": 0}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            score("leave_out_together", source, **wrong)

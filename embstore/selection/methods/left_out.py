@@ -53,11 +53,13 @@ def leave_one_out(source: Trained, settings: LeaveOneOutSettings) -> Scores:
                 sums.add(name, worse_B.sum(), entries.column_E, worse_B)
                 continue
             difference_EW = entries.share_E.to(base_B)[:, None] * (by.value_W[at] - vectors(table, batch, entries))
-            row_P, column_P, pair_E = _pairs(entries)
+            row_P, column_P, pair_E = pairs(entries)
             difference_PW = torch.zeros(len(row_P), difference_EW.shape[1], device=base_B.device)
             difference_PW.index_add_(0, torch.from_numpy(pair_E).to(base_B.device), difference_EW)
             losses = [
-                _loss(source, batch, row_P[start : start + source.rows], difference_PW[start : start + source.rows], at)
+                loss_of_copies(
+                    source, batch, row_P[start : start + source.rows], difference_PW[start : start + source.rows], at
+                )
                 for start in range(0, len(row_P), source.rows)
             ]
             of_P = torch.cat(losses) - base_B[torch.from_numpy(row_P)] if losses else torch.empty(0)
@@ -71,14 +73,16 @@ def leave_one_out(source: Trained, settings: LeaveOneOutSettings) -> Scores:
     return shares(layout, sums.field_F, sums.column_D)
 
 
-def _pairs(entries: Entries) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def pairs(entries: Entries) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Row and column of each distinct pair of them, and the pair of each entry."""
     both_E2 = np.stack([entries.row_E.numpy(), entries.column_E], axis=1)
     both_P2, pair_E = np.unique(both_E2, axis=0, return_inverse=True)
     return both_P2[:, 0], both_P2[:, 1], pair_E.reshape(-1)
 
 
-def _loss(source: Trained, batch: EmbeddedBatch, row_P: NDArray[np.int64], difference_PW: Tensor, at: slice) -> Tensor:
+def loss_of_copies(
+    source: Trained, batch: EmbeddedBatch, row_P: NDArray[np.int64], difference_PW: Tensor, at: slice
+) -> Tensor:
     """Of copies of rows with a difference to one field's vector."""
     rows = torch.from_numpy(row_P)
     embedded_PW = batch.embedded_BW[rows]
