@@ -21,9 +21,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from embstore.ctr import CtrModel
 from embstore.errors import ConfigError
 from embstore.evaluation import evaluate
@@ -35,8 +32,8 @@ from embstore.progress import Progress, no_progress
 from embstore.run import Run
 from embstore.run_folder import RunFolder
 from embstore.schema import Schema
-from embstore.selection import Scores
 from embstore.selection.pruning import prune, summaries
+from embstore.selection.score_files import read_scores
 from embstore.store import Store
 from embstore.store.files import sha256_file
 from embstore.vocabulary import Vocabulary
@@ -197,7 +194,7 @@ class _Day:
             before, how = Vocabulary.from_parquet(self.day.path / "vocabulary"), self.config.prune
             scores = None
             if how.by == "scores":
-                scores = value_scores(before, Scores.from_parquet(self.day.path / "selection"))
+                scores = read_scores(self.day.path / "selection", before)
             after = prune(before, scores, lookups=self._lookups, **how.budget)
             after.to_parquet(self.day.room("pruned"))
             _, total = summaries(before, after, self._lookups)
@@ -233,19 +230,6 @@ class _Day:
 
     def _say(self, stage: str, text: str) -> None:
         self.progress.say(f"  {stage:<10} {text}")
-
-
-def value_scores(vocabulary: Vocabulary, scores: Scores) -> dict[str, NDArray[np.float64]]:
-    """By feature, a score for each value, float64 ``[V]``; 0 of those that are not kept, which have none.
-
-    Args:
-        scores: of a selection by this vocabulary.
-    """
-    out = {}
-    for name, of in vocabulary.items():
-        out[name] = np.zeros(len(of))
-        out[name][of.kept] = scores.of_field(name)[: int(of.kept.sum())]
-    return out
 
 
 def _version(day: DayFolder) -> str:

@@ -26,12 +26,11 @@ from embstore.node2vec.settings import JobSettings
 from embstore.pipelines import node2vec as walking
 from embstore.pipelines import selection as choosing
 from embstore.pipelines import vocabulary as counting
-from embstore.pipelines.loop import value_scores
 from embstore.planning.collisions import cardinalities, rows_for, shared
 from embstore.run import Run
 from embstore.schema import Schema
-from embstore.selection import Scores
 from embstore.selection.pruning import prune, summaries
+from embstore.selection.score_files import read_scores
 from embstore.serving.search import Neighbors, values_of, vectors_of
 from embstore.settings import RunConfig
 from embstore.store import Store, Version
@@ -155,7 +154,7 @@ class Demo:
         output = str(self.folder / "selection")
         settings = choosing.SelectionSettings(log=self.logs["train"], output=output, **about)
         choosing.select(settings, progress=progress)
-        scores = value_scores(self.vocabulary, Scores.from_parquet(self.folder / "selection"))
+        scores = read_scores(self.folder / "selection", self.vocabulary)
         best = {name: int(np.argmax(score_V)) for name, score_V in scores.items()}
         names = sorted(best, key=lambda name: -scores[name][best[name]])[:3]
         shown = ", ".join(f"{name}={self.vocabulary[name].values[best[name]].as_py()}" for name in names)
@@ -164,7 +163,7 @@ class Demo:
     def prune(self) -> None:
         """``embstore prune``."""
         before = self.vocabulary
-        scores = value_scores(before, Scores.from_parquet(self.folder / "selection"))
+        scores = read_scores(self.folder / "selection", before)
         after = prune(before, scores, keep=KEEP)
         after.to_parquet(self.folder / "pruned")
         _, total = summaries(before, after)

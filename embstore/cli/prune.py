@@ -30,7 +30,11 @@ Examples:
 @click.option(
     "--by", type=click.Choice(["count", "scores"]), default="count", show_default=True, help="What ranks them."
 )
-@click.option("--scores", type=click.Path(path_type=Path), help="Folders feature=NAME of Parquet: value, score.")
+@click.option(
+    "--scores",
+    type=click.Path(path_type=Path),
+    help="A folder of embstore select, or folders feature=NAME of Parquet: value, score.",
+)
 @click.option("--drop-field", "drop_fields", multiple=True, help="A field to leave out altogether; again for more.")
 @click.option("--keep-fields", type=click.IntRange(min=1), help="Keep so many, the best by fields.parquet of --scores.")
 @click.option("--schema", type=click.Path(path_type=Path), help="What the columns mean: lookups, and for --to-schema.")

@@ -1,4 +1,4 @@
-"""Scores of values and of fields, as files.
+"""Scores of values and of fields, as files: of anyone's making, or a folder of ``embstore select``.
 
 scores/
   feature=user_id/part-0.parquet    value, score
@@ -7,6 +7,7 @@ scores/
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from embstore.errors import DataError, LogError, SchemaError
+from embstore.selection.scores import COLUMNS, Scores
 from embstore.store.values import FEATURE, open_dataset, reading
 from embstore.tokens import tokenize
 
@@ -33,6 +35,9 @@ def read_scores(folder: str | Path, vocabulary: Vocabulary) -> dict[str, NDArray
         LogError, SchemaError: they can't be read, or other columns.
         DataError: a value twice, without a score, or none of a value that is kept.
     """
+    if (Path(folder) / COLUMNS).exists():
+        _check_vocabulary(Path(folder), vocabulary)
+        return value_scores(vocabulary, Scores.from_parquet(folder))
     paths = {unquote(path.name.partition("=")[2]): path for path in sorted(Path(folder).glob(f"{FEATURE}=*/"))}
     if not paths:
         raise LogError(f"scores {folder}", expected=f"folders {FEATURE}=NAME", found="none")
@@ -51,6 +56,32 @@ def read_scores(folder: str | Path, vocabulary: Vocabulary) -> dict[str, NDArray
         tokens_N = tokenize(table.column(_VALUE), name=name).values
         out[name] = _aligned(vocabulary, name, tokens_N, table.column(_SCORE).to_numpy().astype(np.float64))
     return out
+
+
+def value_scores(vocabulary: Vocabulary, scores: Scores) -> dict[str, NDArray[np.float64]]:
+    """By feature, a score for each value, float64 ``[V]``; 0 of those that are not kept, which have none.
+
+    Args:
+        scores: of a selection by this vocabulary.
+    """
+    out = {}
+    for name, of in vocabulary.items():
+        if name in scores.layout.fields:
+            out[name] = np.zeros(len(of))
+            out[name][of.kept] = scores.of_field(name)[: int(of.kept.sum())]
+    return out
+
+
+def _check_vocabulary(folder: Path, vocabulary: Vocabulary) -> None:
+    """Columns have numbers, not values: they are those of the vocabulary that the selection was by."""
+    try:
+        by = json.loads((folder / "manifest.json").read_text())["lineage"]["vocabulary"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LogError(f"scores {folder}", expected="the manifest of a selection", found=str(error)) from error
+    if not isinstance(by, dict) or by.get("sha256") != vocabulary.digest():
+        found = "another" if isinstance(by, dict) else "none"
+        do = "prune the vocabulary that the selection was by"
+        raise DataError(f"scores {folder}", expected="scores by this vocabulary", found=found, do=do)
 
 
 def read_field_scores(folder: str | Path) -> dict[str, float]:

@@ -23,7 +23,7 @@ from embstore.store.export import appearing
 from embstore.store.files import fsync_file, fsync_folder
 
 _FIELD, _LOG, _DENSE = "field", "log_score", "dense"
-_FIELDS, _COLUMNS = "fields.parquet", "columns.parquet"
+_FIELDS, COLUMNS = "fields.parquet", "columns.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -80,7 +80,7 @@ class Scores:
         columns = pa.table({_FIELD: self.layout.field_of_column(), _LOG: self.log_column_D})
         with appearing(Path(folder)) as temporary:
             temporary.mkdir()
-            for name, table in ((_FIELDS, fields), (_COLUMNS, columns)):
+            for name, table in ((_FIELDS, fields), (COLUMNS, columns)):
                 with (temporary / name).open("xb") as file:
                     pq.write_table(table, file, compression="zstd", store_schema=False)
                     fsync_file(file)
@@ -95,10 +95,10 @@ class Scores:
         """
         try:
             fields = pq.read_table(Path(folder) / _FIELDS, columns=[_FIELD, _DENSE, _LOG])
-            columns = pq.read_table(Path(folder) / _COLUMNS, columns=[_FIELD, _LOG])
+            columns = pq.read_table(Path(folder) / COLUMNS, columns=[_FIELD, _LOG])
         except (OSError, pa.ArrowException) as error:
             found = str(error).split("\n")[0]
-            raise LogError(f"scores {folder}", expected=f"{_FIELDS} and {_COLUMNS}", found=found) from error
+            raise LogError(f"scores {folder}", expected=f"{_FIELDS} and {COLUMNS}", found=found) from error
         names, dense = fields.column(_FIELD).to_pylist(), fields.column(_DENSE).to_pylist()
         sizes = np.bincount(columns.column(_FIELD).to_numpy(), minlength=len(names))
         sparse = [name for name, is_dense in zip(names, dense, strict=True) if not is_dense]

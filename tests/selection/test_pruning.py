@@ -23,8 +23,10 @@ from embstore.logs import ParquetLog
 from embstore.planning.collisions import cardinalities, shared
 from embstore.run import Run
 from embstore.schema import Schema
+from embstore.selection.batches import Layout
 from embstore.selection.pruning import Summary, best_fields, prune, summaries, without_fields
 from embstore.selection.score_files import read_field_scores, read_scores
+from embstore.selection.scores import Scores
 from embstore.settings import RunConfig
 from embstore.synthetic import SyntheticLog
 from embstore.vocabulary import Vocabulary
@@ -265,3 +267,19 @@ def test_what_the_command_refuses(log: Path, tmp_path: Path, options: list[Any],
     with pytest.raises(EmbstoreError, match=match):
         invoke("prune", log / "vocabulary", *options, "--to", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_selections_folder_has_scores_of_its_vocabulary(tmp_path: Path) -> None:
+    values = FeatureValues.of("user", ["a", "b", "c"], kept=[True, False, True])
+    vocabulary = Vocabulary({"user": values})
+    layout = Layout(names=("item", "user"), bounds_F=np.array([0, 2, 5]), dense=())  # and one for all other users
+    scores = Scores(layout=layout, log_field_F=np.zeros(2), log_column_D=np.log([0.5, 0.5, 0.25, 0.125, 0.5]))
+    folder = tmp_path / "scores"
+    scores.to_parquet(folder)
+    with pytest.raises(LogError, match="the manifest of a selection"):
+        read_scores(folder, vocabulary)
+    lineage = {"vocabulary": {"sha256": vocabulary.digest()}}
+    (folder / "manifest.json").write_text(json.dumps({"lineage": lineage}))
+    assert read_scores(folder, vocabulary)["user"].tolist() == pytest.approx([0.25, 0.0, 0.125])
+    with pytest.raises(DataError, match="scores by this vocabulary; found another"):
+        read_scores(folder, Vocabulary({"user": values.keep(np.ones(3, dtype=bool))}))
