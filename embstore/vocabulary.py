@@ -121,8 +121,9 @@ class Vocabulary(Mapping[str, FeatureValues]):
             for name, of in self.items():
                 part = temporary / f"{FEATURE}={escaped(name)}"
                 part.mkdir()
+                told = of.unseen != "keep"  # Parquet keeps what a table's metadata say with its Arrow schema only
                 with (part / "part-0.parquet").open("xb") as file:
-                    pq.write_table(of.table(), file, compression="zstd", store_schema=False)
+                    pq.write_table(of.table(), file, compression="zstd", store_schema=told)
                     fsync_file(file)
                 fsync_folder(part)
             fsync_folder(temporary)

@@ -39,8 +39,11 @@ def versions(root: str, as_json: bool) -> None:
         out.print(f"no versions in {root}", markup=False, highlight=False)
         return
     ids = [row["version"] for row in rows]
-    columns = ("version", "names", "parent", "table", "bytes", *(f"{split} auc" for split in SPLITS), "made from")
-    out.print(plain_table(columns, (_cells(row, ids) for row in rows)))
+    columns = ("version", "names", "parent", "table", "bytes", *(f"{split} auc" for split in SPLITS))
+    made = [", ".join(made_from(row["lineage"] or {})) for row in rows]
+    told = any(made)  # a column that all leave empty would only take room
+    cells = ([*_cells(row, ids), *([of] if told else [])] for row, of in zip(rows, made, strict=True))
+    out.print(plain_table((*columns, "made from") if told else columns, cells))
     damaged = [row for row in rows if row["damaged"]]
     for row in damaged:
         out.print(f"{row['version']} damaged: {row['damaged']}", markup=False, highlight=False)
@@ -68,19 +71,16 @@ def _cells(row: dict[str, Any], ids: Collection[str]) -> list[str]:
         table,
         "" if row["bytes"] is None else decimal(row["bytes"]),
         *("" if auc.get(split) is None else f"{auc[split]:.5f}" for split in SPLITS),
-        ", ".join(made_from(row["lineage"] or {})),
     ]
 
 
 def made_from(lineage: Mapping[str, Any]) -> list[str]:
-    """What a version's lineage names, in a few words.
+    """The jobs that a version's lineage names, in a few words.
 
-    >>> made_from({"logs": {"train": {"rows": 70_000}}, "vocabulary": {"built": {"logs": [{}, {}]}}, "node2vec": None})
-    ['70,000 rows', 'vocabulary of 2 logs']
+    >>> made_from({"vocabulary": {"built": {"logs": [{}, {}]}}, "selection": {}, "node2vec": None})
+    ['vocabulary of 2 logs', 'selection']
     """
-    out, train = [], (lineage.get("logs") or {}).get("train") or {}
-    if isinstance(train, Mapping) and isinstance(train.get("rows"), int):
-        out.append(f"{train['rows']:,} rows")
+    out = []
     if (vocabulary := lineage.get("vocabulary")) is not None:
         logs = len((vocabulary.get("built") or {}).get("logs") or ())
         out.append("vocabulary" + (f" of {logs:,} log{'s' * (logs > 1)}" if logs else ""))

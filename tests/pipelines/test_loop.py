@@ -107,7 +107,7 @@ def test_a_version_says_where_it_came_from(done: tuple[Path, dict[str, Any], dic
     assert version.vocabulary.digest() == lineage["vocabulary"]["honoured"]["sha256"] == pruned.digest()
     assert stages["prune"]["kept"] == sum(int(of.kept.sum()) for of in pruned.values())
     shown = CliRunner().invoke(versions, ["--store", str(folder / "store")], catch_exceptions=False).output
-    assert "2,000 rows, vocabulary of 3 logs, selection" in shown
+    assert "vocabulary of 3 logs, selection" in shown
     rows = json.loads(CliRunner().invoke(versions, ["--store", str(folder / "store"), "--json"]).output)
     assert rows[0]["lineage"] == lineage
 

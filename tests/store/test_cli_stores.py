@@ -76,6 +76,8 @@ def test_every_command_teaches_and_those_of_a_store_speak_json() -> None:
     for name, command in cli.commands.items():
         text = invoke(name, "--help").output
         assert re.search(rf"Examples?:\n( +.*\n)*? +embstore {name}\b", text), name
+        if isinstance(command, click.Group):
+            command = command.commands["build"]
         if name != "demo":
             assert "--json" in options(command), name
             assert options(command)["--json"].is_flag, name  # type: ignore[attr-defined]
@@ -137,6 +139,7 @@ def test_versions_fits_in_120_columns(make_bundle: Callable[..., Any], tmp_path:
         "delta": None,
         "auc": {"valid": 0.81234567, "test": 0.81234567},
         "damaged": None,
+        **dict.fromkeys(("model", "node2vec", "lineage")),
     }
     delta = {**row, "delta": {"base": row["parent"], "rows": 1_234_567, "depth": 1}}
     cells = [_cells(each, [row["version"]]) for each in (row, delta)]

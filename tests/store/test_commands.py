@@ -72,7 +72,7 @@ def test_a_damaged_version_is_listed_with_the_others(versions: list[Version], tm
         "aliases": [],
         "tags": [],
         "parent": versions[0].id,
-        **dict.fromkeys(("table", "delta", "bytes", "model", "node2vec", "auc", "damaged")),
+        **dict.fromkeys(("table", "delta", "bytes", "model", "node2vec", "lineage", "auc", "damaged")),
     }
     assert listed[0]["auc"] == {"valid": 0.75, "test": None}
     text = output("versions", "--store", tmp_path)
