@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from embstore.hashing import compiled
+from embstore.hashing import compiled, mulhi64_scalar
+
+_LOW24, _UNIT24 = np.uint64(0xFFFFFF), np.float32(2.0**-24)
 
 
 def alias_rows(
@@ -39,6 +41,13 @@ def alias_rows(
     other_E = np.empty(len(weight_E), dtype=np.int32)
     _fill(indptr_N, weight_E, keep_E, other_E)
     return keep_E, other_E
+
+
+@compiled(forceinline=True)
+def drawn_by(bits, count, keep, other):  # type: ignore[no-untyped-def]
+    """The number that 64 random bits draw from the table of one row of ``count`` (uint64) entries."""
+    number = np.int32(mulhi64_scalar(bits, count))
+    return number if np.float32(bits & _LOW24) * _UNIT24 < keep[number] else other[number]
 
 
 @compiled(nogil=True)

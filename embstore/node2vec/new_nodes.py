@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from embstore.errors import GraphError
 from embstore.hashing import compiled, mulhi64_scalar, splitmix64_scalar
-from embstore.node2vec.alias import alias_rows
+from embstore.node2vec.alias import alias_rows, drawn_by
 from embstore.node2vec.graph import Graph
 from embstore.node2vec.skipgram import SkipGramSettings, check_finite
 from embstore.node2vec.walks import Walker, WalkSettings
@@ -27,8 +27,6 @@ from embstore.node2vec.walks import Walker, WalkSettings
 _CHUNK = 16384  # walks at once
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _WALK = np.uint64(0xD1B54A32D192ED03)
-_LOW24 = np.uint64(0xFFFFFF)
-_UNIT24 = np.float32(2.0**-24)
 
 
 def mean_vectors(graph: Graph, vectors_ND: NDArray[np.float32], known_N: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -199,10 +197,7 @@ def _steps(  # type: ignore[no-untyped-def]
             found = 1
             for _ in range(negatives):
                 state += _GOLDEN
-                bits = splitmix64_scalar(state)
-                node = np.int32(mulhi64_scalar(bits, count_N))
-                if np.float32(bits & _LOW24) * _UNIT24 >= keep_N[node]:
-                    node = other_N[node]
+                node = drawn_by(splitmix64_scalar(state), count_N, keep_N, other_N)
                 new = True
                 for before in range(found):
                     new = new and outputs[before] != node

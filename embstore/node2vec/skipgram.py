@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from embstore.errors import ConfigError, GraphError
 from embstore.hashing import compiled, mulhi64_scalar, splitmix64_scalar
-from embstore.node2vec.alias import alias_rows
+from embstore.node2vec.alias import alias_rows, drawn_by
 from embstore.node2vec.tiles import LANES, OUTPUTS, STRIDE, errors, update
 from embstore.node2vec.walks import check_walks
 from embstore.threads import share
@@ -33,10 +33,9 @@ _CHUNK = 64  # walks claimed by a thread at once
 _LOSS_EVERY = 32  # windows of which one is counted for the loss
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _WALK = np.uint64(0xD1B54A32D192ED03)
-_LOW24 = np.uint64(0xFFFFFF)
 _U11 = np.uint64(11)
 _RANGES = [("learning_rate", 0, 1), ("last_learning_rate", 0, 1), ("power", -2, 2), ("subsample", 0, 1e9)]
-_UNIT, _UNIT24 = 2.0**-53, np.float32(2.0**-24)
+_UNIT = 2.0**-53
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,10 +306,7 @@ def _train(  # type: ignore[no-untyped-def]
             found = 0
             for _ in range(negatives):
                 state += _GOLDEN
-                bits = splitmix64_scalar(state)
-                node = np.int32(mulhi64_scalar(bits, count_N))
-                if np.float32(bits & _LOW24) * _UNIT24 >= keep_N[node]:
-                    node = other_N[node]
+                node = drawn_by(splitmix64_scalar(state), count_N, keep_N, other_N)
                 new = node != centre
                 for before in range(found):
                     new = new and drawn[before] != node
