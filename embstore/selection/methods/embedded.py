@@ -119,7 +119,10 @@ class Trained:
             with closing(batches), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as by:
                 asked = (by.submit(tried, self, batch, number, part, given) for number, batch in enumerate(batches))
                 try:
-                    while under_way.extend(islice(asked, 2 * threads - len(under_way))) or under_way:
+                    while True:
+                        under_way += islice(asked, 2 * threads - len(under_way))
+                        if not under_way:
+                            return
                         yield under_way.popleft().result()
                 finally:
                     for waiting in under_way:
