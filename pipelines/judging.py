@@ -43,6 +43,8 @@ from embstore.store import Store
 from .runners import Runner, Serial
 
 if TYPE_CHECKING:
+    from embstore.feature_values import FeatureValues
+
     from .selection import SelectionSettings, _Work
 
 
@@ -179,29 +181,29 @@ class Judge:
                 do="name the log to judge by",
             )
 
-    def unknown(self, vocabulary: Mapping[str, Any]) -> int:
-        """How many values that are kept the model can't tell from others: it prunes them, or has no row of theirs.
+    def unknown(self, vocabulary: Mapping[str, FeatureValues]) -> tuple[int, int]:
+        """How many values the model can't tell from others, which it prunes or has no row for, and of how many.
 
         Raises:
-            DataError: all of a feature.
+            DataError: all of them.
         """
-        if self.model is None:
-            return 0
-        table, total = self.model.table, 0
-        exact = table.exact_tokens()
-        for name, of in vocabulary.items():
-            tokens_V = of.tokens[of.kept].view(np.int64)
-            known_V = np.ones(len(tokens_V), bool)
-            if table.pruned is not None:
-                known_V &= table.pruned.of_feature(name, tokens_V) == tokens_V
-            if name in exact:
-                known_V &= np.isin(tokens_V, exact[name].numpy())
-            if len(known_V) and not known_V.any():
-                expected, found = f"some that {self.name} knows", f"none of {len(known_V):,}"
-                do = "take the vocabulary of the log it was trained on"
-                raise DataError(f"values of {name!r} in the vocabulary", expected=expected, found=found, do=do)
-            total += int((~known_V).sum())
-        return total
+        unknown = kept = 0
+        if self.model is not None:
+            table = self.model.table
+            exact = table.exact_tokens()
+            for name, of in vocabulary.items():
+                tokens_V = of.tokens[of.kept].view(np.int64)
+                known_V = np.ones(len(tokens_V), bool)
+                if table.pruned is not None:
+                    known_V &= table.pruned.of_feature(name, tokens_V) == tokens_V
+                if name in exact:
+                    known_V &= np.isin(tokens_V, exact[name].numpy())
+                kept += len(tokens_V)
+                unknown += int((~known_V).sum())
+        if unknown and unknown == kept:
+            expected, do = f"some that {self.name} knows", "take the vocabulary of the log it was trained on"
+            raise DataError("values of the vocabulary", expected=expected, found=f"none of {kept:,}", do=do)
+        return unknown, kept
 
 
 def by_trained(work: _Work, judge: Judge, options: Mapping[str, Any]) -> Scores:

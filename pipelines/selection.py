@@ -89,6 +89,18 @@ class SelectionSettings(LogJob):
             super().__post_init__()
 
 
+def model_of(method: str) -> str | None:
+    """The model that a method needs: ``"trained"``, or ``"run"``, one to train as that says; ``None``: rows alone."""
+    if method == FEATURE_GRADIENTS:
+        return None
+    from embstore.selection.methods import Search, Trained, names
+
+    if method not in names():
+        known = (FEATURE_GRADIENTS, *names())
+        raise ConfigError(f"config.method: unknown {method!r}", do=nearest(method, known))
+    return "trained" if method in names(Trained) else "run" if method in names(Search) else None
+
+
 def select(
     settings: SelectionSettings,
     *,
@@ -128,8 +140,10 @@ def select(
     if settings.vocabulary is not None:
         vocabulary, _ = VocabularySource(path=settings.vocabulary).read(schema)
         check_kinds(vocabulary, schema, log.value_types())
-    if judge is not None and (unknown := judge.unknown(vocabulary or {})):
-        progress.say(f"warning: {unknown:,} values of the vocabulary have no vector of their own in {judge.name}")
+    if judge is not None:
+        unknown, kept = judge.unknown(vocabulary or {})
+        if unknown:
+            progress.say(f"warning: {unknown:,} of {kept:,} values have no vector of their own in {judge.name}")
     columns = Columns(
         schema=schema,
         vocabulary=vocabulary or {},
@@ -234,41 +248,36 @@ class _How:
 
 def _how(settings: SelectionSettings, workers: int | None) -> _How:
     """Unknown methods and settings, and a model that lacks or is one too many, are told before anything is read."""
-    given = [name for name in ("run", "store") if getattr(settings, name) is not None]
-    if settings.method == FEATURE_GRADIENTS:
+    kind, method = model_of(settings.method), settings.method
+    _check_given(settings, kind)
+    if method == FEATURE_GRADIENTS:
         how = parse(FeatureGradientsSettings, settings.options, where="config.options")
-        _check_given(settings, given, (), "neither: it takes rows alone")
         return _How(score=lambda work, _: _feature_gradients(work, how))
-    from embstore.selection.methods import Rows, Search, Trained, described, names, score
+    from embstore.selection.methods import Rows, described, score
 
-    if settings.method not in names():
-        known = (FEATURE_GRADIENTS, *names())
-        raise ConfigError(f"config.method: unknown {settings.method!r}", do=nearest(settings.method, known))
-    own, source = described(settings.method)
-    options = vars(parse(own, settings.options, where="config.options"))
-    if source is Rows:
-        _check_given(settings, given, (), "neither: it takes rows alone")
-        return _How(
-            score=lambda work, _: (score(settings.method, Rows(batches=work, layout=work.layout), **options), {})
-        )
+    options = vars(parse(described(method)[0], settings.options, where="config.options"))
+    if kind is None:
+        return _How(score=lambda work, _: (score(method, Rows(batches=work, layout=work.layout), **options), {}))
     from .judging import Judge, by_search, by_trained
 
-    if source is Trained:
-        _check_given(settings, given, ("run", "store"), "a run (its folder), or a store and a version")
-        if isinstance(settings.run, dict):
-            raise ConfigError("config.run", expected="the folder of a trained run", found="settings")
+    if kind == "trained":
         return _How(judge=Judge.trained, score=lambda work, judge: (by_trained(work, judge, options), {}))
-    assert source is Search
-    _check_given(settings, given, ("run",), "a run (its YAML file or folder) that says how to train one")
     if workers is not None:
-        expected, do = f"none: {settings.method} trains one model here", "leave the workers out"
+        expected, do = f"none: {method} trains one model here", "leave the workers out"
         raise ConfigError("workers", expected=expected, found=f"{workers}", do=do)
     return _How(judge=Judge.untrained, score=lambda work, judge: (by_search(work, judge, options), {}))
 
 
-def _check_given(settings: SelectionSettings, given: list[str], wanted: tuple[str, ...], expected: str) -> None:
-    if len(given) != min(len(wanted), 1) or not set(given) <= set(wanted):
-        found = " and ".join(given) or "neither"
+def _check_given(settings: SelectionSettings, kind: str | None) -> None:
+    """Refuse a method's model that is not what it takes."""
+    run = None if settings.run is None else "a run" if isinstance(settings.run, str) else "settings of a run"
+    found = " and ".join(filter(None, (run, settings.store and "a store"))) or "none"
+    expected, fitting = {
+        None: ("none: it takes rows alone", ("none",)),
+        "trained": ("a run (the folder of a trained one), or a store and a version", ("a run", "a store")),
+        "run": ("a run (its YAML file or folder) that says how to train one", ("a run", "settings of a run")),
+    }[kind]
+    if found not in fitting:
         raise ConfigError(f"config: the model of method {settings.method!r}", expected=expected, found=found)
 
 

@@ -53,8 +53,8 @@ class Others(Protocol):
 class Trained:
     """A trained model and rows to try it on.
 
-    To prune values: the rows that the pruned model will learn from. To rank fields rows that the model has not seen do
-    as well (docs/selection.md).
+    To prune values: the rows that the pruned model will learn from; to rank fields: rows that the model has not seen
+    (docs/selection.md).
 
     Args:
         model: its weights are read only; it is left in eval mode.

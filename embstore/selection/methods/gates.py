@@ -167,7 +167,7 @@ def train(
         DataError: labels of one class, or a loss that is not a number.
     """
     if alternate is not None and search.valid is None:
-        raise ConfigError("search", expected="a validation log", found="none", do="give valid=")
+        raise ConfigError("search", expected="a validation log", found="none", do="give valid= (a run's logs.valid)")
     rows = positives = step = 0
     with (
         torch.random.fork_rng(devices=[]),
