@@ -209,7 +209,7 @@ def test_eight_workers_that_die_come_to_the_same_bytes(world: World, whole: Path
         environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
         environment["PYTHONPATH"] = os.pathsep.join(sys.path)
         script = [sys.executable, str(Path(__file__).with_name("dying.py")), config, deaths, str(workers)]
-        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         assert {path.name for path in deaths.iterdir()} == {name for _, name in TASKS}
         for kind in kinds:
