@@ -28,7 +28,7 @@ class LogJob:
 
     def __post_init__(self) -> None:
         if not self.log:
-            raise ConfigError("config.log", expected="a file, folder, glob or URI", found="none")
+            raise ConfigError("config: key 'log' is missing", do="add log: <a file, folder, glob or URI>")
         if self.schema is None and self.label is None:
             raise ConfigError("config", expected="a schema, or the label to infer one for", found="neither")
         if self.features is not None and not self.features:

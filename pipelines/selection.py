@@ -86,6 +86,8 @@ class SelectionSettings(LogJob):
         if not 0 <= self.seed < 2**63:
             raise ConfigError("config.seed", expected="0 to 2^63 - 1", found=str(self.seed))
         if self.run is None and self.store is None:
+            if self.log is None:  # it may be a model that lacks, which has one
+                _check_given(self, model_of(self.method))
             super().__post_init__()
 
 

@@ -244,7 +244,8 @@ def test_the_commands_end_in_a_vocabulary_to_train_with(world: World, whole: Pat
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ({"method": "leave_one_out"}, ConfigError, "expected a file, folder, glob or URI"),
+        ({"method": "lift"}, ConfigError, "key 'log' is missing"),
+        ({"method": "leave_one_out"}, ConfigError, "a run .*or a store.*found none"),
         ({"method": "leave_one_out", "log": "here", "label": "click"}, ConfigError, "a run .*or a store.*found none"),
         ({"method": "leave_one_out", "run": "RUN", "store": "here"}, ConfigError, "found a run and a store"),
         ({"method": "leave_one_out", "run": {}}, ConfigError, "found settings of a run"),
