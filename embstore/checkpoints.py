@@ -82,6 +82,10 @@ class Checkpoints:
         """What the checkpoint of a step is called."""
         return f"{_PREFIX}{step:08d}"
 
+    def digest(self, name: str) -> str:
+        """sha256 of the numbers of one, those of its files' bytes among them."""
+        return sha256_file(self.folder / name / "state.json").sha256
+
     def save(
         self, step: int, state: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]], shard: range
     ) -> str:

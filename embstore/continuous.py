@@ -140,28 +140,27 @@ def load_version(model: CtrModel, adam: torch.optim.Optimizer, version: Version)
     return True
 
 
-def check_columns(types: Mapping[str, str], start: Version) -> None:
-    """A value of another type is another token: what a version has learnt of it would not be found again.
+def check_columns(types: Mapping[str, str], before: Mapping[str, str], *, trained: str, do: str) -> None:
+    """A value of another type is another token: what a model has learnt of it would not be found again.
 
     Args:
-        types: by feature, of its values in the training log (``ParquetLog.value_types``).
-        start: the version.
+        types: by feature, of its values in a log (``ParquetLog.value_types``).
+        before: the same of the log that the model was trained on.
+        trained: the model, for messages.
+        do: what to do.
 
     Raises:
-        SchemaError: a feature's column has not the type it had when the version was trained.
+        SchemaError: a feature's column has not the type it had when the model was trained.
     """
 
     def written(kind: str) -> str:
         return re.sub(r"u?int(8|16|32|64)", "integer", kind.replace("large_", ""))
 
     for name, kind in types.items():
-        before = start.manifest["columns"].get(name, kind)
-        if written(kind) != written(before):
+        expected = before.get(name, kind)
+        if written(kind) != written(expected):
             raise SchemaError(
-                f"feature {name!r} of the training log",
-                expected=f"{before}, as when {start.id} was trained",
-                found=kind,
-                do="write the column as it was, or train a new table without --from",
+                f"feature {name!r} of the log", expected=f"{expected}, as when {trained} was trained", found=kind, do=do
             )
 
 

@@ -240,6 +240,29 @@ class Run:
         """
         return self._restored().model
 
+    def finished(self) -> tuple[CtrModel, str]:
+        """The finished run's model, in eval mode, and the sha256 of its checkpoint: of all files and numbers.
+
+        Raises:
+            CheckpointError: it isn't finished.
+        """
+        self._check_finished()
+        trainer = self._restored()
+        return trainer.model, trainer.checkpoints.digest(trainer.restored)
+
+    def untrained(self) -> CtrModel:
+        """The model that ``train`` begins with, for others to train; the folder becomes this run's.
+
+        Raises:
+            CheckpointError: the folder holds another run.
+            LogError, SchemaError, DataError: the training log can't be used.
+        """
+        log = ParquetLog(self.config.logs.train, self.schema)
+        self._begin({"train": log})
+        model = self.build(self._collected_tokens(log))
+        self._start(Trainer(model, self.config.training, self.folder, progress=self.progress, group=self.group))
+        return model
+
     def evaluate(self, source: str) -> dict[str, float]:
         """Metrics of the trained model on another labelled log.
 
@@ -257,6 +280,10 @@ class Run:
         Raises:
             CheckpointError: it isn't finished.
         """
+        self._check_finished()
+        return self._bundle(self._restored())
+
+    def _check_finished(self) -> None:
         if not self.files.result():
             raise CheckpointError(
                 f"{self.folder}",
@@ -264,7 +291,6 @@ class Run:
                 found="one without result.json",
                 do="train it to its end first",
             )
-        return self._bundle(self._restored())
 
     def parent(self, store: str | Path) -> str | None:
         """The version of this store that the run goes on from, if there is one."""
@@ -352,7 +378,8 @@ class Run:
         """Make the folder this run's."""
         columns = logs["train"].value_types()
         if self.start is not None:
-            check_columns(columns, self.start)
+            do = "write the column as it was, or train a new table without --from"
+            check_columns(columns, self.start.manifest["columns"], trained=self.start.id, do=do)
         else:
             for given in self._given:
                 if self.files.begun():  # a run that goes on needs no vectors

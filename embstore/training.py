@@ -111,7 +111,7 @@ class Trainer:
         deciding = asdict(replace(settings, checkpoint_every=None))  # when checkpoints are taken decides nothing
         del deciding["checkpoint_minutes"]
         self.identity = hashlib.sha256(f"{identity}\n{json.dumps(deciding, sort_keys=True)}".encode()).hexdigest()
-        self.at = _Progress()
+        self.at, self.restored = _Progress(), ""  # the checkpoint that was loaded last
         self._save_due = math.inf
         self._interruption = interruption or Interruption()
         self._resumed, self._unwritten = False, list[str]()  # warnings wait until it is known where metrics go on
@@ -381,6 +381,7 @@ class Trainer:
         return self.checkpoints.load(name, table.num_rows, table.shard)
 
     def _load(self, loaded: Loaded, name: str) -> None:
+        self.restored = name
         origin = f"checkpoint {name}"
         load_rows(self.model.table, loaded.table, origin=origin)
         self.model.load_dense(loaded.tensors["dense"], origin=origin)

@@ -34,13 +34,14 @@ from embstore.run_folder import RunFolder
 from embstore.schema import Schema
 from embstore.selection.pruning import prune, summaries
 from embstore.selection.score_files import read_scores
+from embstore.settings import RunConfig
 from embstore.store import Store
 from embstore.store.files import sha256_file
 from embstore.vocabulary import Vocabulary
 
 from .days import DayFolder, LoopFolder
 from .loop_settings import LoopSettings
-from .selection import select
+from .selection import model_of, select
 from .vocabulary import VocabularySettings
 from .vocabulary import build as build_vocabulary
 
@@ -179,8 +180,12 @@ class _Day:
 
     def _select(self) -> None:
         if self.config.select is not None and self.day.done("select") is None:
+            model = self._judging_model(self.config.select.method)
+            if model is None:
+                self._say("select", f"{self.config.select.method} wants a trained model: nothing on the first day")
+                return
             target = str(self.day.room("selection"))
-            job = self.config.select.job(self.source, self.schema, str(self.day.path / "vocabulary"), target)
+            job = self.config.select.job(self.source, self.schema, str(self.day.path / "vocabulary"), target, **model)
             manifest = select(job, progress=self.progress)
             fields = {of["name"]: of["score"] for of in manifest["fields"]}
             sha256 = sha256_file(Path(target) / "manifest.json").sha256
@@ -189,7 +194,20 @@ class _Day:
             best = sorted(fields, key=lambda name: -fields[name])
             self._say("select", f"{manifest['method']}: most {', '.join(best[:3])}; least {', '.join(best[-2:])}")
 
+    def _judging_model(self, method: str) -> dict[str, Any] | None:
+        """What a selection judges by: nothing, yesterday's version, or today's run; ``None`` before there is one."""
+        needs = model_of(method)
+        if needs is None:
+            return {}
+        if needs == "run":
+            return {"run": asdict(self._run_config(str(self.day.path / "vocabulary"), output=""))}
+        if self.before is None:
+            return None
+        return {"store": self.config.publish.store, "version": _version(self.before)}
+
     def _prune(self) -> None:
+        if self.config.prune is not None and self.config.prune.by == "scores" and self.day.done("select") is None:
+            return  # nothing to prune by on the first day
         if self.config.prune is not None and self.day.done("prune") is None:
             before, how = Vocabulary.from_parquet(self.day.path / "vocabulary"), self.config.prune
             scores = None
@@ -204,14 +222,9 @@ class _Day:
 
     def _train(self) -> None:
         if self.day.done("train") is None:
-            plan, output = self.day.done("plan"), self.day.path / "run"
-            assert plan is not None
+            output = self.day.path / "run"
             RunFolder(output).write_lineage(self._lineage())
-            vocabulary, before = str(self.honoured), None if self.before is None else _version(self.before)
-            if before is None:
-                config = self.config.first_run(self.source, self.schema, plan["rows"], vocabulary, str(output))
-            else:
-                config = self.config.next_run(self.source, before, vocabulary, str(output))
+            config = self._run_config(str(self.honoured), str(output))
             result = Run(config, build, progress=self.progress).train()
             for note in result["notes"]:
                 self.progress.say(note)
@@ -219,6 +232,14 @@ class _Day:
             self.day.finish("train", **kept)
             found = (f"{name} AUC {_number(result[name]['auc'])}" for name in ("valid", "test") if result.get(name))
             self._say("train", ", ".join((f"{result['steps']:,} steps", *found, f"published {result['version']}")))
+
+    def _run_config(self, vocabulary: str, output: str) -> RunConfig:
+        """The day's run."""
+        if self.before is not None:
+            return self.config.next_run(self.source, _version(self.before), vocabulary, output)
+        plan = self.day.done("plan")
+        assert plan is not None
+        return self.config.first_run(self.source, self.schema, plan["rows"], vocabulary, output)
 
     def _lineage(self) -> dict[str, Any]:
         """What the version's manifest says of the stages before it."""

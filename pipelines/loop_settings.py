@@ -35,7 +35,11 @@ _NOT_DECIDING = ("days", "publish", "promote", "output")
 
 @dataclass(frozen=True, kw_only=True)
 class SelectSettings:
-    """How each day's fields and values are scored: as of a selection job, see ``embstore.pipelines.selection``."""
+    """How each day's fields and values are scored: as of a selection job, see ``embstore.pipelines.selection``.
+
+    Methods of a trained model judge by yesterday's version, on today's log, which is what is learnt next; those that
+    train one train it as today's run would.
+    """
 
     method: str = FEATURE_GRADIENTS
     options: dict[str, Any] = field(default_factory=dict)
@@ -45,10 +49,10 @@ class SelectSettings:
     crosses: tuple[Cross, ...] = ()
     seed: int = 0
 
-    def job(self, log: str, schema: Schema, vocabulary: str, output: str) -> SelectionSettings:
-        """Of a day's log."""
+    def job(self, log: str, schema: Schema, vocabulary: str, output: str, **model: Any) -> SelectionSettings:
+        """Of a day's log; ``model`` is what of ``run``, ``store`` and ``version`` the method judges by."""
         own = {of.name: getattr(self, of.name) for of in fields(self)}
-        return SelectionSettings(log=log, schema=schema.to_dict(), vocabulary=vocabulary, output=output, **own)
+        return SelectionSettings(log=log, schema=schema.to_dict(), vocabulary=vocabulary, output=output, **model, **own)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@
 
 A window is what the log shuffles together; its batches are the same whoever makes them, and what they give is added in
 their order here. So the bytes are the same by this process or by any number of workers. Methods that only count take
-the batches as they come. The folder appears when it is whole: a job that fails leaves none, and a task whose worker
+the batches as they come. Those of a trained model (``judging.py``) add up what each batch loses without a value; those
+that train one do so here. The folder appears when it is whole: a job that fails leaves none, and a task whose worker
 died is run again.
 """
 
@@ -14,17 +15,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from embstore.config import parse
 from embstore.continuous import place_of
 from embstore.errors import ConfigError, GroupError, StoreError, nearest
 from embstore.logs import ParquetLog
 from embstore.progress import Progress, no_progress
-from embstore.schema import Schema
+from embstore.run_vocabulary import VocabularySource, check_kinds
 from embstore.selection import Columns, Cross, FeatureGradients, FeatureGradientsSettings, Scores, SparseBatch
 from embstore.selection.feature_gradients import SAMPLE, gradients
 from embstore.selection.learnability import BatchGradient, Weights, batch_gradient
@@ -32,9 +33,12 @@ from embstore.selection.standardization import Standardization, Statistics
 from embstore.store.export import appearing
 from embstore.store.files import fsync_folder, sha256_file, write_small
 from embstore.threads import usable_cores
-from embstore.vocabulary import Vocabulary
 
+from .log_job import LogJob
 from .runners import Runner, Serial, runner
+
+if TYPE_CHECKING:
+    from .judging import Judge
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -42,34 +46,34 @@ FEATURE_GRADIENTS = "feature_gradients"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SelectionSettings:
-    """A selection job, as its YAML file has it.
+class SelectionSettings(LogJob):
+    """A selection job, as its YAML file has it: ``LogJob``'s settings, and these.
+
+    With a model the log is by default that which the model has learnt from, and the schema is the model's.
 
     Args:
-        log: a file, folder, glob or URI, or a list of these.
-        schema: a mapping as in a schema file, or the path of one; without, it is inferred from the log.
-        label: the column of labels; needed without a schema, and instead of the label of one.
-        features: only these; all of the schema by default.
         vocabulary: folder of the values that have a column each; a feature that is not there is hashed.
         hashed: columns of each of those.
         crosses: features whose values are taken together.
-        method: ``feature_gradients``, or one that ``embstore.selection.methods`` names and that takes rows.
+        method: ``feature_gradients``, or one that ``embstore.selection.methods`` names.
         options: the method's own settings.
+        run: folder of the trained run to judge by; of methods that train a model: a run's folder, YAML file or
+            settings, as which it is trained.
+        store, version: a published version to judge by instead.
         rows: of a batch.
         shuffle_window: rows shuffled together; one task's work.
         seed: of the shuffle and the hashes.
         output: the folder to make.
     """
 
-    log: str | tuple[str, ...]
-    schema: str | dict[str, Any] | None = None
-    label: str | None = None
-    features: tuple[str, ...] | None = None
     vocabulary: str | None = None
     hashed: int = 65_536
     crosses: tuple[Cross, ...] = ()
     method: str = FEATURE_GRADIENTS
     options: dict[str, Any] = field(default_factory=dict)
+    run: str | dict[str, Any] | None = None
+    store: str | None = None
+    version: str = "latest"
     rows: int = 8192
     shuffle_window: int = 262_144
     seed: int = 0
@@ -79,29 +83,24 @@ class SelectionSettings:
         for name in ("hashed", "rows", "shuffle_window"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"config.{name}", expected="1 or more", found=str(getattr(self, name)))
-        if self.schema is None and self.label is None:
-            raise ConfigError("config", expected="a schema, or the label to infer one for", found="neither")
-        if self.features is not None and not self.features:
-            raise ConfigError("config.features", expected="at least one", found="none")
         if not 0 <= self.seed < 2**63:
             raise ConfigError("config.seed", expected="0 to 2^63 - 1", found=str(self.seed))
+        if self.run is None and self.store is None:
+            if self.log is None:  # it may be a model that lacks, which has one
+                _check_given(self, model_of(self.method))
+            super().__post_init__()
 
-    @property
-    def sources(self) -> list[str]:
-        """Of the log."""
-        return [self.log] if isinstance(self.log, str) else list(self.log)
 
-    def read_schema(self) -> Schema:
-        """The features that are judged, the dense columns, and the label."""
-        if self.schema is None:
-            schema = Schema.infer(self.sources, label=self.label or "")
-        else:
-            given = self.schema
-            schema = Schema.from_yaml(Path(given)) if isinstance(given, str) else Schema.from_dict(given)
-            schema = schema if self.label is None else replace(schema, label=self.label)
-        if self.features is not None:
-            schema = replace(schema, features=tuple(schema.feature(name) for name in dict.fromkeys(self.features)))
-        return replace(schema, weight=None, group=None)
+def model_of(method: str) -> str | None:
+    """The model that a method needs: ``"trained"``, or ``"run"``, one to train as that says; ``None``: rows alone."""
+    if method == FEATURE_GRADIENTS:
+        return None
+    from embstore.selection.methods import Search, Trained, names
+
+    if method not in names():
+        known = (FEATURE_GRADIENTS, *names())
+        raise ConfigError(f"config.method: unknown {method!r}", do=nearest(method, known))
+    return "trained" if method in names(Trained) else "run" if method in names(Search) else None
 
 
 def select(
@@ -132,17 +131,21 @@ def select(
     target = Path(settings.output)
     if target.exists():
         raise StoreError(f"{target}", expected="a name that is free", found="something there", do="name another folder")
-    judge = _judge(settings)
-    schema = settings.read_schema()
+    how = _how(settings, workers)
+    judge = None if how.judge is None else how.judge(settings)
+    schema = settings.read_schema() if judge is None else judge.schema_for(settings)
+    source = settings.log if judge is None else settings.log or judge.log
+    log = ParquetLog([place_of(of) for of in ([source] if isinstance(source, str) else source or ())], schema)
+    if judge is not None:
+        judge.check_log(log, named=settings.log is not None)
     vocabulary = None
     if settings.vocabulary is not None:
-        whole = Vocabulary.from_parquet(settings.vocabulary)
-        names = [feature.name for feature in schema.features if feature.name in whole]
-        if not names:
-            expected = f"one of the features {', '.join(feature.name for feature in schema.features)}"
-            raise ConfigError(f"vocabulary {settings.vocabulary}", expected=expected, found=", ".join(whole))
-        vocabulary = Vocabulary({name: whole[name] for name in names})
-    log = ParquetLog([place_of(source) for source in settings.sources], schema)
+        vocabulary, _ = VocabularySource(path=settings.vocabulary).read(schema)
+        check_kinds(vocabulary, schema, log.value_types())
+    if judge is not None:
+        unknown, kept = judge.unknown(vocabulary or {})
+        if unknown:
+            progress.say(f"warning: {unknown:,} of {kept:,} values have no vector of their own in {judge.name}")
     columns = Columns(
         schema=schema,
         vocabulary=vocabulary or {},
@@ -153,7 +156,7 @@ def select(
     with runner(workers, address) as by:
         work = _Work(settings, log, columns, by, threads or usable_cores(), progress)
         try:
-            scores, found = judge(work)
+            scores, found = how.score(work, judge)
         except GroupError as error:
             do = "run it again: nothing was written"
             raise GroupError(error.what, expected=error.expected, found=error.found, do=do) from error
@@ -163,11 +166,12 @@ def select(
         "settings": _told(settings),
         "found": found,
         "lineage": {
-            "log": {"source": settings.log, "fingerprint": log.fingerprint, "rows": log.rows},
+            "log": {"source": source, "fingerprint": log.fingerprint, "rows": log.rows},
             "label": schema.label,
             "vocabulary": None
             if vocabulary is None
             else {"path": settings.vocabulary, "sha256": vocabulary.digest(), "features": list(vocabulary)},
+            **({} if judge is None else {"model": judge.lineage}),
         },
         "fields": [
             {"name": name, "columns": int(stop - start), "score": float(score)}
@@ -199,7 +203,8 @@ class _Work:
         threads: int,
         progress: Progress,
     ) -> None:
-        self.settings, self.columns, self.by, self.threads, self.progress = settings, columns, by, threads, progress
+        self.settings, self.log, self.columns, self.by = settings, log, columns, by
+        self.threads, self.progress = threads, progress
         self.layout, self.rows = columns.layout, log.rows
         order = (settings.rows, settings.shuffle_window, settings.seed)
         self._windows = log.windows(settings.rows, shuffle_window=settings.shuffle_window)
@@ -235,19 +240,47 @@ class _Work:
                 bar.advance(len(batch))
 
 
-def _judge(settings: SelectionSettings) -> Callable[[_Work], tuple[Scores, dict[str, Any]]]:
-    """What gives the scores; unknown methods and settings are told before anything is read."""
-    if settings.method == FEATURE_GRADIENTS:
-        how = parse(FeatureGradientsSettings, settings.options, where="config.options")
-        return lambda work: _feature_gradients(work, how)
-    from embstore.selection.methods import Rows, names, score
+@dataclass(frozen=True, kw_only=True)
+class _How:
+    """How a method goes about it: what opens the model it judges by, and what gives the scores, and what was found."""
 
-    if settings.method not in names(Rows):
-        known = (FEATURE_GRADIENTS, *names(Rows))
-        raise ConfigError(
-            f"config.method: {settings.method!r} is none that takes rows", do=nearest(settings.method, known)
-        )
-    return lambda work: (score(settings.method, Rows(batches=work, layout=work.layout), **settings.options), {})
+    judge: Callable[[SelectionSettings], Judge] | None = None
+    score: Callable[[_Work, Any], tuple[Scores, dict[str, Any]]]
+
+
+def _how(settings: SelectionSettings, workers: int | None) -> _How:
+    """Unknown methods and settings, and a model that lacks or is one too many, are told before anything is read."""
+    kind, method = model_of(settings.method), settings.method
+    _check_given(settings, kind)
+    if method == FEATURE_GRADIENTS:
+        how = parse(FeatureGradientsSettings, settings.options, where="config.options")
+        return _How(score=lambda work, _: _feature_gradients(work, how))
+    from embstore.selection.methods import Rows, described, score
+
+    options = vars(parse(described(method)[0], settings.options, where="config.options"))
+    if kind is None:
+        return _How(score=lambda work, _: (score(method, Rows(batches=work, layout=work.layout), **options), {}))
+    from .judging import Judge, by_search, by_trained
+
+    if kind == "trained":
+        return _How(judge=Judge.trained, score=lambda work, judge: (by_trained(work, judge, options), {}))
+    if workers is not None:
+        expected, do = f"none: {method} trains one model here", "leave the workers out"
+        raise ConfigError("workers", expected=expected, found=f"{workers}", do=do)
+    return _How(judge=Judge.untrained, score=lambda work, judge: (by_search(work, judge, options), {}))
+
+
+def _check_given(settings: SelectionSettings, kind: str | None) -> None:
+    """Refuse a method's model that is not what it takes."""
+    run = None if settings.run is None else "a run" if isinstance(settings.run, str) else "settings of a run"
+    found = " and ".join(filter(None, (run, settings.store and "a store"))) or "none"
+    expected, fitting = {
+        None: ("none: it takes rows alone", ("none",)),
+        "trained": ("a run (the folder of a trained one), or a store and a version", ("a run", "a store")),
+        "run": ("a run (its YAML file or folder) that says how to train one", ("a run", "settings of a run")),
+    }[kind]
+    if found not in fitting:
+        raise ConfigError(f"config: the model of method {settings.method!r}", expected=expected, found=found)
 
 
 def _feature_gradients(work: _Work, how: FeatureGradientsSettings) -> tuple[Scores, dict[str, Any]]:
@@ -291,5 +324,5 @@ def _gradient(weights: Weights, batch: SparseBatch) -> BatchGradient:
 
 def _told(settings: SelectionSettings) -> dict[str, Any]:
     """The settings that decide the scores."""
-    elsewhere = ("log", "schema", "label", "vocabulary", "method", "output")
+    elsewhere = ("log", "schema", "label", "vocabulary", "method", "run", "store", "version", "output")
     return {one.name: asdict(settings)[one.name] for one in fields(settings) if one.name not in elsewhere}

@@ -31,20 +31,17 @@ from embstore.schema import Schema
 from embstore.vocabulary_files import Lineage, VocabularyFolder, told_of, write_vocabulary
 
 from .cluster import cluster
+from .log_job import LogJob
 
 _TASKS = 4  # of reading, for each worker
 _SAMPLES = 8  # row groups whose beginnings say where the ranges of values are cut
 
 
 @dataclass(frozen=True, kw_only=True)
-class VocabularySettings:
-    """A vocabulary job, as its YAML file has it.
+class VocabularySettings(LogJob):
+    """A vocabulary job, as its YAML file has it: ``LogJob``'s settings, and these.
 
     Args:
-        log: a file, folder, glob or URI, or a list of these.
-        schema: a mapping as in a schema file, or the path of one; without, it is inferred from the log.
-        label: the column of labels; needed without a schema, and instead of the label of one.
-        features: only these; all of the schema by default.
         time: column of timestamps, dates or integers; without, nobody knows when a value was seen.
         admit: which values are kept.
         previous: folder of the vocabulary that this log is added to.
@@ -52,10 +49,6 @@ class VocabularySettings:
         output: the folder to make.
     """
 
-    log: str | tuple[str, ...]
-    schema: str | dict[str, Any] | None = None
-    label: str | None = None
-    features: tuple[str, ...] | None = None
     time: str | None = None
     admit: Admission = field(default_factory=Admission)
     previous: str | None = None
@@ -63,30 +56,18 @@ class VocabularySettings:
     output: str = "vocabulary"
 
     def __post_init__(self) -> None:
-        if self.schema is None and self.label is None:
-            raise ConfigError("config", expected="a schema, or the label to infer one for", found="neither")
+        super().__post_init__()
         if self.memory_mb is not None and self.memory_mb < 1:
             raise ConfigError("config.memory_mb", expected="1 or more", found=str(self.memory_mb))
-        if self.features is not None and not self.features:
-            raise ConfigError("config.features", expected="at least one", found="none")
         if self.admit.timed and self.time is None:
             raise ConfigError("config.admit by age, or expiry", expected="a time column", found="none", do="add time")
 
     def read_schema(self) -> Schema:
         """The features that are counted, and the label."""
-        sources = self.log if isinstance(self.log, str) else list(self.log)
-        if self.schema is None:
-            schema = Schema.infer(sources, label=self.label or "")
-        else:
-            given = self.schema
-            schema = Schema.from_yaml(Path(given)) if isinstance(given, str) else Schema.from_dict(given)
-            schema = schema if self.label is None else replace(schema, label=self.label)
-        if self.features is not None:
-            wanted = tuple(schema.feature(name) for name in dict.fromkeys(self.features))
-            schema = replace(schema, features=wanted)
+        schema = super().read_schema()
         if not schema.features:
             raise SchemaError("schema", expected="at least one feature", found="none")
-        return replace(schema, dense=(), weight=None, group=None)
+        return replace(schema, dense=())
 
 
 def build(
@@ -122,8 +103,7 @@ def build(
     if workers is not None and settings.memory_mb is not None:
         do = "leave it out: Ray's object store writes to disk what it has no room for"
         raise ConfigError("config.memory_mb", expected="none with workers", found=str(settings.memory_mb), do=do)
-    schema = settings.read_schema()
-    sources = [settings.log] if isinstance(settings.log, str) else list(settings.log)
+    schema, sources = settings.read_schema(), settings.sources
     log = ParquetLog(
         [place_of(source) for source in sources],
         schema,

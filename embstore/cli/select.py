@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from embstore.cli.store import as_json_option
+from embstore.cli.jobs import job_options, job_settings
 
 _SHOWN = 20
 
@@ -19,29 +19,36 @@ Examples:
   embstore select logs/ --label click --vocabulary vocabulary --to scores
   embstore select logs/ --schema schema.yaml --vocabulary vocabulary --set level=values --set order=4 --to scores
   embstore select logs/ --schema schema.yaml --vocabulary vocabulary --method mutual_information --to information
+  embstore select --vocabulary vocabulary --method leave_one_out --run runs/first --to worth
+  embstore select --vocabulary vocabulary --method leave_out_together --keep 0.5 --store store --version production
+  embstore select --vocabulary vocabulary --method optfs --run config.yaml --to gates
   embstore select --config selection.yaml --workers 8
 """
 )
-@click.argument("logs", nargs=-1)
-@click.option("--config", type=click.Path(path_type=Path), help="YAML of the settings; options go before it.")
-@click.option("--schema", help="YAML of what the columns mean; inferred without.")
-@click.option("--label", help="The 0/1 column; needed without a schema.")
-@click.option("--feature", "features", multiple=True, help="Only this one; again for more.")
-@click.option("--vocabulary", help="Folder of the values that are judged; other features are hashed.")
-@click.option("--method", help="How they are judged.  [default: feature_gradients]")
-@click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. order=2.")
-@click.option("--to", "output", help="Folder to make.")
-@click.option("--workers", type=click.IntRange(min=1), help="By so many tasks of a Ray cluster (RAY_ADDRESS, or here).")
-@as_json_option
+@job_options(
+    click.option("--vocabulary", help="Folder of the values that are judged; other features are hashed."),
+    click.option("--method", help="How they are judged.  [default: feature_gradients]"),
+    click.option("--run", help="Folder of the trained run to judge by; to train one: a run's YAML file or folder."),
+    click.option("--store", help="Store of the published version to judge by."),
+    click.option("--version", help="Version id, unique prefix of one, alias or tag.  [default: latest]"),
+    click.option("--keep", type=float, metavar="SHARE", help="Of leave_out_together: the share that will be kept."),
+    click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. order=2."),
+)
 def select(
     logs: tuple[str, ...],
     config: Path | None,
     options: tuple[str, ...],
+    keep: float | None,
     workers: int | None,
     as_json: bool,
     **given: Any,
 ) -> None:
     """Score the fields and the values of LOGS: Parquet files, folders, globs or URIs.
+
+    Methods that take rows: feature_gradients, frequency, lasso, lift, mutual_information, random. By a trained model
+    (--run, or --store and --version), on the log it has learnt from unless LOGS are given: leave_one_out,
+    leave_out_together, permutation, sfs, shark. By gates of a new model, trained as --run says: autofield, lpfs, optfs.
+    docs/selection.md tells them apart.
 
     The folder holds the scores (fields.parquet, columns.parquet) and what they come from (manifest.json). They are the
     same bytes on any number of --workers.
@@ -51,14 +58,12 @@ def select(
 
     from embstore.cli.console import out, plain_table, progress
     from embstore.cli.train import override
-    from embstore.config import load_yaml, parse
+    from embstore.config import parse
     from embstore.pipelines import selection as job
 
-    data: dict[str, Any] = {} if config is None else load_yaml(config)
-    given["features"] = list(given["features"]) or None
-    if logs:
-        given["log"] = logs[0] if len(logs) == 1 else list(logs)
-    data |= {name: value for name, value in given.items() if value is not None}
+    data = job_settings(config, logs, given)
+    if keep is not None:
+        options = (*options, f"keep={keep}")
     for option in options:
         override(data, f"options.{option}")
     settings = parse(job.SelectionSettings, data)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from embstore.cli.jobs import job_options, job_settings
 from embstore.cli.store import as_json_option
 
 
@@ -41,24 +42,16 @@ Examples:
   embstore vocab build --config vocabulary.yaml --workers 8
 """
 )
-@click.argument("logs", nargs=-1)
-@click.option("--config", type=click.Path(path_type=Path), help="YAML of the settings; options go before it.")
-@click.option("--schema", help="YAML of what the columns mean; inferred without.")
-@click.option("--label", help="The 0/1 column; needed without a schema.")
-@click.option("--feature", "features", multiple=True, help="Only this one; again for more.")
-@click.option("--time", help="Column of timestamps, dates or integers: first and last seen.")
-@click.option("--min-count", type=int, help="Keep values seen at least so often.")
-@click.option("--min-age", help="Keep values first seen so long before the latest row, e.g. 2d.")
-@click.option("--expire-after", help="Drop values last seen longer before it, e.g. 30d.")
-@click.option("--probability", type=float, help="Each sighting admits a value with this probability.")
-@click.option("--max-values", type=int, help="Keep at most so many of a feature, the most frequent.")
-@click.option("--from", "previous", help="Folder of a vocabulary that the log is added to.")
-@click.option("--memory-mb", type=int, help="Of values in memory; what is more goes to temporary files.")
-@click.option("--to", "output", help="Folder to make.")
-@click.option(
-    "--workers", type=click.IntRange(min=1), help="Count by so many processes of a Ray cluster (RAY_ADDRESS, or here)."
+@job_options(
+    click.option("--time", help="Column of timestamps, dates or integers: first and last seen."),
+    click.option("--min-count", type=int, help="Keep values seen at least so often."),
+    click.option("--min-age", help="Keep values first seen so long before the latest row, e.g. 2d."),
+    click.option("--expire-after", help="Drop values last seen longer before it, e.g. 30d."),
+    click.option("--probability", type=float, help="Each sighting admits a value with this probability."),
+    click.option("--max-values", type=int, help="Keep at most so many of a feature, the most frequent."),
+    click.option("--from", "previous", help="Folder of a vocabulary that the log is added to."),
+    click.option("--memory-mb", type=int, help="Of values in memory; what is more goes to temporary files."),
 )
-@as_json_option
 def build(logs: tuple[str, ...], config: Path | None, workers: int | None, as_json: bool, **given: Any) -> None:
     """Write the vocabulary of LOGS: Parquet files, folders, globs or URIs.
 
@@ -69,19 +62,15 @@ def build(logs: tuple[str, ...], config: Path | None, workers: int | None, as_js
     from sys import stderr
 
     from embstore.cli.console import out, plain_table, progress
-    from embstore.config import load_yaml, parse
+    from embstore.config import parse
     from embstore.pipelines import vocabulary as job
 
-    data: dict[str, Any] = {} if config is None else load_yaml(config)
     rules = ("min_count", "min_age", "expire_after", "probability", "max_values")
-    given["features"] = list(given["features"]) or None
-    if logs:
-        given["log"] = logs[0] if len(logs) == 1 else list(logs)
+    asked = {name: given.pop(name) for name in rules if given[name] is not None}
     for name in ("min_age", "expire_after"):
-        if given[name] is not None and given[name].lstrip("-").isdigit():
-            given[name] = int(given[name])
-    data |= {name: value for name, value in given.items() if value is not None and name not in rules}
-    asked = {name: given[name] for name in rules if given[name] is not None}
+        if asked.get(name, "").lstrip("-").isdigit():
+            asked[name] = int(asked[name])
+    data = job_settings(config, logs, given)
     if asked and isinstance(data.get("admit", {}), dict):
         data["admit"] = {**data.get("admit", {}), **asked}
     settings = parse(job.VocabularySettings, data)

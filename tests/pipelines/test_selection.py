@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from dying import dies_once
 from shown import Shown
 
 from embstore.cli.select import select as command
@@ -97,21 +95,10 @@ def test_the_same_bytes_by_threads(log: Path, whole: tuple[Path, dict[str, Any]]
 def test_on_ray(
     cluster: str, log: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deaths, gradient, encode = tmp_path / "deaths", job._gradient, job._encode
+    deaths = tmp_path / "deaths"
     deaths.mkdir()
-
-    def dies_once(name: str, function: Any) -> Any:
-        def dying(*arguments: Any) -> Any:
-            if not (deaths / name).exists():
-                (deaths / name).touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-                time.sleep(60)
-            return function(*arguments)
-
-        return dying
-
-    monkeypatch.setattr(job, "_gradient", dies_once("gradient", gradient))
-    monkeypatch.setattr(job, "_encode", dies_once("encode", encode))
+    for name in ("_gradient", "_encode"):
+        monkeypatch.setattr(job, name, dies_once(getattr(job, name), deaths / name))
     shown = Shown()
     assert select(_settings(log, tmp_path / "v"), workers=2, progress=shown) == whole[1]
     assert len(list(deaths.iterdir())) == 2
@@ -139,7 +126,7 @@ def test_what_fails_leaves_nothing(log: Path, tmp_path: Path) -> None:
         select(_settings(log, log))
     for given, error, message in (
         ({"method": "feature_gradient"}, ConfigError, "feature_gradients"),
-        ({"method": "sfs"}, ConfigError, "none that takes rows"),
+        ({"method": "sfs"}, ConfigError, "the folder of a trained one"),
         ({"options": {"ordr": 2}}, ConfigError, "order"),
         ({"method": "lift", "options": {"smoothin": 2}}, ConfigError, "smoothing"),
         ({"features": ("god",)}, SchemaError, "good"),

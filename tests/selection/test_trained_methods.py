@@ -25,6 +25,7 @@ from embstore.selection import Columns
 from embstore.selection.methods import Trained, score, together
 from embstore.selection.methods.embedded import EmbeddedBatch, Replacements, lookup, vectors
 from embstore.selection.methods.left_out import LeaveOneOutSettings, leave_one_out
+from embstore.selection.methods.permutation import draws
 from embstore.selection.methods.taylor import gradients
 from embstore.vocabulary import Vocabulary
 
@@ -62,6 +63,10 @@ def source(request: pytest.FixtureRequest, tmp_path: Path) -> Trained:
     return Trained(model=model, log=log, columns=columns, rows=25)
 
 
+def batches_of(source: Trained) -> list[EmbeddedBatch]:
+    return list(source.each(lambda _, batch, number: batch))
+
+
 def _shares(of: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     return np.maximum(of, 0) / max(of.max(), 1e-300)
 
@@ -75,7 +80,7 @@ def _loss(source: Trained, batch: EmbeddedBatch, dense: torch.Tensor, embedded: 
 @pytest.mark.parametrize("replacement", ["mean", "pruned"])
 def test_leave_one_out_is_what_replacing_costs(source: Trained, replacement: str) -> None:
     layout, table = source.columns.layout, source.model.table
-    batches = list(source.batches())
+    batches = batches_of(source)
     assert [len(batch.label_B) for batch in batches] == [25, 35]
     by_column = {
         column: vectors(table, batch, entries)[e].double()
@@ -132,7 +137,7 @@ def _doubled(source: Trained) -> tuple[torch.nn.Module, list[EmbeddedBatch]]:
             label_B=batch.label_B.double(),
             weight_B=batch.weight_B.double(),
         )
-        for batch in source.batches()
+        for batch in batches_of(source)
     ]
     return source.model.network.double(), batches
 
@@ -165,7 +170,7 @@ def test_sfs_and_shark_are_finite_differences(source: Trained, name: str) -> Non
     settings = {"signed": True} if name == "signed shark" else {}
     scores = score(name.split()[-1], source, **settings)
     layout, table = source.columns.layout, source.model.table
-    by, kept = Replacements.of(source, "mean"), list(source.batches())
+    by, kept = Replacements.of(source, "mean"), batches_of(source)
     network, batches = _doubled(source)
     field_F, column_D = np.zeros(3), np.zeros(layout.columns)
     for single, batch in zip(kept, batches, strict=True):
@@ -198,8 +203,8 @@ def test_sfs_and_shark_are_finite_differences(source: Trained, name: str) -> Non
 def test_a_permutation_of_all_fields_costs_what_its_rows_lose(source: Trained) -> None:
     """One batch: what each row loses is what its own field loses, and adds up by value."""
     source = replace(source, rows=ROWS)
-    [batch] = list(source.batches())
-    generator, table = torch.Generator().manual_seed(9), source.model.table
+    [batch] = batches_of(source)
+    generator, table = draws(9, 0), source.model.table
     base = _loss(source, batch, batch.dense_BC, batch.embedded_BW)
     field_F, column_D = np.zeros(3), np.zeros(source.columns.layout.columns)
     for f, (name, entries) in enumerate(batch.fields.items()):
@@ -218,7 +223,7 @@ def test_a_permutation_of_all_fields_costs_what_its_rows_lose(source: Trained) -
 
 
 def test_entries_add_up_to_the_table_s_output(source: Trained) -> None:
-    for batch in source.batches():
+    for batch in batches_of(source):
         for name, entries in batch.fields.items():
             at = source.model.table.slices[name]
             pooled = torch.zeros_like(batch.embedded_BW[:, at])
@@ -230,7 +235,7 @@ def test_entries_add_up_to_the_table_s_output(source: Trained) -> None:
 
 def test_left_out_together_is_what_each_adds_beside_the_others(source: Trained) -> None:
     layout, table = source.columns.layout, source.model.table
-    batches = list(source.batches())
+    batches = batches_of(source)
     keep = leave_one_out(source, LeaveOneOutSettings()).log_column_D
     dropped_D, shared_W = together._dropped(source, keep, 0.5)
     seen = np.unique(np.concatenate([of.column_E for batch in batches for of in batch.fields.values()]))
@@ -252,7 +257,7 @@ def test_left_out_together_is_what_each_adds_beside_the_others(source: Trained) 
             whole += float(_loss(source, batch, batch.dense_BC, embedded_BW).sum())
         return whole
 
-    worth_D, base = together._round(source, dropped_D, shared_W), total(dropped_D)
+    worth_D, base = source.total(together._worth, dropped_D, shared_W).column_D, total(dropped_D)
     for column in seen:
         other_D = dropped_D.copy()
         other_D[column] ^= True

@@ -12,6 +12,6 @@ from embstore.selection.methods.counts import Counts
 from embstore.selection.methods.embedded import Trained
 from embstore.selection.methods.gates import Search
 from embstore.selection.methods.lasso import lasso_weights
-from embstore.selection.methods.registry import Rows, names, register, score
+from embstore.selection.methods.registry import Rows, described, names, register, score
 
-__all__ = ["Counts", "Rows", "Search", "Trained", "lasso_weights", "names", "register", "score"]
+__all__ = ["Counts", "Rows", "Search", "Trained", "described", "lasso_weights", "names", "register", "score"]

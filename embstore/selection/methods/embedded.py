@@ -9,8 +9,14 @@ Suffixes: B rows of the batch, C dense columns, W numbers of a row's vectors, E 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from functools import reduce
+from itertools import islice
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -25,22 +31,41 @@ from embstore.errors import ConfigError, DataError
 from embstore.hashing import PRUNED_TOKEN
 from embstore.kernels import Request
 from embstore.logs import ParquetLog
+from embstore.progress import Progress, no_progress
 from embstore.selection.batches import Layout
 from embstore.selection.data import Columns
 from embstore.selection.methods.registry import check_both_classes, check_setting
+from embstore.threads import usable_cores
+
+Part = Callable[..., Any]  # ``part(source, batch, number, *given)``: what a batch adds, a pure function
 
 REPLACEMENTS = ("mean", "pruned")
 
 
+class Others(Protocol):
+    """Others than this process, who do the batches of a source."""
+
+    def __call__(self, part: Part, given: tuple[Any, ...]) -> Iterator[tuple[int, int, Any]]:
+        """As ``tried`` of each batch, in order."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trained:
-    """A trained model and rows to try it on, best ones it was not trained on.
+    """A trained model and rows to try it on.
+
+    To prune values: the rows that the pruned model will learn from; to rank fields: rows that the model has not seen
+    (docs/selection.md).
 
     Args:
         model: its weights are read only; it is left in eval mode.
         log: labelled rows.
         columns: of the log; the fields are features of the model's table, without crosses.
         rows: of a batch.
+        shuffle_window: rows shuffled together; neighbours in a log are alike, and change places with each other.
+        seed: of the shuffle.
+        threads: batches at a time, one thread of torch each; all cores by default. They decide no bit.
+        others: who do the batches instead.
+        progress: shown here, pass by pass.
 
     Raises:
         ConfigError: the model doesn't read what ``columns`` has.
@@ -50,25 +75,70 @@ class Trained:
     log: ParquetLog
     columns: Columns
     rows: int = 8192
+    shuffle_window: int = 262_144
+    seed: int = 0
+    threads: int | None = None
+    others: Others | None = None
+    progress: Progress = no_progress
 
     def __post_init__(self) -> None:
         check_setting("rows", self.rows, least=1)
         check_model(self.model, self.columns)
 
-    def batches(self) -> Iterator[EmbeddedBatch]:
-        """All rows; their labels are of both classes, or it is said in the end.
+    def each(self, part: Part, *given: Any) -> Iterator[Any]:
+        """What each batch adds, in order: ``part(self, batch, number, *given)`` of an ``EmbeddedBatch``.
 
         Raises:
             DataError: no labels, or of one class.
         """
         rows = positives = 0
-        self.model.eval()
-        for batch in self.log.batches(self.rows):
-            embedded = embed(self.model, self.columns, batch)
-            rows += len(batch)
-            positives += int(embedded.label_B.sum())
-            yield embedded
+        done = self._here(part, given) if self.others is None else self.others(part, given)
+        with self.progress("judge", self.log.rows) as bar:
+            for batch_rows, batch_positives, added in done:
+                rows += batch_rows
+                positives += batch_positives
+                bar.advance(batch_rows)
+                yield added
         check_both_classes(rows, positives)
+
+    def total(self, part: Part, *given: Any) -> Sums:
+        """The sum of what each batch adds, ``Sums``."""
+        total = Sums(self.columns.layout)
+        for sums in self.each(part, *given):
+            total.field_F += sums.field_F
+            total.column_D += sums.column_D
+        return total
+
+    def _here(self, part: Part, given: tuple[Any, ...]) -> Iterator[tuple[int, int, Any]]:
+        """By threads of their own, of whose work a few batches wait to be taken."""
+        self.model.eval()
+        threads, before = self.threads or usable_cores(), torch.get_num_threads()
+        batches = self.log.batches(self.rows, shuffle_window=self.shuffle_window, seed=self.seed)
+        under_way = deque[Future[tuple[int, int, Any]]]()
+        try:
+            with closing(batches), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as by:
+                asked = (by.submit(tried, self, batch, number, part, given) for number, batch in enumerate(batches))
+                try:
+                    while True:
+                        under_way += islice(asked, 2 * threads - len(under_way))
+                        if not under_way:
+                            return
+                        yield under_way.popleft().result()
+                finally:
+                    for waiting in under_way:
+                        waiting.cancel()
+        finally:
+            torch.set_num_threads(before)
+
+
+@torch.no_grad()
+def tried(source: Trained, batch: Batch, number: int, part: Part, given: tuple[Any, ...]) -> tuple[int, int, Any]:
+    """Rows of a batch, those of them that are positive, and what the batch adds.
+
+    With one thread of torch, which cuts its sums by how many it has.
+    """
+    embedded = embed(source.model, source.columns, batch)
+    return len(batch), int(embedded.label_B.sum()), part(source, embedded, number, *given)
 
 
 def check_model(model: CtrModel, columns: Columns) -> None:
@@ -201,24 +271,29 @@ class Replacements:
         if kind not in REPLACEMENTS:
             raise ConfigError("selection.replacement", expected=" or ".join(REPLACEMENTS), found=repr(kind))
         table = source.model.table
-        device = table.weight.device
-        field_W = torch.zeros(table.width, dtype=torch.float64, device=device)
-        value_W, entries_W = torch.zeros_like(field_W), torch.zeros_like(field_W)
-        dense_C = torch.zeros(len(source.columns.layout.dense), dtype=torch.float64, device=device)
-        rows = 0
-        for batch in source.batches():
-            rows += len(batch.label_B)
-            field_W += batch.embedded_BW.double().sum(dim=0)
-            dense_C += batch.dense_BC.double().sum(dim=0)
-            for name, entries in batch.fields.items():
-                value_W[table.slices[name]] += vectors(table, batch, entries).double().sum(dim=0)
-                entries_W[table.slices[name]] += len(entries.column_E)
+        rows, field_W, value_W, entries_W, dense_C = reduce(_added, source.each(_means))
         value_W /= entries_W.clamp(min=1)
         if kind == "pruned":
             token = torch.from_numpy(np.array([PRUNED_TOKEN], np.uint64).view(np.int64))
             for name, at in table.slices.items():
                 value_W[at] = lookup(table, name, token)[0].double()
         return cls(field_W=(field_W / rows).float(), value_W=value_W.float(), dense_C=(dense_C / rows).float())
+
+
+def _means(source: Trained, batch: EmbeddedBatch, number: int) -> list[Tensor]:
+    """Of a batch how many rows, and the sum of their vectors; of entries the sum, and how many; of dense columns."""
+    table = source.model.table
+    value_W = torch.zeros(table.width, dtype=torch.float64, device=batch.embedded_BW.device)
+    entries_W = torch.zeros_like(value_W)
+    for name, entries in batch.fields.items():
+        value_W[table.slices[name]] = vectors(table, batch, entries).double().sum(dim=0)
+        entries_W[table.slices[name]] = len(entries.column_E)
+    rows = torch.tensor(len(batch.label_B))
+    return [rows, batch.embedded_BW.double().sum(dim=0), value_W, entries_W, batch.dense_BC.double().sum(dim=0)]
+
+
+def _added(one: list[Tensor], other: list[Tensor]) -> list[Tensor]:
+    return [a + b for a, b in zip(one, other, strict=True)]
 
 
 class Sums:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from embstore.batch import Batch
 from embstore.ctr import CtrModel
 from embstore.errors import ConfigError, DataError
 from embstore.logs import ParquetLog
+from embstore.progress import Progress, no_progress
 from embstore.selection.batches import Layout
 from embstore.selection.data import Columns
 from embstore.selection.methods.embedded import EmbeddedBatch, check_model, embed
@@ -39,8 +41,10 @@ class Search:
         batch_size: rows of a step.
         epochs: passes over ``train``.
         learning_rate: of the network's Adam.
+        network_l2: its ``weight_decay``.
         shuffle_window: rows shuffled together.
         seed: of all of it.
+        progress: shown here.
     """
 
     build: Callable[[], CtrModel]
@@ -50,13 +54,16 @@ class Search:
     batch_size: int = 4096
     epochs: int = 1
     learning_rate: float = 1e-3
+    network_l2: float = 0.0
     shuffle_window: int = 1_000_000
     seed: int = 0
+    progress: Progress = no_progress
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs"):
             check_setting(name, getattr(self, name), least=1)
         check_setting("learning_rate", self.learning_rate, least=0, above=True)
+        check_setting("network_l2", self.network_l2, least=0)
 
     @property
     def steps(self) -> int:
@@ -160,16 +167,19 @@ def train(
         DataError: labels of one class, or a loss that is not a number.
     """
     if alternate is not None and search.valid is None:
-        raise ConfigError("search", expected="a validation log", found="none", do="give valid=")
+        raise ConfigError("search", expected="a validation log", found="none", do="give valid= (a run's logs.valid)")
     rows = positives = step = 0
-    with torch.random.fork_rng(devices=[]):
+    with (
+        torch.random.fork_rng(devices=[]),
+        closing(_for_ever(search)) as others,
+        search.progress("search", search.train.rows * search.epochs) as bar,
+    ):
         torch.manual_seed(search.seed)
         model = search.build()
         check_model(model, search.columns)
         gates = make(model).to(model.table.weight.device)
-        weights = torch.optim.Adam(model.network.parameters(), lr=search.learning_rate)
+        weights = torch.optim.Adam(model.network.parameters(), lr=search.learning_rate, weight_decay=search.network_l2)
         of_gates = torch.optim.Adam(gates.parameters(), lr=learning_rate)
-        others = _for_ever(search)
         model.train()
         batches = search.train.batches(
             search.batch_size, epochs=search.epochs, shuffle_window=search.shuffle_window, seed=search.seed
@@ -194,7 +204,7 @@ def train(
             if alternate is None or step % alternate == 0:
                 of_gates.step()
                 gates.on_stepped(learning_rate)
-        others.close()
+            bar.advance(len(batch))
     check_both_classes(rows, positives)
     return gates
 

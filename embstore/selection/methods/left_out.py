@@ -33,44 +33,48 @@ class LeaveOneOutSettings:
 
 
 @register("leave_one_out", LeaveOneOutSettings)
-@torch.no_grad()
 def leave_one_out(source: Trained, settings: LeaveOneOutSettings) -> Scores:
     """Exact increase of the loss, summed over all rows, when a value is replaced wherever it occurs.
 
     A field's is that of replacing its vector by the mean of its rows'. Below 0 counts as 0.
     """
-    layout, table, network = source.columns.layout, source.model.table, source.model.network
     by = Replacements.of(source, settings.replacement)
+    sums = source.total(_worse, by, settings.replacement == "mean")
+    return shares(source.columns.layout, sums.field_F, sums.column_D)
+
+
+def _worse(source: Trained, batch: EmbeddedBatch, number: int, by: Replacements, alike: bool) -> Sums:
+    """What a batch loses; ``alike``: values are replaced by what their field is, where rows have one each."""
+    layout, table, network = source.columns.layout, source.model.table, source.model.network
     sums = Sums(layout)
-    for batch in source.batches():
-        base_B = batch.loss_B(network, batch.dense_BC, batch.embedded_BW)
-        for name, entries in batch.fields.items():
-            at = table.slices[name]
-            embedded_BW = batch.embedded_BW.clone()
-            embedded_BW[:, at] = by.field_W[at]
-            worse_B = (batch.loss_B(network, batch.dense_BC, embedded_BW) - base_B).double()
-            if entries.single and settings.replacement == "mean":  # then values are replaced by the same
-                sums.add(name, worse_B.sum(), entries.column_E, worse_B)
-                continue
-            difference_EW = entries.share_E.to(base_B)[:, None] * (by.value_W[at] - vectors(table, batch, entries))
-            row_P, column_P, pair_E = pairs(entries)
-            difference_PW = torch.zeros(len(row_P), difference_EW.shape[1], device=base_B.device)
-            difference_PW.index_add_(0, torch.from_numpy(pair_E).to(base_B.device), difference_EW)
-            losses = [
-                loss_of_copies(
-                    source, batch, row_P[start : start + source.rows], difference_PW[start : start + source.rows], at
-                )
-                for start in range(0, len(row_P), source.rows)
-            ]
-            of_P = torch.cat(losses) - base_B[torch.from_numpy(row_P)] if losses else torch.empty(0)
-            sums.add(name, worse_B.sum(), column_P, of_P)
-        worse = []
-        for c in range(len(layout.dense)):
-            dense_BC = batch.dense_BC.clone()
-            dense_BC[:, c] = by.dense_C[c]
-            worse.append((batch.loss_B(network, dense_BC, batch.embedded_BW) - base_B).double().sum())
-        sums.add_dense(torch.stack(worse) if worse else torch.empty(0))
-    return shares(layout, sums.field_F, sums.column_D)
+    base_B = batch.loss_B(network, batch.dense_BC, batch.embedded_BW)
+    for name, entries in batch.fields.items():
+        at = table.slices[name]
+        embedded_BW = batch.embedded_BW.clone()
+        embedded_BW[:, at] = by.field_W[at]
+        worse_B = (batch.loss_B(network, batch.dense_BC, embedded_BW) - base_B).double()
+        if entries.single and alike:
+            sums.add(name, worse_B.sum(), entries.column_E, worse_B)
+            continue
+        difference_EW = entries.share_E.to(base_B)[:, None] * (by.value_W[at] - vectors(table, batch, entries))
+        row_P, column_P, pair_E = pairs(entries)
+        difference_PW = torch.zeros(len(row_P), difference_EW.shape[1], device=base_B.device)
+        difference_PW.index_add_(0, torch.from_numpy(pair_E).to(base_B.device), difference_EW)
+        losses = [
+            loss_of_copies(
+                source, batch, row_P[start : start + source.rows], difference_PW[start : start + source.rows], at
+            )
+            for start in range(0, len(row_P), source.rows)
+        ]
+        of_P = torch.cat(losses) - base_B[torch.from_numpy(row_P)] if losses else torch.empty(0)
+        sums.add(name, worse_B.sum(), column_P, of_P)
+    worse = []
+    for c in range(len(layout.dense)):
+        dense_BC = batch.dense_BC.clone()
+        dense_BC[:, c] = by.dense_C[c]
+        worse.append((batch.loss_B(network, dense_BC, batch.embedded_BW) - base_B).double().sum())
+    sums.add_dense(torch.stack(worse) if worse else torch.empty(0))
+    return sums
 
 
 def pairs(entries: Entries) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:

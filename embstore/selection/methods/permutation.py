@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from embstore.selection.methods.embedded import Sums, Trained
+from embstore.selection.methods.embedded import EmbeddedBatch, Sums, Trained
 from embstore.selection.methods.registry import check_setting, register, shares
 from embstore.selection.scores import Scores
 
@@ -32,31 +33,38 @@ class PermutationSettings:
 
 
 @register("permutation", PermutationSettings)
-@torch.no_grad()
 def permutation(source: Trained, settings: PermutationSettings) -> Scores:
     """Increase of the loss when a field's values change places among the rows of a batch.
 
     Breiman 2001, Random Forests, section 10; Fisher, Rudin & Dominici 2019. A value's is the increase summed
     over the rows that had it (of a list, in equal parts). Below 0 counts as 0.
     """
-    generator = torch.Generator().manual_seed(settings.seed)
-    layout, network = source.columns.layout, source.model.network
+    sums = source.total(_worse, settings)
+    return shares(source.columns.layout, sums.field_F, sums.column_D)
+
+
+def draws(seed: int, number: int) -> torch.Generator:
+    """The random numbers of a batch."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]))
+
+
+def _worse(source: Trained, batch: EmbeddedBatch, number: int, settings: PermutationSettings) -> Sums:
+    layout, network, generator = source.columns.layout, source.model.network, draws(settings.seed, number)
     sums = Sums(layout)
-    for batch in source.batches():
-        base_B = batch.loss_B(network, batch.dense_BC, batch.embedded_BW)
-        rows = len(base_B)
-        for _ in range(settings.repeats):
-            for name, entries in batch.fields.items():
-                at, order_B = source.model.table.slices[name], torch.randperm(rows, generator=generator)
-                embedded_BW = batch.embedded_BW.clone()
-                embedded_BW[:, at] = batch.embedded_BW[order_B, at]
-                worse_B = (batch.loss_B(network, batch.dense_BC, embedded_BW) - base_B).double()
-                length_B = torch.bincount(entries.row_E, minlength=rows).to(worse_B)
-                sums.add(name, worse_B.sum(), entries.column_E, (worse_B / length_B)[entries.row_E])
-            worse = []
-            for c in range(len(layout.dense)):
-                dense_BC = batch.dense_BC.clone()
-                dense_BC[:, c] = batch.dense_BC[torch.randperm(rows, generator=generator), c]
-                worse.append((batch.loss_B(network, dense_BC, batch.embedded_BW) - base_B).double().sum())
-            sums.add_dense(torch.stack(worse) if worse else torch.empty(0))
-    return shares(layout, sums.field_F, sums.column_D)
+    base_B = batch.loss_B(network, batch.dense_BC, batch.embedded_BW)
+    rows = len(base_B)
+    for _ in range(settings.repeats):
+        for name, entries in batch.fields.items():
+            at, order_B = source.model.table.slices[name], torch.randperm(rows, generator=generator)
+            embedded_BW = batch.embedded_BW.clone()
+            embedded_BW[:, at] = batch.embedded_BW[order_B, at]
+            worse_B = (batch.loss_B(network, batch.dense_BC, embedded_BW) - base_B).double()
+            length_B = torch.bincount(entries.row_E, minlength=rows).to(worse_B)
+            sums.add(name, worse_B.sum(), entries.column_E, (worse_B / length_B)[entries.row_E])
+        worse = []
+        for c in range(len(layout.dense)):
+            dense_BC = batch.dense_BC.clone()
+            dense_BC[:, c] = batch.dense_BC[torch.randperm(rows, generator=generator), c]
+            worse.append((batch.loss_B(network, dense_BC, batch.embedded_BW) - base_B).double().sum())
+        sums.add_dense(torch.stack(worse) if worse else torch.empty(0))
+    return sums

@@ -66,6 +66,22 @@ def names(source: type | None = None) -> tuple[str, ...]:
     return tuple(sorted(name for name, method in _METHODS.items() if source in (None, method.source)))
 
 
+def described(name: str) -> tuple[type, type]:
+    """What a method takes: the class of its settings, and that of its source.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    method = _method(name)
+    return method.settings, method.source
+
+
+def _method(name: str) -> _Method:
+    if name not in _METHODS:
+        raise ConfigError(f"unknown method {name!r}", do=nearest(name, _METHODS))
+    return _METHODS[name]
+
+
 def score(name: str, source: Any, **settings: Any) -> Scores:
     """Scores of all fields and columns, each a share of the best.
 
@@ -78,9 +94,7 @@ def score(name: str, source: Any, **settings: Any) -> Scores:
         ConfigError: an unknown name or setting (the nearest is named), a bad value, or another source.
         DataError: no rows, rows of other columns, or labels of one class.
     """
-    if name not in _METHODS:
-        raise ConfigError(f"unknown method {name!r}", do=nearest(name, _METHODS))
-    method = _METHODS[name]
+    method = _method(name)
     known = {field.name for field in fields(method.settings)}
     for key in settings:
         if key not in known:

@@ -24,8 +24,9 @@ def gradients(network: nn.Module, batch: EmbeddedBatch) -> tuple[Tensor, Tensor]
     """Of each row's loss by its own vectors, ``[B, W]``, and dense columns, ``[B, C]``; the network is in eval mode."""
     embedded_BW = batch.embedded_BW.detach().requires_grad_()
     dense_BC = batch.dense_BC.detach().requires_grad_()
-    loss = batch.loss_B(network, dense_BC, embedded_BW).sum()
-    g_BW, g_BC = torch.autograd.grad(loss, [embedded_BW, dense_BC], allow_unused=True)
+    with torch.enable_grad():
+        loss = batch.loss_B(network, dense_BC, embedded_BW).sum()
+        g_BW, g_BC = torch.autograd.grad(loss, [embedded_BW, dense_BC], allow_unused=True)
     return (
         torch.zeros_like(embedded_BW) if g_BW is None else g_BW,
         torch.zeros_like(dense_BC) if g_BC is None else g_BC,
@@ -44,20 +45,21 @@ def sfs(source: Trained, settings: SfsSettings) -> Scores:
     Wang et al. 2023, Single-shot Feature Selection for Multi-task Recommendations, for one task; the absolute value is
     taken batch by batch, as in ERASE (Jia et al. 2024).
     """
-    layout, table = source.columns.layout, source.model.table
-    sums = Sums(layout)
-    for batch in source.batches():
-        g_BW, g_BC = gradients(source.model.network, batch)
-        in_batch = Sums(layout)
-        for name, entries in batch.fields.items():
-            at = table.slices[name]
-            along_B = (g_BW[:, at] * batch.embedded_BW[:, at]).sum(dim=1)
-            along_E = (g_BW[entries.row_E, at] * vectors(table, batch, entries)).sum(dim=1) * entries.share_E.to(g_BW)
-            in_batch.add(name, along_B.double().sum(), entries.column_E, along_E)
-        in_batch.add_dense((g_BC * batch.dense_BC).double().sum(dim=0))
-        sums.field_F += np.abs(in_batch.field_F)
-        sums.column_D += np.abs(in_batch.column_D)
-    return shares(layout, sums.field_F, sums.column_D)
+    sums = source.total(_along)
+    return shares(source.columns.layout, sums.field_F, sums.column_D)
+
+
+def _along(source: Trained, batch: EmbeddedBatch, number: int) -> Sums:
+    table, sums = source.model.table, Sums(source.columns.layout)
+    g_BW, g_BC = gradients(source.model.network, batch)
+    for name, entries in batch.fields.items():
+        at = table.slices[name]
+        along_B = (g_BW[:, at] * batch.embedded_BW[:, at]).sum(dim=1)
+        along_E = (g_BW[entries.row_E, at] * vectors(table, batch, entries)).sum(dim=1) * entries.share_E.to(g_BW)
+        sums.add(name, along_B.double().sum(), entries.column_E, along_E)
+    sums.add_dense((g_BC * batch.dense_BC).double().sum(dim=0))
+    sums.field_F, sums.column_D = np.abs(sums.field_F), np.abs(sums.column_D)
+    return sums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,22 +83,25 @@ def shark(source: Trained, settings: SharkSettings) -> Scores:
     drawn anew, and the draw replaced by its expectation. Each row's change is taken absolutely, as in ERASE (Jia et al.
     2024): with their signs those of a value's rows cancel where training has converged, whatever the value is worth.
     """
-    layout, table = source.columns.layout, source.model.table
     by = Replacements.of(source, settings.replacement)
-    sums = Sums(layout)
+    sums = source.total(_change, by, settings.signed)
+    return shares(source.columns.layout, sums.field_F, sums.column_D)
+
+
+def _change(source: Trained, batch: EmbeddedBatch, number: int, by: Replacements, signed: bool) -> Sums:
+    table, sums = source.model.table, Sums(source.columns.layout)
 
     def change(g: Tensor, difference: Tensor) -> Tensor:
         along = (g * difference).sum(dim=1)
-        return along if settings.signed else along.abs()
+        return along if signed else along.abs()
 
-    for batch in source.batches():
-        g_BW, g_BC = gradients(source.model.network, batch)
-        for name, entries in batch.fields.items():
-            at = table.slices[name]
-            of_B = change(g_BW[:, at], by.field_W[at] - batch.embedded_BW[:, at])
-            share_E1 = entries.share_E.to(g_BW)[:, None]
-            of_E = change(g_BW[entries.row_E, at], share_E1 * (by.value_W[at] - vectors(table, batch, entries)))
-            sums.add(name, of_B.double().sum(), entries.column_E, of_E)
-        along_BC = g_BC * (by.dense_C - batch.dense_BC)
-        sums.add_dense((along_BC if settings.signed else along_BC.abs()).double().sum(dim=0))
-    return shares(layout, sums.field_F, sums.column_D)
+    g_BW, g_BC = gradients(source.model.network, batch)
+    for name, entries in batch.fields.items():
+        at = table.slices[name]
+        of_B = change(g_BW[:, at], by.field_W[at] - batch.embedded_BW[:, at])
+        share_E1 = entries.share_E.to(g_BW)[:, None]
+        of_E = change(g_BW[entries.row_E, at], share_E1 * (by.value_W[at] - vectors(table, batch, entries)))
+        sums.add(name, of_B.double().sum(), entries.column_E, of_E)
+    along_BC = g_BC * (by.dense_C - batch.dense_BC)
+    sums.add_dense((along_BC if signed else along_BC.abs()).double().sum(dim=0))
+    return sums

@@ -46,7 +46,6 @@ class LeaveOutTogetherSettings:
 
 
 @register("leave_out_together", LeaveOutTogetherSettings)
-@torch.no_grad()
 def leave_out_together(source: Trained, settings: LeaveOutTogetherSettings) -> Scores:
     """Increase of the loss when a value joins those that are dropped, or less of it when it leaves them.
 
@@ -56,7 +55,7 @@ def leave_out_together(source: Trained, settings: LeaveOutTogetherSettings) -> S
     worth_D = alone.log_column_D
     for _ in range(settings.rounds):
         dropped_D, shared_W = _dropped(source, worth_D, settings.keep)
-        worth_D = _round(source, dropped_D, shared_W)
+        worth_D = source.total(_worth, dropped_D, shared_W).column_D
     found = shares(source.columns.layout, alone.field_F, worth_D)
     sparse = source.columns.layout.sparse
     found.log_column_D[sparse:] = alone.log_column_D[sparse:]
@@ -66,56 +65,67 @@ def leave_out_together(source: Trained, settings: LeaveOutTogetherSettings) -> S
 def _dropped(source: Trained, worth_D: NDArray[np.float64], keep: float) -> tuple[NDArray[np.bool_], Tensor]:
     """All values of a log but the best, and each field's mean vector of these; of all of its values where none is."""
     layout, table = source.columns.layout, source.model.table
-    seen_D = np.zeros(layout.columns, np.int64)
-    for batch in source.batches():
-        for entries in batch.fields.values():
-            seen_D += np.bincount(entries.column_E, minlength=layout.columns)
+    seen_D = source.total(_seen).column_D
     values_D = np.flatnonzero(seen_D[: layout.sparse])
     order = values_D[np.argsort(-worth_D[values_D], kind="stable")]
     dropped_D = np.zeros(layout.columns, np.bool_)
     dropped_D[order[round(keep * len(order)) :]] = True
     shared_W = Replacements.of(source, "mean").value_W.double()
     sum_W, rows = torch.zeros_like(shared_W), dict.fromkeys(layout.names, 0)
-    for batch in source.batches():
-        for name, entries in batch.fields.items():
-            out_E = torch.from_numpy(dropped_D[entries.column_E])
-            sum_W[table.slices[name]] += vectors(table, batch, entries)[out_E].double().sum(dim=0)
-            rows[name] += int(out_E.sum())
+    for added in source.each(_sums_of_dropped, dropped_D):
+        for name, (sum_of_field, count) in added.items():
+            sum_W[table.slices[name]] += sum_of_field
+            rows[name] += count
     for name, count in rows.items():
         if count:
             shared_W[table.slices[name]] = sum_W[table.slices[name]] / count
     return dropped_D, shared_W.float()
 
 
-def _round(source: Trained, dropped_D: NDArray[np.bool_], shared_W: Tensor) -> NDArray[np.float64]:
+def _seen(source: Trained, batch: EmbeddedBatch, number: int) -> Sums:
+    sums = Sums(source.columns.layout)
+    for name, entries in batch.fields.items():
+        sums.add(name, 0.0, entries.column_E, torch.ones(len(entries.column_E)))
+    return sums
+
+
+def _sums_of_dropped(
+    source: Trained, batch: EmbeddedBatch, number: int, dropped_D: NDArray[np.bool_]
+) -> dict[str, tuple[Tensor, int]]:
+    """By field the sum of the vectors of dropped entries, and how many these are."""
+    out = {}
+    for name, entries in batch.fields.items():
+        out_E = torch.from_numpy(dropped_D[entries.column_E])
+        sum_W = vectors(source.model.table, batch, entries)[out_E].double().sum(dim=0)
+        out[name] = sum_W, int(out_E.sum())
+    return out
+
+
+def _worth(source: Trained, batch: EmbeddedBatch, number: int, dropped_D: NDArray[np.bool_], shared_W: Tensor) -> Sums:
     """What each value is worth beside these."""
     table, sums = source.model.table, Sums(source.columns.layout)
-    for batch in source.batches():
-        to_shared = {
-            name: entries.share_E[:, None] * (shared_W[table.slices[name]] - vectors(table, batch, entries))
-            for name, entries in batch.fields.items()
-        }
-        pruned = _pruned(source, batch, to_shared, dropped_D)
-        base_B = pruned.loss_B(source.model.network, pruned.dense_BC, pruned.embedded_BW)
-        for name, entries in batch.fields.items():
-            row_P, column_P, pair_E = _pairs_of(entries)
-            sign_P = torch.from_numpy(np.where(dropped_D[column_P], -1.0, 1.0)).float()
-            difference_PW = torch.zeros(len(row_P), to_shared[name].shape[1])
-            difference_PW.index_add_(0, torch.from_numpy(pair_E), to_shared[name])
-            difference_PW *= sign_P[:, None]
-            losses = [
-                loss_of_copies(
-                    source,
-                    pruned,
-                    row_P[at : at + source.rows],
-                    difference_PW[at : at + source.rows],
-                    table.slices[name],
-                )
-                for at in range(0, len(row_P), source.rows)
-            ]
-            if losses:
-                sums.add(name, 0.0, column_P, sign_P * (torch.cat(losses) - base_B[torch.from_numpy(row_P)]))
-    return sums.column_D
+    to_shared = {
+        name: entries.share_E[:, None] * (shared_W[table.slices[name]] - vectors(table, batch, entries))
+        for name, entries in batch.fields.items()
+    }
+    pruned = _pruned(source, batch, to_shared, dropped_D)
+    base_B = pruned.loss_B(source.model.network, pruned.dense_BC, pruned.embedded_BW)
+    for name, entries in batch.fields.items():
+        at = table.slices[name]
+        row_P, column_P, pair_E = _pairs_of(entries)
+        sign_P = torch.from_numpy(np.where(dropped_D[column_P], -1.0, 1.0)).float()
+        difference_PW = torch.zeros(len(row_P), to_shared[name].shape[1])
+        difference_PW.index_add_(0, torch.from_numpy(pair_E), to_shared[name])
+        difference_PW *= sign_P[:, None]
+        losses = [
+            loss_of_copies(
+                source, pruned, row_P[start : start + source.rows], difference_PW[start : start + source.rows], at
+            )
+            for start in range(0, len(row_P), source.rows)
+        ]
+        if losses:
+            sums.add(name, 0.0, column_P, sign_P * (torch.cat(losses) - base_B[torch.from_numpy(row_P)]))
+    return sums
 
 
 def _pruned(
