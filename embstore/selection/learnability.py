@@ -134,8 +134,11 @@ class BatchGradient:
         return out_D
 
 
-def batch_gradient(batch: SparseBatch, weights: Weights) -> BatchGradient:
+def batch_gradient(batch: SparseBatch, weights: Weights, place_D: NDArray[np.int32] | None = None) -> BatchGradient:
     """z and its gradient at ``weights``, of one batch: a pure function, in O(order x entries).
+
+    Args:
+        place_D: memory for work, all 0 before and after; made when not given, at some cost.
 
     A batch of fewer than k + 1 rows says nothing of y' T^k y; that term is left out.
     """
@@ -143,7 +146,9 @@ def batch_gradient(batch: SparseBatch, weights: Weights) -> BatchGradient:
     a_K = np.array([c / comb(rows, k + 2) if rows > k + 1 else 0.0 for k, c in enumerate(weights.coefficients)])
     y_N = (batch.labels_N.astype(np.float64) - weights.label_mean) / weights.label_scale
     x_NC = standardised(batch.dense_NC, weights.dense_mean_C, weights.dense_scale_C)
-    local_E, columns_U = distinct(batch.indices_E, len(weights.weight_D))
+    local_E, columns_U = distinct(
+        batch.indices_E, np.zeros(len(weights.weight_D), np.int32) if place_D is None else place_D
+    )
     weight_U, mean_U = weights.weight_D[columns_U], weights.mean_D[columns_U]
     products = np.empty((rows, order + 1))
     columns = (batch.indptr_N, local_E, weight_U, mean_U, weights.shift, x_NC, weights.dense_weight_C)
@@ -189,24 +194,30 @@ def standardised(
     return np.nan_to_num((dense_NC - mean_C) / scale_C, nan=0.0)
 
 
-def distinct(indices_E: NDArray[np.int32], columns: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Each entry's place among the distinct columns, int32 ``[E]``, and those in order of appearance, int32 ``[U]``."""
-    local_E, columns_U = np.empty_like(indices_E), np.empty(min(len(indices_E), columns), np.int32)
-    # zeros are pages that are there when first written to: little of many columns is touched.
-    count = _number(indices_E, np.zeros(columns, np.int32), local_E, columns_U)
+def distinct(indices_E: NDArray[np.int32], place_D: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Each entry's place among the distinct columns, int32 ``[E]``, and those in order of appearance, int32 ``[U]``.
+
+    Args:
+        place_D: all 0 before and after.
+    """
+    local_E, columns_U = np.empty_like(indices_E), np.empty(min(len(indices_E), len(place_D)) + 1, np.int32)
+    count = _number(indices_E, place_D, local_E, columns_U)
+    place_D[columns_U[:count]] = 0
     return local_E, columns_U[:count]
 
 
 @compiled(nogil=True)
 def _number(indices_E, place_D, local_E, columns_U):  # type: ignore[no-untyped-def]
     count = 0
-    for e in range(len(indices_E)):
+    for e in range(len(indices_E)):  # without a branch, which would be mistaken for a fifth of the entries
         column = indices_E[e]
-        if place_D[column] == 0:
-            columns_U[count] = column
-            count += 1
-            place_D[column] = count
-        local_E[e] = place_D[column] - 1
+        place = place_D[column]
+        new = place == 0
+        columns_U[count] = column
+        count += new
+        place = count if new else place
+        place_D[column] = place
+        local_E[e] = place - 1
     return count
 
 
@@ -215,31 +226,26 @@ def _products(indptr_N, local_E, weight_U, mean_U, shift, x_NC, weight_C, y_N, r
     """T^0 y .. T^K y into the columns of ``r_NK``."""
     order, width = r_NK.shape[1] - 1, x_NC.shape[1]
     sum_UK, dense_CK = np.zeros((len(weight_U), order)), np.zeros((width, order))
-    rest_K, means_K, here_K = np.zeros(order), np.zeros(order), np.zeros(order)
+    rest_K, means_K = np.zeros(order), np.zeros(order)
     for p in range(len(y_N) - 1, -1, -1):
         begin, end = indptr_N[p], indptr_N[p + 1]
-        mean, here_K[:] = 0.0, 0.0
+        mean = 0.0
         for e in range(begin, end):
-            column = local_E[e]
-            weight = weight_U[column]
-            mean += weight * mean_U[column]
-            for k in range(order):
-                here_K[k] += weight * sum_UK[column, k]
-        for c in range(width):
-            weight = weight_C[c] * x_NC[p, c]
-            for k in range(order):
-                here_K[k] += weight * dense_CK[c, k]
+            mean += weight_U[local_E[e]] * mean_U[local_E[e]]
         r_NK[p, 0] = y_N[p]
-        for k in range(order):
-            r_NK[p, k + 1] = here_K[k] + (shift - mean) * rest_K[k] - means_K[k]
+        for k in range(order):  # outside of the entries: one sum at a time stays in a register
+            here = 0.0
+            for e in range(begin, end):
+                here += weight_U[local_E[e]] * sum_UK[local_E[e], k]
+            for c in range(width):
+                here += weight_C[c] * x_NC[p, c] * dense_CK[c, k]
+            r_NK[p, k + 1] = here + (shift - mean) * rest_K[k] - means_K[k]
             rest_K[k] += r_NK[p, k]
             means_K[k] += mean * r_NK[p, k]
-        for e in range(begin, end):
-            column = local_E[e]
-            for k in range(order):
-                sum_UK[column, k] += r_NK[p, k]
-        for c in range(width):
-            for k in range(order):
+        for k in range(order):
+            for e in range(begin, end):
+                sum_UK[local_E[e], k] += r_NK[p, k]
+            for c in range(width):
                 dense_CK[c, k] += x_NC[p, c] * r_NK[p, k]
 
 
@@ -251,31 +257,33 @@ def _gradient(  # type: ignore[no-untyped-def]
     order, width = len(a_K), x_NC.shape[1]
     sum_UK, dense_CK = np.zeros((len(weight_U), order)), np.zeros((width, order))
     before_K, means_K = np.zeros(order), np.zeros(order)  # sums of l_(k+1) and of u l_(k+1), earlier rows
-    here_K, left_K, after_K = np.zeros(order + 1), np.zeros(order), np.zeros(order)
+    left_K, after_K = np.zeros(order), np.zeros(order)
     for q in range(len(y_N)):
         for k in range(order):
             after_K[k] += r_NK[q, k]
     common = 0.0
     for q in range(len(y_N)):
         begin, end = indptr_N[q], indptr_N[q + 1]
-        mean, here_K[:] = 0.0, 0.0
+        mean = 0.0
         for e in range(begin, end):
-            column = local_E[e]
-            weight, pairs = weight_U[column], 0.0
-            mean += weight * mean_U[column]
+            column, pairs = local_E[e], 0.0
+            mean += weight_U[column] * mean_U[column]
             for k in range(order):
-                here_K[k] += weight * sum_UK[column, k]
                 pairs += sum_UK[column, k] * r_NK[q, k]
             gradient_U[column] += pairs
         for c in range(width):
-            weight, pairs = weight_C[c] * x_NC[q, c], 0.0
+            pairs = 0.0
             for k in range(order):
-                here_K[k] += weight * dense_CK[c, k]
                 pairs += dense_CK[c, k] * r_NK[q, k]
             gradient_C[c] += pairs * x_NC[q, c]
         lonely = 0.0
         for k in range(order - 1):
-            left_K[k] = a_K[k] * y_N[q] + here_K[k + 1] + (shift - mean) * before_K[k + 1] - means_K[k + 1]
+            here = 0.0
+            for e in range(begin, end):
+                here += weight_U[local_E[e]] * sum_UK[local_E[e], k + 1]
+            for c in range(width):
+                here += weight_C[c] * x_NC[q, c] * dense_CK[c, k + 1]
+            left_K[k] = a_K[k] * y_N[q] + here + (shift - mean) * before_K[k + 1] - means_K[k + 1]
         left_K[order - 1] = a_K[order - 1] * y_N[q]
         for k in range(order):
             after_K[k] -= r_NK[q, k]
