@@ -34,7 +34,7 @@ import argparse
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def assembled(parts: Mapping[str, Part], reports: Sequence[Report]) -> Result:
             "parts": sorted(parts),
         },
         packages=("torch", "scipy", "scikit-learn"),
-        plot=lambda path: draw(path, reports, parts.get("scale")),
+        plot=partial(draw, reports=reports, scaled=parts.get("scale")) if reports or "scale" in parts else None,
     )
 
 
@@ -153,11 +153,18 @@ def in_parts(work: Path, quick: bool, parts: Sequence[str] | None = None, *, pro
         if part is not None:
             kept[name] = part
             reports += plan.reports(work)
+    if parts is None:
+        _say_missing(work, kept, plans, measured(work, quick=quick))
+    return assembled(kept, reports)
+
+
+def _say_missing(work: Path, kept: Mapping[str, Part], plans: Mapping[str, Plan], others: Iterable[str]) -> None:
+    for name in others:
+        if name not in kept:
+            print(f"part {name} is missing", file=sys.stderr)
+    for name, plan in plans.items():
         if missing := plan.missing(work):
             print(f"part {name}: {missing:,} of {plan.trainings:,} trainings are missing", file=sys.stderr)
-    for name in sorted({*measured(work, quick=quick), *plans} - {*kept}):
-        print(f"part {name} is missing", file=sys.stderr)
-    return assembled(kept, reports)
 
 
 def draw(path: Path, reports: Sequence[Report], scaled: Part | None) -> None:
