@@ -226,26 +226,31 @@ def _products(indptr_N, local_E, weight_U, mean_U, shift, x_NC, weight_C, y_N, r
     """T^0 y .. T^K y into the columns of ``r_NK``."""
     order, width = r_NK.shape[1] - 1, x_NC.shape[1]
     sum_UK, dense_CK = np.zeros((len(weight_U), order)), np.zeros((width, order))
-    rest_K, means_K = np.zeros(order), np.zeros(order)
+    rest_K, means_K, here_K = np.zeros(order), np.zeros(order), np.zeros(order)
     for p in range(len(y_N) - 1, -1, -1):
         begin, end = indptr_N[p], indptr_N[p + 1]
-        mean = 0.0
+        mean, here_K[:] = 0.0, 0.0
         for e in range(begin, end):
-            mean += weight_U[local_E[e]] * mean_U[local_E[e]]
+            column = local_E[e]
+            weight = weight_U[column]
+            mean += weight * mean_U[column]
+            for k in range(order):
+                here_K[k] += weight * sum_UK[column, k]
+        for c in range(width):
+            weight = weight_C[c] * x_NC[p, c]
+            for k in range(order):
+                here_K[k] += weight * dense_CK[c, k]
         r_NK[p, 0] = y_N[p]
-        for k in range(order):  # outside of the entries: one sum at a time stays in a register
-            here = 0.0
-            for e in range(begin, end):
-                here += weight_U[local_E[e]] * sum_UK[local_E[e], k]
-            for c in range(width):
-                here += weight_C[c] * x_NC[p, c] * dense_CK[c, k]
-            r_NK[p, k + 1] = here + (shift - mean) * rest_K[k] - means_K[k]
+        for k in range(order):
+            r_NK[p, k + 1] = here_K[k] + (shift - mean) * rest_K[k] - means_K[k]
             rest_K[k] += r_NK[p, k]
             means_K[k] += mean * r_NK[p, k]
-        for k in range(order):
-            for e in range(begin, end):
-                sum_UK[local_E[e], k] += r_NK[p, k]
-            for c in range(width):
+        for e in range(begin, end):
+            column = local_E[e]
+            for k in range(order):
+                sum_UK[column, k] += r_NK[p, k]
+        for c in range(width):
+            for k in range(order):
                 dense_CK[c, k] += x_NC[p, c] * r_NK[p, k]
 
 
@@ -257,33 +262,31 @@ def _gradient(  # type: ignore[no-untyped-def]
     order, width = len(a_K), x_NC.shape[1]
     sum_UK, dense_CK = np.zeros((len(weight_U), order)), np.zeros((width, order))
     before_K, means_K = np.zeros(order), np.zeros(order)  # sums of l_(k+1) and of u l_(k+1), earlier rows
-    left_K, after_K = np.zeros(order), np.zeros(order)
+    here_K, left_K, after_K = np.zeros(order + 1), np.zeros(order), np.zeros(order)
     for q in range(len(y_N)):
         for k in range(order):
             after_K[k] += r_NK[q, k]
     common = 0.0
     for q in range(len(y_N)):
         begin, end = indptr_N[q], indptr_N[q + 1]
-        mean = 0.0
+        mean, here_K[:] = 0.0, 0.0
         for e in range(begin, end):
-            column, pairs = local_E[e], 0.0
-            mean += weight_U[column] * mean_U[column]
+            column = local_E[e]
+            weight, pairs = weight_U[column], 0.0
+            mean += weight * mean_U[column]
             for k in range(order):
+                here_K[k] += weight * sum_UK[column, k]
                 pairs += sum_UK[column, k] * r_NK[q, k]
             gradient_U[column] += pairs
         for c in range(width):
-            pairs = 0.0
+            weight, pairs = weight_C[c] * x_NC[q, c], 0.0
             for k in range(order):
+                here_K[k] += weight * dense_CK[c, k]
                 pairs += dense_CK[c, k] * r_NK[q, k]
             gradient_C[c] += pairs * x_NC[q, c]
         lonely = 0.0
         for k in range(order - 1):
-            here = 0.0
-            for e in range(begin, end):
-                here += weight_U[local_E[e]] * sum_UK[local_E[e], k + 1]
-            for c in range(width):
-                here += weight_C[c] * x_NC[q, c] * dense_CK[c, k + 1]
-            left_K[k] = a_K[k] * y_N[q] + here + (shift - mean) * before_K[k + 1] - means_K[k + 1]
+            left_K[k] = a_K[k] * y_N[q] + here_K[k + 1] + (shift - mean) * before_K[k + 1] - means_K[k + 1]
         left_K[order - 1] = a_K[order - 1] * y_N[q]
         for k in range(order):
             after_K[k] -= r_NK[q, k]
