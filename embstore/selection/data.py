@@ -131,22 +131,22 @@ class Columns:
     ) -> SparseBatch:
         if label_N is None:
             raise DataError("rows to select features by", expected="labels", found="none")
+        names = self.layout.names
+        begins = [self._begins(name, read) for name in names]
+        sizes = [rows if indptr_N is None else int(indptr_N[-1]) for indptr_N in begins]
+        columns_E = np.empty(sum(sizes), np.int32)  # field by field
+        parts = [columns_E[start:stop] for start, stop in pairwise(np.cumsum([0, *sizes]).tolist())]
 
-        tokens = {name: self._tokens(name, read) for name in self.layout.names}
-        columns_E = np.empty(sum(len(tokens_E) for tokens_E, _ in tokens.values()), np.int32)  # field by field
-        ends = np.cumsum([0, *(len(tokens_E) for tokens_E, _ in tokens.values())]).tolist()
-        parts = [columns_E[start:stop] for start, stop in pairwise(ends)]
-
-        def fill(of: tuple[str, NDArray[np.int32]]) -> None:
-            self._fill(of[0], tokens[of[0]][0], of[1])
+        def fill(name: str, part: NDArray[np.int32]) -> None:
+            self._fill(name, self._tokens(name, read), part)
 
         _ = self._index  # made here, once
-        list((pool().map if rows >= _POOLED else map)(fill, zip(tokens, parts, strict=True)))
-        if all(indptr_N is None for _, indptr_N in tokens.values()):
+        list((pool().map if rows >= _POOLED else map)(fill, names, parts))
+        if all(indptr_N is None for indptr_N in begins):
             indices_E = np.ascontiguousarray(columns_E.reshape(len(parts), rows).T).reshape(-1)
             ends_N = _ones(rows) * len(parts)
         else:
-            bounds = [_ones(rows) if indptr_N is None else indptr_N for _, indptr_N in tokens.values()]
+            bounds = [_ones(rows) if indptr_N is None else indptr_N for indptr_N in begins]
             ends_N = np.sum(bounds, axis=0)
             indices_E, next_N = np.empty_like(columns_E), ends_N[:-1].copy()
             for start in range(0, rows, _BLOCK):  # whose entries stay in the cache until all fields are in
@@ -160,7 +160,8 @@ class Columns:
 
     def entries(self, name: str, tokens: FeatureTokens) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Columns of a field's values, int64 ``[E]``, and where each row's begin, int64 ``[N + 1]``."""
-        tokens_E, indptr_N = self._tokens(name, _reader(tokens))
+        read = _reader(tokens)
+        tokens_E, indptr_N = self._tokens(name, read), self._begins(name, read)
         columns_E = np.empty(len(tokens_E), np.int64)
         self._fill(name, tokens_E, columns_E)
         return columns_E, _ones(tokens.rows) if indptr_N is None else indptr_N
@@ -188,21 +189,28 @@ class Columns:
         known = {name: np.concatenate([kept_V, _MISSING]) for name, kept_V in self._kept.items()}
         return {name: index_known(of_V, np.array([0, len(of_V)], np.int64)) for name, of_V in known.items()}
 
-    def _tokens(self, name: str, read: _Reader) -> _Values:
-        """Tokens of a field, and where each row's begin."""
-        cross = next((cross for cross in self.crosses if cross.name == name), None)
-        if cross is None:
-            return read(name)
-        tokens_E, indptr_N = read(cross.features[0])
-        for other in cross.features[1:]:
+    def _features(self, name: str) -> tuple[str, ...]:
+        """Of a field: its own, or those of the cross."""
+        return next((cross.features for cross in self.crosses if cross.name == name), (name,))
+
+    def _begins(self, name: str, read: _Reader) -> NDArray[np.int64] | None:
+        """Where each row's values of a field begin; ``None``: one each."""
+        lists = [np.diff(indptr_N) for _, indptr_N in map(read, self._features(name)) if indptr_N is not None]
+        return np.concatenate([[0], np.cumsum(np.prod(lists, axis=0))]) if lists else None
+
+    def _tokens(self, name: str, read: _Reader) -> NDArray[np.int64]:
+        """Of a field's values."""
+        first, *others = self._features(name)
+        tokens_E, indptr_N = read(first)
+        for other in others:
             theirs_E, their_indptr_N = read(other)
             ours_N = _ones(len(tokens_E)) if indptr_N is None else indptr_N
             theirs_N = _ones(len(theirs_E)) if their_indptr_N is None else their_indptr_N
-            both_N = np.concatenate([[0], np.cumsum(np.diff(ours_N) * np.diff(theirs_N))])
-            both_E = np.empty(both_N[-1], np.int64)
+            indptr_N = np.concatenate([[0], np.cumsum(np.diff(ours_N) * np.diff(theirs_N))])
+            both_E = np.empty(indptr_N[-1], np.int64)
             _cross(tokens_E, ours_N, theirs_E, theirs_N, both_E)
-            tokens_E, indptr_N = both_E, None if indptr_N is their_indptr_N is None else both_N
-        return tokens_E, indptr_N
+            tokens_E = both_E
+        return tokens_E
 
     def _fill(self, name: str, tokens_E: NDArray[np.int64], columns_E: NDArray[np.integer]) -> None:
         """The column of each token of a field."""
