@@ -41,7 +41,7 @@ from typing import Any
 
 from benchmarks.report import Result, claim, main
 from benchmarks.selections.part import PLANTED, Part
-from benchmarks.selections.passes import planted, speed
+from benchmarks.selections.passes import PLANTED_SEARCH, planted, speed
 from benchmarks.selections.scale import scale
 from benchmarks.selections.scoring import FIELD_METHODS, FREQUENCY, GATES, METHODS, QUICK, RANDOM, SEARCH
 from benchmarks.selections.trials import FIELDS, VALUES, Plan, told
@@ -124,7 +124,7 @@ def assembled(parts: Mapping[str, Part], reports: Sequence[Report]) -> Result:
             "parts": {name: dict(part.env) for name, part in parts.items()},
         },
         settings={
-            "feature_gradients": SEARCH,
+            "feature_gradients": {**SEARCH, "planted": PLANTED_SEARCH},
             "gates": GATES,
             "planted": PLANTED,
             "configs": {data: plan.config for data, plan in PLANS.items()},
