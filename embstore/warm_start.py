@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from embstore.store.warm_start import ValueVectors
 
 FROZEN_SCALE = 1.0  # of features that are never trained: that of a standardised dense column
-_WEIGHTS = ("weight", "count")  # columns that say how much a value counts, the first that is there
+_WEIGHTS = ("weight", "count", "visits")  # columns that say how much a value counts, the first that is there
 _PIECE_VALUES = 1 << 16  # looked up at a time
 
 

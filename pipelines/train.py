@@ -75,7 +75,7 @@ def train(
     """
     if workers < 1:
         raise GroupError("workers", expected="1 or more", found=str(workers))
-    ray = _load_ray()
+    ray = load_ray()
     asked = Interruption()
     with (
         cluster(ray, address, cpus=workers, processes=workers, what="workers", error=GroupError),
@@ -240,7 +240,12 @@ def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + "s" * (count != 1)
 
 
-def _load_ray() -> Any:
+def load_ray() -> Any:
+    """Ray, with what training needs of it.
+
+    Raises:
+        GroupError: it isn't installed.
+    """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
         import ray

@@ -17,6 +17,7 @@ from embstore.config import parse
 from embstore.errors import CheckpointError, ConfigError, LogError
 from embstore.models import build
 from embstore.pipelines import loop as job
+from embstore.pipelines import stages
 from embstore.pipelines.loop_settings import LoopSettings
 from embstore.pipelines.vocabulary import VocabularySettings
 from embstore.pipelines.vocabulary import build as build_vocabulary
@@ -27,6 +28,7 @@ from embstore.vocabulary import Vocabulary
 
 DAYS = SyntheticLog(rows=6_000, days=3, users=150, items=120, drift=0.3)
 STAGES = ["vocabulary", "plan", "select", "prune", "train"]
+FIRST = ["vocabulary", "plan", "node2vec", "select", "prune", "train"]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,11 @@ def _config(folder: Path, days: list[Path], **more: Any) -> dict[str, Any]:
         "time": "timestamp",
         "admit": {"min_count": 2},
         "collisions": 0.05,
+        "node2vec": {
+            "graph": {"pairs": [["user_id", "item_id"]], "weight": "click"},
+            "walks": {"length": 10, "num_walks": 4},
+            "skip_gram": {"dim": 4, "window": 3},
+        },
         "select": {"rows": 256},
         "prune": {"keep": 0.8},
         "table": {"dim": 4},
@@ -72,7 +79,7 @@ def test_each_day_goes_on_from_the_one_before(
 ) -> None:
     folder, two, three = done
     assert three["days"][:2] == two["days"]
-    assert [list(day["stages"]) for day in three["days"]] == [STAGES, *[["evaluate", *STAGES]] * 2]
+    assert [list(day["stages"]) for day in three["days"]] == [FIRST, *[["evaluate", *STAGES]] * 2]
     ids = [day["stages"]["train"]["version"] for day in three["days"]]
     store = Store(folder / "store")
     assert [store.open(version).parent for version in ids] == [None, *ids[:2]]
@@ -101,13 +108,18 @@ def test_a_version_says_where_it_came_from(done: tuple[Path, dict[str, Any], dic
     assert lineage["config"]["table"]["rows"] == stages["plan"]["rows"]
     assert lineage["vocabulary"]["built"]["sha256"] == stages["vocabulary"]["sha256"]
     assert [of["rows"] for of in lineage["vocabulary"]["built"]["logs"]] == [2_000] * 3
+    first = three["days"][0]["stages"]["node2vec"]
+    assert lineage["node2vec"]["built"] == first
+    (rows,) = lineage["node2vec"]["warm_start"]
+    assert rows["features"] == {"user_id": "user_id", "item_id": "item_id"}
+    assert rows["rows"] > 0
     assert lineage["selection"] == {"select": stages["select"], "prune": stages["prune"]}
     pruned = Vocabulary.from_parquet(folder / "loop" / "day-0003" / "pruned")
     assert version.vocabulary is not None
     assert version.vocabulary.digest() == lineage["vocabulary"]["honoured"]["sha256"] == pruned.digest()
     assert stages["prune"]["kept"] == sum(int(of.kept.sum()) for of in pruned.values())
     shown = CliRunner().invoke(versions, ["--store", str(folder / "store")], catch_exceptions=False).output
-    assert "vocabulary of 3 logs, selection" in shown
+    assert "vocabulary of 3 logs, selection, node2vec" in shown
     rows = json.loads(CliRunner().invoke(versions, ["--store", str(folder / "store"), "--json"]).output)
     assert rows[0]["lineage"] == lineage
 
@@ -116,8 +128,8 @@ def test_what_is_done_is_not_done_again(
     done: tuple[Path, dict[str, Any], dict[str, Any]], logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _, three = done
-    for name in ("evaluate", "build_vocabulary", "select", "prune", "Run"):
-        monkeypatch.setattr(job, name, None)
+    for name in ("evaluate", "build_vocabulary", "walk", "select", "prune", "Run"):
+        monkeypatch.setattr(stages, name, None)
     again = _run(folder, [logs / f"day-{number}" for number in (1, 2, 3)])
     assert again == {**three, "promoted": None}
     # A day that is done may be gone.
@@ -137,9 +149,9 @@ def test_a_killed_loop_ends_as_one_that_was_not(
     _run(tmp_path, days[:1])
     with monkeypatch.context() as killing:
         if stage == "published":  # but day.json doesn't say so yet
-            killing.setattr(job.DayFolder, "finish", _killed_at("train", job.DayFolder.finish))
+            killing.setattr(stages.DayFolder, "finish", _killed_at("train", stages.DayFolder.finish))
         else:
-            killing.setattr(job, stage, _killed(getattr(job, stage)))
+            killing.setattr(stages, stage, _killed(getattr(stages, stage)))
         with pytest.raises(KeyboardInterrupt):
             _run(tmp_path, days)
     result = _run(tmp_path, days)
@@ -174,7 +186,7 @@ def _killed_at(name: str, finish: Callable[..., Any]) -> Callable[..., Any]:
 
 def test_a_day_ends_as_it_began(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as killing:
-        killing.setattr(job, "prune", _killed(job.prune))
+        killing.setattr(stages, "prune", _killed(stages.prune))
         with pytest.raises(KeyboardInterrupt):
             _run(tmp_path, [logs / "day-1"])
     with pytest.raises(CheckpointError, match=r"day-0001 was begun; .*; found another admit\.min_count"):
@@ -211,7 +223,7 @@ def test_days_are_found_in_the_order_of_their_names(logs: Path, tmp_path: Path) 
 
 def test_the_command_without_selection(logs: Path, tmp_path: Path) -> None:
     config = _config(tmp_path, [logs / "day-1"], table={"dim": 4, "rows": 500}, valid=str(logs / "day-2"))
-    del config["select"], config["prune"]
+    del config["select"], config["prune"], config["node2vec"]
     path = tmp_path / "loop.yaml"
     path.write_text(yaml.safe_dump(config))
     runner = CliRunner()
