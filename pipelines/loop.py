@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from embstore.folder_lock import alone_in
 from embstore.progress import Progress, no_progress
 from embstore.store import Store
 
@@ -52,32 +53,40 @@ def run(
         ``days``: of each its ``log`` and ``stages``; ``version``, the last one's; ``promoted``: alias and version.
 
     Raises:
-        CheckpointError: a day was begun with another log or other settings, or is damaged.
+        CheckpointError: a day was begun with another log or other settings, or is damaged; another process works in
+            the folder.
         LogError, SchemaError, DataError, ConfigError: logs or settings that can't be used.
         StoreError: a version can't be published or promoted.
         GroupError: no such cluster, or its workers died too often; the same call goes on.
         Interrupted: Ctrl-C or SIGTERM while training; the same call goes on.
     """
-    folder, sources = LoopFolder(config.output), config.sources()
-    there = {day.manifest()["log"]["source"]: day for day in folder.days()}
-    by = Workers(workers, train_workers)
-    if all(source in there for source in sources) and all(day.done("train") for day in there.values()):
-        by = Workers(None, None)  # nothing is left to be done
-    before: DayFolder | None = None
-    with by.connected(address):
-        for source, day in there.items():  # as they were begun; new ones follow
-            if day.done("train") is None:
-                Day(config, folder, day, source, before, by, progress).run()
-            before = day
-        for source in sources:
-            if source not in there:
-                day = folder.next()
-                Day(config, folder, day, source, before, by, progress).run()
-                before = day
-    days = [day.manifest() for day in folder.days()]
+    sources, by = config.sources(), Workers(workers, train_workers)
+    with alone_in(config.output):
+        days = _do(config, sources, by, address, progress)
     result: dict[str, Any] = {"days": days, "version": days[-1]["stages"]["train"]["version"], "promoted": None}
     if config.promote is not None:
         Store(config.publish.store).promote(result["version"], config.promote)
         result["promoted"] = {"alias": config.promote, "version": result["version"]}
         progress.say(f"{config.promote} means {result['version']}")
     return result
+
+
+def _do(
+    config: LoopSettings, sources: list[str], by: Workers, address: str | None, progress: Progress
+) -> list[dict[str, Any]]:
+    """All days, those that were begun as they were begun; what day.json says of each."""
+    folder = LoopFolder(config.output)
+    there = {day.manifest()["log"]["source"]: day for day in folder.days()}
+    new = [source for source in sources if source not in there]
+    if new or not all(day.done("train") for day in there.values()):
+        before: DayFolder | None = None
+        with by.connected(address):
+            for source, day in there.items():
+                if day.done("train") is None:
+                    Day(config, folder, day, source, before, by, progress).run()
+                before = day
+            for source in new:
+                day = folder.next()
+                Day(config, folder, day, source, before, by, progress).run()
+                before = day
+    return [day.manifest() for day in folder.days()]

@@ -66,13 +66,15 @@ def loop(
     """
     from embstore.cli.console import out, plain_table, progress
     from embstore.config import parse
+    from embstore.folder_lock import alone_in
     from embstore.pipelines.days import LoopFolder
     from embstore.pipelines.loop import run
     from embstore.pipelines.loop_settings import LoopSettings
 
     job = parse(LoopSettings, read_settings(config, settings, output=output and str(output), promote=promote))
     if fresh:
-        LoopFolder(job.output).clear()
+        with alone_in(job.output):
+            LoopFolder(job.output).clear()
     with redirect_stdout(sys.stderr):  # what Ray says of lost workers
         result = run(job, workers=workers, train_workers=train_workers, progress=progress)
     if as_json:

@@ -56,6 +56,7 @@ def node2vec(
     """
     from embstore.cli.console import progress, show_notes
     from embstore.config import parse
+    from embstore.folder_lock import alone_in
     from embstore.node2vec.folder import JobFolder
     from embstore.node2vec.settings import JobSettings
     from embstore.node2vec.sources import fingerprints
@@ -67,7 +68,8 @@ def node2vec(
     job = parse(JobSettings, data)
     if fresh:
         fingerprints(job)  # what can't be read costs nobody what is there
-        JobFolder(job.output).clear()
+        with alone_in(job.output):
+            JobFolder(job.output).clear()
     with redirect_stdout(sys.stderr):  # what Ray says of lost workers
         result = run(job, workers=workers, progress=progress)
     if as_json:

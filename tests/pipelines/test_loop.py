@@ -16,6 +16,7 @@ from embstore.cli.loop import loop
 from embstore.cli.versions import versions
 from embstore.config import parse
 from embstore.errors import CheckpointError, ConfigError, LogError
+from embstore.folder_lock import alone_in
 from embstore.models import build
 from embstore.pipelines import stages
 from embstore.pipelines.loop_settings import LoopSettings
@@ -161,6 +162,11 @@ def test_a_day_ends_as_it_began(logs: Path, tmp_path: Path, monkeypatch: pytest.
         run(tmp_path, [logs / "day-1"], admit={"min_count": 3})
     (tmp_path / "loop" / "day-0001" / "day.json").write_text("{}")
     with pytest.raises(CheckpointError, match="a day of a loop"):
+        run(tmp_path, [logs / "day-1"])
+
+
+def test_two_loops_in_one_folder(logs: Path, tmp_path: Path) -> None:
+    with alone_in(tmp_path / "loop"), pytest.raises(CheckpointError, match="another process at work"):
         run(tmp_path, [logs / "day-1"])
 
 

@@ -20,6 +20,7 @@ from walked import ITEMS, ROWS, USERS, command, files, job, make_small, settings
 
 from embstore.config import parse
 from embstore.errors import CheckpointError, ConfigError, GraphError, GroupError, LogError, StoreError
+from embstore.folder_lock import alone_in
 from embstore.node2vec import GraphSettings, SkipGram, Walker, edges, plots
 from embstore.node2vec.folder import JobFolder
 from embstore.node2vec.settings import JobSettings
@@ -165,6 +166,19 @@ def test_a_folder_of_something_else_is_left_alone(log: Path, tmp_path: Path) -> 
         run(job(log, tmp_path))
     JobFolder(tmp_path).clear()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_two_jobs_in_one_folder(log: Path, tmp_path: Path) -> None:
+    with alone_in(tmp_path / "job"), pytest.raises(CheckpointError, match="found another process at work; wait"):
+        run(job(log, tmp_path / "job"))
+    assert list((tmp_path / "job").iterdir()) == []
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings(log, tmp_path / "job")))
+    assert invoke("node2vec", str(config)).exit_code == 0
+    kept = files(tmp_path / "job")
+    with alone_in(tmp_path / "job"), pytest.raises(CheckpointError, match="found another process at work"):
+        invoke("node2vec", str(config), "--fresh")
+    assert files(tmp_path / "job") == kept
 
 
 def test_a_store_that_cant_be_is_told_before_the_work(log: Path, tmp_path: Path) -> None:
