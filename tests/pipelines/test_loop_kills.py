@@ -144,6 +144,19 @@ def test_trained_by_workers_of_which_one_is_killed(
     assert _all(tmp_path / "killed") == _all(tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_the_command_by_a_cluster_of_its_own(days: list[Path], undisturbed: list[Any], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(settings(tmp_path, days, **_more(tmp_path))))
+    command = [sys.executable, "-m", "embstore", "loop", str(config), "--workers", "2", "--json"]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["version"] == Store(tmp_path / "store").open("latest").id
+    assert _all(tmp_path) == undisturbed
+
+
 def test_a_cluster_that_cannot_be(days: list[Path], tmp_path: Path) -> None:
     for how in ({"workers": 0}, {"train_workers": 0}):
         with pytest.raises(GroupError, match=r"workers; expected 1 or more; found 0"):
