@@ -111,7 +111,7 @@ def test_a_worker_killed_in_each_kind_of_task_leaves_no_trace(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("module", "name"), [(graphs, "_piece"), (selection, "_gradient")])
+@pytest.mark.parametrize(("module", "name"), [(vocabulary, "_merge"), (graphs, "_piece"), (selection, "_gradient")])
 def test_workers_that_die_too_often_are_an_error_and_the_same_call_goes_on(
     cluster: str,
     days: list[Path],
@@ -123,6 +123,7 @@ def test_workers_that_die_too_often_are_an_error_and_the_same_call_goes_on(
 ) -> None:
     with monkeypatch.context() as failing:
         failing.setattr(runners, "_RETRIES", 0)
+        failing.setitem(vocabulary.build.__kwdefaults__, "restarts", 0)
         failing.setattr(module, name, _dying(getattr(module, name), tmp_path / "died"))
         with pytest.raises(GroupError):
             run(tmp_path, days[:1], workers=2, **_more(tmp_path))
