@@ -103,8 +103,10 @@ def _absorbed(feature: str, parts: Sequence[Partial]) -> Summary:
     summaries = [part.summary for part in parts if part.summary is not None]
     whole = max(summaries, key=len, default=Summary(feature))
     for part in parts:
-        if part.summary is not whole:
-            whole.absorb(part.table if part.summary is None else part.summary.unsorted(), part.kinds)
+        if part.summary is None:
+            whole.absorb(part.table, part.kinds)
+        elif part.summary is not whole:
+            whole.join(part.summary)
     return whole
 
 
