@@ -208,6 +208,11 @@ class Summary:
 
         self._deal(given[2], *validity_of(None), _NONE, _NONE, put, numbers)
 
+    def forget(self) -> None:
+        """Be without values again, but with the room for as many, and knowing what types they had."""
+        for table in self._tables:
+            table.forget()
+
     def taken(self) -> Sorted:
         """Its values in order; they are its own no more. What is added meanwhile stays."""
         return Sorted(self.type, [table.taken() for table in self._tables])

@@ -54,6 +54,11 @@ class ValueTable:
             self._clear()
         return out
 
+    def forget(self) -> None:
+        """Be empty again, with the same room."""
+        self._slots.fill(0)
+        self._used.fill(0)
+
     def _grow(self, numbers: bool) -> None:
         """Room for more entries or, where the next text wants so many bytes, for text."""
         count, text_bytes, wanted = self._used.tolist()
