@@ -215,7 +215,9 @@ class Summary:
 
     def taken(self) -> Sorted:
         """Its values in order; they are its own no more. What is added meanwhile stays."""
-        return Sorted(self.type, [table.taken() for table in self._tables])
+        with self._lock:  # they are not divided meanwhile
+            tables = [table.taken() for table in self._tables]
+        return Sorted(self.type, tables)
 
     def sorted(self) -> Sorted:
         """Its values in order; it must not change while this is used."""
@@ -278,7 +280,8 @@ class Summary:
 
         with self._lock:
             if len(self._tables) == 1:
-                put(self._tables[0], *dealt(1))
+                with self._tables[0].lock:
+                    put(self._tables[0], *dealt(1))
                 if self._most > 1 and len(self._tables[0]) > _DIVIDED:
                     self._divide(numbers)
                 return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from itertools import pairwise
@@ -151,6 +153,31 @@ def test_texts_that_begin_alike_are_sorted() -> None:
     parts = split(table, ["https", "https://example.org/5"])
     assert pa.concat_tables(parts).equals(table)
     assert max(parts[1].column("value").to_pylist()) < "https://example.org/5"
+
+
+def test_threads_that_add_while_values_are_taken() -> None:
+    """Values that were taken while the only table was written to were lost, or garbage."""
+    columns = [pa.chunked_array([[f"{k * k % 40_009}-{'long' * (k % 9)}" for k in range(n, n + 5_000)]]) for n in range(24)]
+    summary, taken, over = Summary("f", tables=4), Summary("f"), threading.Event()
+
+    def add(part: int) -> None:
+        for column in columns[part::3]:
+            summary.add(column, Feature(name="f"), Brought())
+
+    def take() -> None:
+        while not over.is_set():
+            taken.absorb(summary.taken().table())
+
+    with ThreadPoolExecutor(4) as pool:
+        taking = pool.submit(take)
+        for adding in [pool.submit(add, part) for part in range(3)]:
+            adding.result()
+        over.set()
+        taking.result()
+    taken.join(summary)
+    expected = Counter(value for column in columns for value in column.to_pylist())
+    found = taken.sorted().table()
+    assert dict(zip(found["value"].to_pylist(), found["count"].to_pylist(), strict=True)) == expected
 
 
 def test_texts_of_one_hash_are_two_values() -> None:
