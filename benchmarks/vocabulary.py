@@ -152,9 +152,7 @@ def _in_a_limit(folder: Path, sizes: Sizes) -> Part:
 
     def ours(output: str, log: str | Sequence[str], **settings: Any) -> dict[str, float]:
         small, large = f"{folder}/warm-{output}", f"{folder}/{output}"
-        return _run(
-            _EMBSTORE, {**warm, "output": small}, {**given, "log": log, "output": large, **settings}
-        )
+        return _run(_EMBSTORE, {**warm, "output": small}, {**given, "log": log, "output": large, **settings})
 
     def theirs(output: str) -> dict[str, float]:
         both = []
@@ -164,7 +162,9 @@ def _in_a_limit(folder: Path, sizes: Sizes) -> Part:
                 f"copy ({query} order by 1) to '{folder / to / name}.parquet' (compression zstd)"
                 for name, query in _queries(schema, folder / log).items()
             ]
-            both.append({"queries": queries, "threads": cores, "memory_mb": sizes.memory_mb, "scratch": f"{folder}/{to}"})
+            both.append(
+                {"queries": queries, "threads": cores, "memory_mb": sizes.memory_mb, "scratch": str(folder / to)}
+            )
         return _run(_DUCKDB, *both)
 
     samples: dict[str, list[dict[str, float]]] = {"embstore": [], "DuckDB": []}
@@ -181,9 +181,7 @@ def _in_a_limit(folder: Path, sizes: Sizes) -> Part:
     if len(manifests) > 1:
         raise AssertionError("a limit, or counting day by day, gave other files")
     values = sum(of["values"] for of in _manifest(folder / "free")["features"].values())
-    typical = {
-        name: {what: median([one[what] for one in of]) for what in of[0]} for name, of in samples.items()
-    }
+    typical = {name: {what: median([one[what] for one in of]) for what in of[0]} for name, of in samples.items()}
     embstore, peer = typical["embstore"], typical["DuckDB"]
     mib = {name: of["bytes"] / 2**20 for name, of in typical.items()}
     return Part(
@@ -224,8 +222,9 @@ def _queries(schema: Schema, folder: Path) -> dict[str, str]:
         if feature.name == "tags":
             taken = f"unnest(tags[1:{feature.max_length}]) as value"
             value, rows = "value", f"(select {taken}, click, timestamp from {rows})"
-        sums = "count(*) as count, sum(click)::bigint as clicks, min(timestamp) as first_seen, max(timestamp) as last_seen"
-        out[feature.name] = f"select {value} as value, {sums} from {rows} where {value} is not null group by 1"
+        sums = "count(*) as count, sum(click)::bigint as clicks"
+        times = "min(timestamp) as first_seen, max(timestamp) as last_seen"
+        out[feature.name] = f"select {value} as value, {sums}, {times} from {rows} where {value} is not null group by 1"
     return out
 
 

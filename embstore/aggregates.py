@@ -239,6 +239,7 @@ class Summary:
         brings = tuple(map(fixed, (rows, count, *others)))
         hash_N = np.empty(len(values), np.uint64)
         numbers = not is_text(kind)
+        given_values: tuple[NDArray[Any], ...]
         if numbers:
             given_values = (numbers_of(values),)
             kernels.hash_numbers(*given_values, hash_N)
@@ -353,8 +354,7 @@ class Sorted:
         key, count, clicks, first, last, size, head, rest = (np.empty(len(code_K), np.int64) for _ in range(8))
         ordering.gather(self._entry_T, code_K, key, count, clicks, first, last, size, head, rest)
         unseen = first > last
-        if not unseen.any():
-            unseen = None
+        mask = unseen if unseen.any() else None
         if not is_text(self.type):
             values = pa.array(key.view(np.uint64)) if self.type == pa.uint64() else pa.array(key).cast(self.type)
         else:
@@ -365,5 +365,5 @@ class Sorted:
             wide = pa.large_string() if self.type in (pa.string(), pa.large_string()) else pa.large_binary()
             buffers = [None, pa.py_buffer(bounds), pa.py_buffer(data).slice(0, int(bounds[-1]))]
             values = pa.Array.from_buffers(wide, len(code_K), buffers)
-        times = {FIRST: pa.array(first, mask=unseen), LAST: pa.array(last, mask=unseen)}
+        times = {FIRST: pa.array(first, mask=mask), LAST: pa.array(last, mask=mask)}
         return pa.table({VALUE: values, COUNT: count, CLICKS: clicks, **times})

@@ -170,9 +170,7 @@ class Counting:
         self.latest: int | None = None
         self.rows = 0
         tables = 1 if threads == 1 else min(_MOST_TABLES, 1 << (_TABLES * threads - 1).bit_length())
-        self._summaries = {
-            feature.name: Summary(feature.name, tables=tables) for feature in self.schema.features
-        }
+        self._summaries = {feature.name: Summary(feature.name, tables=tables) for feature in self.schema.features}
         self._runs: dict[str, list[Path]] = {feature.name: [] for feature in self.schema.features}
         self._lock, self._spilling = threading.Lock(), threading.Lock()
         self._taken = 0  # bytes of values that are being written
@@ -230,11 +228,14 @@ class Counting:
         for name, summary in sorted(self._summaries.items(), key=lambda item: -item[1].bytes):
             if self._bytes <= room * _EMPTY:
                 break
+            if len(summary) == 0:
+                continue
             runs = self._runs[name]
             self._taken = summary.bytes
             taken = summary.taken()
-            write_run(self.folder / f"feature-{numbers[name]}-{len(runs)}.arrow", taken)
-            runs.append(self.folder / f"feature-{numbers[name]}-{len(runs)}.arrow")
+            path = self.folder / f"feature-{numbers[name]}-{len(runs)}.arrow"
+            write_run(path, taken)
+            runs.append(path)
             del taken
             self._taken = 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,6 +16,8 @@ from embstore.kernels.aggregate import EVER, NEVER
 from embstore.schema import Feature
 
 NONE = np.empty(0, np.int64)
+
+_Number = TypeVar("_Number", bound=np.generic)
 
 _NO_BITS: NDArray[np.uint8] = np.empty(0, np.uint8)
 _NARROW = 8  # integers of a range that many times smaller than the block are counted by their places in it
@@ -63,7 +67,7 @@ def tallied(
     """
     if pa.types.is_dictionary(values.type):
         distinct, least = values.dictionary, 0
-        codes = np.frombuffer(values.indices.buffers()[1], np.int32, len(values), 4 * values.offset)
+        codes: NDArray[Any] = np.frombuffer(values.indices.buffers()[1], np.int32, len(values), 4 * values.offset)
         validity, shift = validity_of(values.indices)
     elif pa.types.is_integer(values.type) and not len(brought[0]):
         bounds = pc.min_max(values)
@@ -115,7 +119,7 @@ def validity_of(values: pa.Array | None) -> tuple[NDArray[np.uint8], int]:
     return _bits(values.buffers()[0]), values.offset
 
 
-def fixed(array: NDArray[np.generic]) -> NDArray[np.generic]:
+def fixed(array: NDArray[_Number]) -> NDArray[_Number]:
     """One type of array for the kernels, whoever owns the memory: one that they can't write to."""
     view = array.view()
     view.flags.writeable = False

@@ -200,7 +200,10 @@ def _encodings(table: pa.Table) -> dict[str, Any]:
                 found[name] = "DELTA_BYTE_ARRAY"
             elif not pa.types.is_boolean(kind) and not pa.types.is_null(kind):
                 found[name] = "DELTA_BINARY_PACKED"
-    return {"column_encoding": found, "use_dictionary": [name for name in (COUNT, CLICKS) if name in table.column_names]}
+    return {
+        "column_encoding": found,
+        "use_dictionary": [name for name in (COUNT, CLICKS) if name in table.column_names],
+    }
 
 
 def _typed(table: pa.Table, lineage: Lineage, kind: pa.DataType | None) -> pa.Table:

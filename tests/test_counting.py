@@ -155,10 +155,13 @@ def test_texts_that_begin_alike_are_sorted() -> None:
     assert max(parts[1].column("value").to_pylist()) < "https://example.org/5"
 
 
-def test_threads_that_add_while_values_are_taken() -> None:
+@pytest.mark.parametrize("tables", [1, 4])
+def test_threads_that_add_while_values_are_taken(tables: int) -> None:
     """Values that were taken while the only table was written to were lost, or garbage."""
-    columns = [pa.chunked_array([[f"{k * k % 40_009}-{'long' * (k % 9)}" for k in range(n, n + 5_000)]]) for n in range(24)]
-    summary, taken, over = Summary("f", tables=4), Summary("f"), threading.Event()
+    columns = [
+        pa.chunked_array([[f"{k * k % 40_009}-{'long' * (k % 9)}" for k in range(n, n + 20_000)]]) for n in range(24)
+    ]
+    summary, taken, over = Summary("f", tables=tables), Summary("f"), threading.Event()
 
     def add(part: int) -> None:
         for column in columns[part::3]:

@@ -1,7 +1,9 @@
 """Putting the entries of hash tables (``kernels.aggregate``) in order, and taking them out.
 
-Of several tables, with entries at the addresses ``entry_T`` and longer texts at ``text_T``, an entry is named by a code:
-its table in the upper bits, its number in the lower ``ENTRY_BITS``. The arrays behind the addresses stay the caller's.
+Of several tables, with entries at the addresses ``entry_T`` and longer texts at ``text_T``, an entry is named by a
+code: its table in the upper bits, its number in the lower ``ENTRY_BITS``. The arrays behind the addresses stay the
+caller's.
+
 Suffixes as there: T tables, K entries in order.
 """
 
