@@ -48,8 +48,8 @@ def vocabulary_of(
     """The distinct values of each feature in a log and how often each occurs, exactly, in one pass.
 
     Missing values are left out; of a list, the values a lookup takes (``max_length``) are counted. Memory is that of
-    the distinct values, about 250 bytes and their own text twice for each of them and each thread; it doesn't depend on
-    the log's length.
+    the distinct values, about 200 bytes and their own text twice for each of them; it doesn't depend on the log's
+    length or the number of threads.
 
     Args:
         log: where to read; its schema is not used.
