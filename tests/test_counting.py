@@ -155,6 +155,18 @@ def test_texts_that_begin_alike_are_sorted() -> None:
     assert max(parts[1].column("value").to_pylist()) < "https://example.org/5"
 
 
+@pytest.mark.parametrize("common", range(20))
+def test_texts_in_and_beyond_an_entry_are_sorted(common: int) -> None:
+    """An entry holds 16 bytes, of which 8 are sorted by: all lengths about these, and zeros that are no ends."""
+    ends = [b"\0" * zeros + b"a" * letters for zeros in range(3) for letters in range(12)]
+    values = [b"x" * common + end for end in [*ends, b"a\0", b"a\0b", b"a" * 17, b"a" * 16 + b"\0", b"\xff" * 9]]
+    summary = Summary("f")
+    summary.add(pa.chunked_array([pa.array(values[::-1] + values)]), Feature(name="f"), Brought())
+    table = summary.sorted().table()
+    assert table.column("value").to_pylist() == sorted(set(values))
+    assert set(table.column("count").to_pylist()) == {2}
+
+
 @pytest.mark.parametrize("tables", [1, 4])
 def test_threads_that_add_while_values_are_taken(tables: int) -> None:
     """Values that were taken while the only table was written to were lost, or garbage."""
