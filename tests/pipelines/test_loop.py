@@ -156,7 +156,7 @@ def _killed_at(name: str, finish: Callable[..., Any]) -> Callable[..., Any]:
 def test_a_day_is_judged_by_the_version_of_the_day_before(logs: Path, tmp_path: Path) -> None:
     """On the first day there is none: nothing is selected, nothing pruned."""
     days = [logs / "day-1", logs / "day-2"]
-    first, second = _run(tmp_path, days, select={"method": "leave_one_out", "rows": 256})["days"]
+    first, second = run(tmp_path, days, select={"method": "leave_one_out", "rows": 256})["days"]
     assert list(first["stages"]) == ["vocabulary", "plan", "train"]
     assert list(second["stages"]) == ["evaluate", *STAGES]
     told, version = second["stages"]["select"]["lineage"], Store(tmp_path / "store").open(_version(first))
@@ -171,7 +171,7 @@ def test_a_day_is_judged_by_the_version_of_the_day_before(logs: Path, tmp_path: 
 def test_a_search_trains_as_the_day_s_run_would(logs: Path, tmp_path: Path) -> None:
     days = [logs / "day-1", logs / "day-2"]
     optfs = {"method": "optfs", "options": {"learning_rate": 0.03}}
-    first, second = _run(tmp_path, days, select=optfs)["days"]
+    first, second = run(tmp_path, days, select=optfs)["days"]
     begun = [day["stages"]["select"]["lineage"]["model"]["settings"]["start"] for day in (first, second)]
     assert begun[0] is None
     assert begun[1]["version"] == _version(first)
