@@ -157,7 +157,7 @@ def test_a_day_is_judged_by_the_version_of_the_day_before(logs: Path, tmp_path: 
     """On the first day there is none: nothing is selected, nothing pruned."""
     days = [logs / "day-1", logs / "day-2"]
     first, second = run(tmp_path, days, select={"method": "leave_one_out", "rows": 256})["days"]
-    assert list(first["stages"]) == ["vocabulary", "plan", "train"]
+    assert list(first["stages"]) == ["vocabulary", "plan", "node2vec", "train"]
     assert list(second["stages"]) == ["evaluate", *STAGES]
     told, version = second["stages"]["select"]["lineage"], Store(tmp_path / "store").open(_version(first))
     assert told["model"] == {"store": str(tmp_path / "store"), "version": version.id, "sha256": version.digest}
