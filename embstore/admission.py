@@ -89,7 +89,7 @@ def duration(length: str | int, kind: pa.DataType) -> int:
 
 
 class Judge:
-    """Decides for one feature, of whose values it sees all once before it can say which are kept.
+    """Decides for one feature which of its values are kept.
 
     Args:
         feature: its name.
@@ -114,14 +114,19 @@ class Judge:
                     self._since = latest - duration(admission.expire_after, kind)
         self._counts: Counter[int] = Counter()  # of admitted values: how many there are of each count
 
+    @property
+    def patient(self) -> bool:
+        """Whether it must see all values before it can say of any whether it is kept."""
+        return self.admission.max_values is not None
+
     def see(self, table: pa.Table) -> None:
         """Take notice of some values."""
         if self.admission.max_values is not None:
             counts, many = np.unique(table.column(COUNT).to_numpy()[self._admitted(table)], return_counts=True)
             self._counts.update(dict(zip(counts.tolist(), many.tolist(), strict=True)))
 
-    def kept(self, tables: Iterable[pa.Table]) -> Iterator[NDArray[np.bool_]]:
-        """Which values are kept, of all that were seen, in the same order."""
+    def judged(self, tables: Iterable[pa.Table]) -> Iterator[tuple[pa.Table, NDArray[np.bool_]]]:
+        """All values in order, and which of them are kept; a patient judge has seen them all before."""
         least, room = self._least()
         for table in tables:
             kept = self._admitted(table)
@@ -131,7 +136,7 @@ class Judge:
                 kept &= count >= least
                 kept[last[room:]] = False
                 room -= min(room, len(last))
-            yield kept
+            yield table, kept
 
     def _least(self) -> tuple[int | None, int]:
         """The count of the last ones that ``max_values`` lets in, and how many of these it does."""

@@ -12,7 +12,9 @@ value. Sums, least and greatest don't depend on the order of adding, so neither 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,19 +23,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from embstore import transforms
-from embstore.column_types import stored_type
 from embstore.errors import DataError, SchemaError
+from embstore.flat_values import bytes_of, fixed, is_text, numbers_of, single_values, tallied, validity_of
 from embstore.kernels import aggregate as kernels
+from embstore.kernels import entries as ordering
 from embstore.kernels.aggregate import EVER, NEVER
 from embstore.schema import Feature
 from embstore.tokens import MAX_BYTES
+from embstore.value_tables import ValueTable
 
 VALUE, COUNT, CLICKS, FIRST, LAST = "value", "count", "clicks", "first_seen", "last_seen"
 
 _NONE = np.empty(0, np.int64)
-_NO_BITS: NDArray[np.uint8] = np.empty(0, np.uint8)
-_ENTRIES, _BYTES = 1 << 10, 1 << 14  # room at first
+_DIVIDED = 1 << 14  # values of a table that is divided among several, so that threads need not wait
 _FIRST_UNSIGNED = 1 << 63
 _NAMED = {
     str(kind): kind
@@ -94,33 +96,29 @@ class Kinds:
 
 
 class Summary:
-    """The distinct values of one feature and what is known of each.
+    """The distinct values of one feature and what is known of each. Threads may add to it at the same time.
 
     Args:
         feature: its name, for messages.
+        tables: a power of 2: into so many the values are divided when they are many, each with a lock of its own.
     """
 
-    def __init__(self, feature: str) -> None:
+    def __init__(self, feature: str, *, tables: int = 1) -> None:
         self.feature = feature
         self.types: dict[pa.DataType, None] = {}  # of the blocks that held values
         self.untyped: pa.DataType | None = None  # of one that held none
         self._beyond: int | None = None  # a value that int64 can't hold
-        self.clear()
-
-    def clear(self) -> None:
-        """Forget all values, but not what types they had."""
-        self._slots = np.zeros(4 * _ENTRIES, np.uint64)
-        self._entries = np.empty((_ENTRIES, 8), np.int64)
-        self._text = np.empty(0, np.uint8)
-        self._used = np.zeros(2, np.int64)
+        self._tables = [ValueTable()]
+        self._most = tables
+        self._lock = threading.Lock()  # of what is above
 
     def __len__(self) -> int:
-        return int(self._used[0])
+        return sum(map(len, self._tables))
 
     @property
     def bytes(self) -> int:
         """Memory it holds."""
-        return self._slots.nbytes + self._entries.nbytes + self._text.nbytes
+        return sum(table.bytes for table in self._tables)
 
     @property
     def type(self) -> pa.DataType:
@@ -159,9 +157,10 @@ class Summary:
 
     def agree(self, kinds: Kinds) -> None:
         """Take notice of the types of values that come from elsewhere."""
-        self.types |= dict.fromkeys(kinds.types)
-        self.untyped = kinds.untyped if self.untyped is None else self.untyped
-        self._beyond = max((of for of in (self._beyond, kinds.beyond) if of is not None), default=None)
+        with self._lock:
+            self.types |= dict.fromkeys(kinds.types)
+            self.untyped = kinds.untyped if self.untyped is None else self.untyped
+            self._beyond = max((of for of in (self._beyond, kinds.beyond) if of is not None), default=None)
 
     @property
     def kinds(self) -> Kinds:
@@ -190,43 +189,64 @@ class Summary:
         if table.num_rows == 0:
             self._add(pa.array([], table.schema.field(VALUE).type), _NONE, Brought())
 
-    def unsorted(self) -> pa.Table:
-        """Its values in any order."""
-        entries = self._entries[: len(self)]
-        return Sorted(self.type, entries, self._text, np.arange(len(self))).table()
+    def join(self, other: Summary) -> None:
+        """Add another one's values.
+
+        Raises:
+            SchemaError: they are of another type.
+        """
+        self.agree(other.kinds)
+        numbers = not is_text(self.type)
+        for table in other._tables:
+            self._join(table, numbers)
+
+    def _join(self, table: ValueTable, numbers: bool) -> None:
+        given = (table.entries, table.text, table.hashes(numbers))
+
+        def put(into: ValueTable, pick_M: NDArray[np.int64]) -> None:
+            into.add(kernels.add_entries, (*given, pick_M), len(pick_M), numbers)
+
+        self._deal(given[2], *validity_of(None), _NONE, _NONE, put, numbers)
+
+    def forget(self) -> None:
+        """Be without values again, but with the room for as many, and knowing what types they had."""
+        for table in self._tables:
+            table.forget()
+
+    def taken(self) -> Sorted:
+        """Its values in order; they are its own no more. What is added meanwhile stays."""
+        with self._lock:  # they are not divided meanwhile
+            tables = [table.taken() for table in self._tables]
+        return Sorted(self.type, tables)
 
     def sorted(self) -> Sorted:
         """Its values in order; it must not change while this is used."""
-        count = len(self)
-        entries = self._entries[:count]
-        if not _is_text(self.type):
-            keys = entries[:, kernels.KEY].copy()
-            order = np.argsort(keys.view(np.uint64) if self.type == pa.uint64() else keys)
-        else:
-            text_keys = np.empty(count, np.uint64)
-            skip = kernels.text_keys(entries, count, self._text, text_keys)
-            order = np.argsort(text_keys)
-            kernels.sort_ties(entries, self._text, skip, text_keys, order)
-        return Sorted(self.type, entries, self._text, order)
+        return Sorted(self.type, self._tables)
 
     def _add(self, values: pa.Array, rows: NDArray[np.int64], brought: Brought) -> None:
         kind = values.type.value_type if pa.types.is_dictionary(values.type) else values.type
         if len(values) == values.null_count:
-            self.untyped = kind if self.untyped is None else self.untyped
+            with self._lock:
+                self.untyped = kind if self.untyped is None else self.untyped
             return
-        self.types[kind] = None
-        if kind == pa.uint64():
-            most = pc.max(values).as_py()
+        most = pc.max(values).as_py() if kind == pa.uint64() else 0
+        with self._lock:
+            self.types[kind] = None
             self._beyond = max(most, self._beyond or 0) if most >= _FIRST_UNSIGNED else self._beyond
-        if pa.types.is_dictionary(values.type):
-            values, brought = _tallied(values, rows, brought)
-            rows = _NONE
-        validity, shift = _validity(values)
-        shared = (validity, shift, rows, brought.count, brought.clicks, brought.first, brought.last)
-        done, size = 0, len(values)
-        if _is_text(kind):
-            data, bounds = _bytes(values)
-            longest = int(np.diff(bounds).max(initial=0))
+        given = (brought.count, brought.clicks, brought.first, brought.last)
+        values, rows, (count, *others) = tallied(values, rows, *given)
+        validity, shift = validity_of(values)
+        brings = tuple(map(fixed, (rows, count, *others)))
+        hash_N = np.empty(len(values), np.uint64)
+        numbers = not is_text(kind)
+        given_values: tuple[NDArray[Any], ...]
+        if numbers:
+            given_values = (numbers_of(values),)
+            kernels.hash_numbers(*given_values, hash_N)
+            kernel = kernels.add_numbers
+        else:
+            given_values = bytes_of(values)
+            longest = kernels.hash_text(*given_values, hash_N)
             if longest > MAX_BYTES:
                 raise DataError(
                     f"values of {self.feature!r}",
@@ -234,155 +254,116 @@ class Summary:
                     found=f"one of {longest:,}",
                     do="leave the column out if it is free text, or shorten its values when the log is written",
                 )
-            while True:
-                state = (self._slots, self._entries, self._text, self._used)
-                done = kernels.add_text(data, bounds, *shared, *state, done)
-                if done == size:
-                    return
-                self._grow(int(bounds[done + 1] - bounds[done]))
-        numbers = _numbers(values)
-        while True:
-            done = kernels.add_numbers(numbers, *shared, self._slots, self._entries, self._used, done)
-            if done == size:
-                return
-            self._grow(None)
+            kernel = kernels.add_text
 
-    def _grow(self, needed: int | None) -> None:
-        """Room for more entries or, where a text of so many bytes is the next, for text."""
-        count, text_bytes = self._used.tolist()
-        if needed is not None and text_bytes + needed > len(self._text):
-            larger = np.empty(max(_BYTES, 2 * len(self._text), text_bytes + needed), np.uint8)
-            larger[:text_bytes] = self._text[:text_bytes]
-            self._text = larger
-        if count >= min(len(self._entries), len(self._slots) // 2):
-            entries = np.empty((2 * len(self._entries), 8), np.int64)
-            entries[:count] = self._entries[:count]
-            self._entries = entries
-            self._slots = np.zeros(4 * len(entries), np.uint64)
-            kernels.fill_slots(entries, count, needed is None, self._slots)
+        def put(into: ValueTable, pick_M: NDArray[np.int64]) -> None:
+            into.add(kernel, (*given_values, hash_N, pick_M, *brings), len(pick_M), numbers)
+
+        self._deal(hash_N, validity, shift, brings[0], brings[1], put, numbers)
+
+    def _deal(
+        self,
+        hash_N: NDArray[np.uint64],
+        validity: NDArray[np.uint8],
+        shift: int,
+        rows: NDArray[np.int64],
+        count: NDArray[np.int64],
+        put: Callable[[ValueTable, NDArray[np.int64]], None],
+        numbers: bool,
+    ) -> None:
+        """Put values into the tables that they belong to."""
+
+        def dealt(tables: int) -> list[NDArray[np.int64]]:
+            begin_T, pick_N = np.empty(tables + 1, np.int64), np.empty(len(hash_N), np.int64)
+            bits = tables.bit_length() - 1
+            kernels.deal(hash_N, validity, shift, fixed(rows), fixed(count), bits, begin_T, pick_N)
+            return np.split(pick_N[: begin_T[-1]], begin_T[1:-1])
+
+        with self._lock:
+            if len(self._tables) == 1:
+                with self._tables[0].lock:
+                    put(self._tables[0], *dealt(1))
+                if self._most > 1 and len(self._tables[0]) > _DIVIDED:
+                    self._divide(numbers)
+                return
+        waiting = deque(zip(self._tables, dealt(len(self._tables)), strict=True))
+        waiting.rotate(threading.get_native_id() % len(waiting))
+        unwilling = 0  # tables that others have, one after the other
+        while waiting:
+            table, pick_M = waiting.popleft()
+            if table.lock.acquire(blocking=unwilling >= len(waiting)):
+                try:
+                    put(table, pick_M)
+                finally:
+                    table.lock.release()
+                unwilling = 0
+            else:
+                waiting.append((table, pick_M))
+                unwilling += 1
+
+    def _divide(self, numbers: bool) -> None:
+        (whole,) = self._tables
+        hash_E = whole.hashes(numbers)
+        tables = [ValueTable() for _ in range(self._most)]
+        upper = hash_E >> np.uint64(64 - (self._most.bit_length() - 1))
+        for number, table in enumerate(tables):
+            pick_M = np.flatnonzero(upper == number)
+            table.add(kernels.add_entries, (whole.entries, whole.text, hash_E, pick_M), len(pick_M), numbers)
+        self._tables = tables
 
 
 class Sorted:
-    """The values of a summary in order, given in pieces."""
+    """The values of some tables in order, given in pieces.
 
-    def __init__(
-        self, kind: pa.DataType, entries: NDArray[np.int64], text: NDArray[np.uint8], order: NDArray[np.int64]
-    ) -> None:
-        self.type, self._entries, self._text, self._order = kind, entries, text, order
+    Args:
+        kind: of the values.
+        tables: they must not change while this is used.
+    """
+
+    def __init__(self, kind: pa.DataType, tables: list[ValueTable]) -> None:
+        self.type, self._kept = kind, tables
+        self._entry_T = np.array([table.entries.ctypes.data for table in tables], np.uint64)
+        self._text_T = np.array([table.text.ctypes.data for table in tables], np.uint64)
+        count_T = np.array(list(map(len, tables)), np.int64)
+        code_K = np.empty(int(count_T.sum()), np.int64)
+        if is_text(kind):
+            text_key_K = np.empty(len(code_K), np.uint64)
+            skip = ordering.common_beginning(self._entry_T, self._text_T, count_T)
+            ordering.text_keys(self._entry_T, self._text_T, count_T, skip, code_K, text_key_K)
+            order = np.argsort(text_key_K)
+            self._code_K = code_K[order]
+            ordering.sort_ties(self._entry_T, self._text_T, skip, text_key_K[order], self._code_K)
+        else:
+            key_K = np.empty(len(code_K), np.int64)
+            ordering.number_keys(self._entry_T, count_T, code_K, key_K)
+            self._code_K = code_K[np.argsort(key_K.view(np.uint64) if kind == pa.uint64() else key_K)]
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._code_K)
 
     def tables(self, rows: int) -> Iterator[pa.Table]:
         """Tables of at most so many rows; one without rows when there is nothing."""
         for start in range(0, max(len(self), 1), rows):
-            yield self._table(self._order[start : start + rows])
+            yield self._table(self._code_K[start : start + rows])
 
     def table(self) -> pa.Table:
         """All of it."""
-        return self._table(self._order)
+        return self._table(self._code_K)
 
-    def _table(self, order: NDArray[np.int64]) -> pa.Table:
-        entries = self._entries[order]
-        first, last = entries[:, kernels.FIRST].copy(), entries[:, kernels.LAST].copy()
+    def _table(self, code_K: NDArray[np.int64]) -> pa.Table:
+        key, count, clicks, first, last, size, head, rest = (np.empty(len(code_K), np.int64) for _ in range(8))
+        ordering.gather(self._entry_T, code_K, key, count, clicks, first, last, size, head, rest)
         unseen = first > last
-        return pa.table(
-            {
-                VALUE: self._values(entries, order),
-                COUNT: entries[:, kernels.COUNT].copy(),
-                CLICKS: entries[:, kernels.CLICKS].copy(),
-                FIRST: pa.array(first, mask=unseen),
-                LAST: pa.array(last, mask=unseen),
-            }
-        )
-
-    def _values(self, entries: NDArray[np.int64], order: NDArray[np.int64]) -> pa.Array:
-        if not _is_text(self.type):
-            keys = entries[:, kernels.KEY].copy()
-            if self.type == pa.uint64():
-                return pa.array(keys.view(np.uint64))
-            return pa.array(keys).cast(self.type)
-        bounds = np.zeros(len(order) + 1, np.int64)
-        np.cumsum(entries[:, kernels.SIZE], out=bounds[1:])
-        data = np.empty(int(bounds[-1]), np.uint8)
-        kernels.gather_text(self._entries, self._text, order, bounds, data)
-        wide = pa.large_string() if self.type in (pa.string(), pa.large_string()) else pa.large_binary()
-        buffers = [None, pa.py_buffer(bounds), pa.py_buffer(data)]
-        return pa.Array.from_buffers(wide, len(order), buffers)
-
-
-def single_values(values: pa.Array, feature: Feature) -> tuple[pa.Array, NDArray[np.int64]]:
-    """What the feature's lookups see of a column: flat values, and the row that each is of (empty: its own).
-
-    Text has offsets of 64 bits, or is a dictionary of such.
-    """
-    rows = _NONE
-    if feature.transform is not None:
-        values = transforms.apply(values, feature.transform, name=feature.name)
-    if isinstance(values.type, pa.BaseExtensionType):
-        values = values.cast(values.type.storage_type)
-    if pa.types.is_nested(values.type):
-        if feature.max_length is not None and (pc.max(pc.list_value_length(values)).as_py() or 0) > feature.max_length:
-            values = pc.list_slice(values, 0, feature.max_length, return_fixed_size_list=False)
-        rows = pc.list_parent_indices(values).to_numpy().astype(np.int64, copy=False)
-        values = pc.list_flatten(values)
-    if isinstance(values.type, pa.BaseExtensionType):
-        values = values.cast(values.type.storage_type)
-    kind = stored_type(values.type)
-    # Offsets of 32 bits would end at 2 GiB of distinct text.
-    wide = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}.get(kind, kind)
-    if pa.types.is_fixed_size_binary(kind):
-        wide = pa.large_binary()
-    if pa.types.is_dictionary(values.type) and _is_text(wide) and len(values.dictionary) <= 2 * len(values):
-        codes = values.indices.cast(pa.int32())
-        return pa.DictionaryArray.from_arrays(codes, values.dictionary.cast(wide)), rows
-    return values.cast(wide), rows
-
-
-def _tallied(values: pa.DictionaryArray, rows: NDArray[np.int64], brought: Brought) -> tuple[pa.Array, Brought]:
-    """The dictionary's values, each standing for all rows that hold its code."""
-    size = len(values.dictionary)
-    count, clicks = np.zeros(size, np.int64), np.zeros(size if len(brought.clicks) else 0, np.int64)
-    timed = size if len(brought.first) else 0
-    first, last = np.full(timed, NEVER, np.int64), np.full(timed, EVER, np.int64)
-    codes = np.frombuffer(values.indices.buffers()[1], np.int32, len(values), 4 * values.offset)
-    validity, shift = _validity(values.indices)
-    given = (brought.clicks, brought.first, brought.last)
-    kernels.tally(codes, validity, shift, rows, *given, count, clicks, first, last)
-    return values.dictionary, Brought(clicks, first, last, count)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    types = pa.types
-    return types.is_large_string(kind) or types.is_large_binary(kind) or types.is_null(kind)
-
-
-def _bytes(values: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The bytes of texts, and where each begins and the last one ends."""
-    _, offsets, data = values.buffers()
-    bounds = np.frombuffer(offsets, np.int64, len(values) + 1, 8 * values.offset)
-    return _readonly(data), bounds
-
-
-def _numbers(values: pa.Array) -> NDArray[np.int64]:
-    """The bits of integers or booleans as int64; anything where they are null."""
-    kind = values.type
-    if pa.types.is_boolean(kind):
-        values, kind = values.cast(pa.uint8()), pa.uint8()
-    numbers = np.frombuffer(
-        values.buffers()[1], kind.to_pandas_dtype(), len(values), values.offset * kind.bit_width // 8
-    )
-    return numbers.view(np.int64) if kind.bit_width == 64 else numbers.astype(np.int64)
-
-
-def _validity(values: pa.Array) -> tuple[NDArray[np.uint8], int]:
-    if values.null_count == 0:
-        return _readonly(None), 0
-    return _readonly(values.buffers()[0]), values.offset
-
-
-def _readonly(buffer: pa.Buffer | None) -> NDArray[np.uint8]:
-    """One type of array for the kernels, whoever owns the memory."""
-    view = np.frombuffer(buffer, np.uint8) if buffer is not None and buffer.size else _NO_BITS.view()
-    view.flags.writeable = False
-    return view
+        mask = unseen if unseen.any() else None
+        if not is_text(self.type):
+            values = pa.array(key.view(np.uint64)) if self.type == pa.uint64() else pa.array(key).cast(self.type)
+        else:
+            bounds = np.zeros(len(code_K) + 1, np.int64)
+            np.cumsum(size, out=bounds[1:])
+            data = np.empty(int(bounds[-1]) + kernels.SHORT, np.uint8)
+            ordering.gather_text(self._text_T, code_K, bounds, head, rest, data)
+            wide = pa.large_string() if self.type in (pa.string(), pa.large_string()) else pa.large_binary()
+            buffers = [None, pa.py_buffer(bounds), pa.py_buffer(data).slice(0, int(bounds[-1]))]
+            values = pa.Array.from_buffers(wide, len(code_K), buffers)
+        times = {FIRST: pa.array(first, mask=mask), LAST: pa.array(last, mask=mask)}
+        return pa.table({VALUE: values, COUNT: count, CLICKS: clicks, **times})

@@ -1,9 +1,10 @@
 """The distinct values of a log's features, summed up exactly in one pass, by threads and by ranks that share it.
 
-    log ──row groups──> Counting of each thread ──> Partial by feature ──merging.py──> sorted tables
-                          └─ more than its room: sorted runs in a folder
+    log ──row groups──> threads ──> Counting ──> Partial by feature ──merging.py──> sorted tables
+                                      └─ more than its room: sorted runs in a folder
 
-A ``Counting`` adds what rows hold to a ``Summary`` of each feature; see ``embstore.aggregates`` for the columns.
+A ``Counting`` adds what rows hold to a ``Summary`` of each feature, which all threads share; see
+``embstore.aggregates`` for the columns.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from embstore.threads import usable_cores
 __all__ = ["CLICKS", "COUNT", "FIRST", "LAST", "VALUE", "Counted", "Counting", "count", "vocabulary_of"]
 
 _DICTIONARY_BYTES = 4.0  # a value of a column whose files hold dictionaries takes fewer
+_TABLES, _MOST_TABLES = 4, 64  # of a feature for each thread, and of a feature
+_FULL, _BRIMFUL, _EMPTY = 0.5, 0.7, 0.125  # of the room: values are written, threads wait for that, enough is written
 
 
 def vocabulary_of(
@@ -45,8 +48,8 @@ def vocabulary_of(
     """The distinct values of each feature in a log and how often each occurs, exactly, in one pass.
 
     Missing values are left out; of a list, the values a lookup takes (``max_length``) are counted. Memory is that of
-    the distinct values, about 250 bytes and their own text twice for each of them and each thread; it doesn't depend on
-    the log's length.
+    the distinct values, about 200 bytes and their own text twice for each of them; it doesn't depend on the log's
+    length or the number of threads.
 
     Args:
         log: where to read; its schema is not used.
@@ -122,6 +125,7 @@ def count(
     threads = max(1, min(usable_cores() if threads is None else threads, len(pieces)))
     left, lock, stopped = iter(pieces), threading.Lock(), threading.Event()
     dictionaries = _dictionaries(log)
+    counting = Counting(log, time=time, room=room, folder=folder, threads=threads)
 
     def claimed() -> Iterator[Piece]:
         while not stopped.is_set():
@@ -131,9 +135,7 @@ def count(
                 return
             yield piece
 
-    def work(number: int) -> Counting:
-        own = folder / f"thread-{number}" if folder is not None else None
-        counting = Counting(log, time=time, room=None if room is None else room // threads, folder=own)
+    def work() -> None:
         try:
             for table, origin in log.tables_from(pieces=claimed(), dictionaries=dictionaries):
                 counting.add(table, origin)
@@ -143,30 +145,35 @@ def count(
         except BaseException:
             stopped.set()
             raise
-        return counting
 
     with ThreadPoolExecutor(threads, thread_name_prefix="embstore-counting") as pool:
-        done = [future.result() for future in [pool.submit(work, number) for number in range(threads)]]
-    parts = {
-        feature.name: [part for counting in done for part in counting.parts(feature.name)]
-        for feature in log.schema.features
-    }
-    latest = [counting.latest for counting in done if counting.latest is not None]
-    return Counted(parts, max(latest, default=None), sum(counting.rows for counting in done))
+        for future in [pool.submit(work) for _ in range(threads)]:
+            future.result()
+    parts = {feature.name: counting.parts(feature.name) for feature in log.schema.features}
+    return Counted(parts, counting.latest, counting.rows)
 
 
 class Counting:
-    """Rows of a log, added up; see ``count``."""
+    """Rows of a log, added up, by several threads; see ``count``."""
 
     def __init__(
-        self, log: ParquetLog, *, time: str | None = None, room: int | None = None, folder: Path | None = None
+        self,
+        log: ParquetLog,
+        *,
+        time: str | None = None,
+        room: int | None = None,
+        folder: Path | None = None,
+        threads: int = 1,
     ) -> None:
         self.schema, self.labelled, self.time = log.schema, log.labelled, time
         self.room, self.folder = room, folder
         self.latest: int | None = None
         self.rows = 0
-        self._summaries = {feature.name: Summary(feature.name) for feature in self.schema.features}
+        tables = 1 if threads == 1 else min(_MOST_TABLES, 1 << (_TABLES * threads - 1).bit_length())
+        self._summaries = {feature.name: Summary(feature.name, tables=tables) for feature in self.schema.features}
         self._runs: dict[str, list[Path]] = {feature.name: [] for feature in self.schema.features}
+        self._lock, self._spilling = threading.Lock(), threading.Lock()
+        self._taken = 0  # bytes of values that are being written
         empty = log.types.empty_table()  # a part of a log without rows has types, too
         for feature in self.schema.features:
             self._summaries[feature.name].add(empty.column(feature.source), feature, Brought())
@@ -174,6 +181,7 @@ class Counting:
     def add(self, table: pa.Table, origin: str) -> None:
         """Add some rows, which come from there."""
         clicks = first = last = np.empty(0, np.int64)
+        greatest: int | None = None
         if self.labelled and self.schema.label is not None:
             clicks = labels(table, self.schema.label, origin).astype(np.int64)
         if self.time is not None:
@@ -182,15 +190,15 @@ class Counting:
             if times.null_count:
                 last = times.fill_null(EVER).to_numpy()
             greatest = pc.max(times).as_py()
-            if greatest is not None:
-                self.latest = greatest if self.latest is None else max(self.latest, greatest)
         brought = Brought(clicks, first, last)
         for feature in self.schema.features:
             self._summaries[feature.name].add(table.column(feature.source), feature, brought)
-        self.rows += table.num_rows
-        # Sorting, and growing by copying, take as much again.
-        if self.room is not None and 2 * sum(of.bytes for of in self._summaries.values()) > self.room:
-            self._spill()
+        with self._lock:
+            self.rows += table.num_rows
+            if greatest is not None:
+                self.latest = greatest if self.latest is None else max(self.latest, greatest)
+        if self.room is not None:
+            self._keep_to(self.room)
 
     def parts(self, feature: str) -> list[Partial]:
         """What there is of a feature; the counting is over."""
@@ -198,15 +206,38 @@ class Counting:
         runs = [Partial(summary.kinds, run=path) for path in self._runs[feature]]
         return [*runs, Partial(summary.kinds, summary=summary)]
 
-    def _spill(self) -> None:
+    @property
+    def _bytes(self) -> int:
+        return sum(of.bytes for of in self._summaries.values())
+
+    def _keep_to(self, room: int) -> None:
+        """Write the largest features to runs when values take too much; wait for a thread that does where it must."""
+        if self._bytes <= room * _FULL:
+            return
+        # Sorting takes as much again as a half, and growing a table by copying.
+        if self._spilling.acquire(blocking=self._bytes + self._taken > room * _BRIMFUL):
+            try:
+                if self._bytes > room * _FULL:
+                    self._spill(room)
+            finally:
+                self._spilling.release()
+
+    def _spill(self, room: int) -> None:
         assert self.folder is not None
-        self.folder.mkdir(exist_ok=True)
-        for number, feature in enumerate(self.schema.features):
-            summary, runs = self._summaries[feature.name], self._runs[feature.name]
-            if len(summary):
-                runs.append(self.folder / f"feature-{number}-{len(runs)}.arrow")
-                write_run(runs[-1], summary.sorted())
-                summary.clear()
+        numbers = {feature.name: number for number, feature in enumerate(self.schema.features)}
+        for name, summary in sorted(self._summaries.items(), key=lambda item: -item[1].bytes):
+            if self._bytes <= room * _EMPTY:
+                break
+            if len(summary) == 0:
+                continue
+            runs = self._runs[name]
+            self._taken = summary.bytes
+            taken = summary.taken()
+            path = self.folder / f"feature-{numbers[name]}-{len(runs)}.arrow"
+            write_run(path, taken)
+            runs.append(path)
+            del taken
+            self._taken = 0
 
 
 def times_of(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:

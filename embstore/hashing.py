@@ -111,7 +111,7 @@ def _select(typingctx, condition, yes, no):  # type: ignore[no-untyped-def]
     return types.uint64(types.boolean, types.uint64, types.uint64), codegen
 
 
-_load64, _load32, _load8 = _unaligned_load(64), _unaligned_load(32), _unaligned_load(8)
+load64, _load32, load8 = _unaligned_load(64), _unaligned_load(32), _unaligned_load(8)
 
 
 @compiled(forceinline=True)
@@ -158,10 +158,10 @@ def _stripes(address, length, seed):  # type: ignore[no-untyped-def]
     a, b, c, d = seed + _P1 + _P2, seed + _P2, seed, seed - _P1
     end = address + (length & ~_U31)
     while address < end:
-        a = _round(a, _load64(address))
-        b = _round(b, _load64(address + _U8))
-        c = _round(c, _load64(address + _U16))
-        d = _round(d, _load64(address + _U24))
+        a = _round(a, load64(address))
+        b = _round(b, load64(address + _U8))
+        c = _round(c, load64(address + _U16))
+        d = _round(d, load64(address + _U24))
         address += _U32
     h = _rotl(a, _U1) + _rotl(b, _U7) + _rotl(c, _U12) + _rotl(d, _U18)
     return _merge(_merge(_merge(_merge(h, a), b), c), d) + length
@@ -169,7 +169,7 @@ def _stripes(address, length, seed):  # type: ignore[no-untyped-def]
 
 @compiled(forceinline=True)
 def _eat8(h, address):  # type: ignore[no-untyped-def]
-    return _rotl(h ^ _round(_U0, _load64(address)), _U27) * _P1 + _P4
+    return _rotl(h ^ _round(_U0, load64(address)), _U27) * _P1 + _P4
 
 
 @compiled(forceinline=True)
@@ -179,7 +179,7 @@ def _eat4(h, address):  # type: ignore[no-untyped-def]
 
 @compiled(forceinline=True)
 def _eat1(h, address):  # type: ignore[no-untyped-def]
-    return _rotl(h ^ (_load8(address) * _P5), _U11) * _P1
+    return _rotl(h ^ (load8(address) * _P5), _U11) * _P1
 
 
 @compiled(forceinline=True)

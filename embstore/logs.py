@@ -223,16 +223,20 @@ class ParquetLog:
         at = np.searchsorted(order.batch_bounds, order.window_bounds)
         return list(zip(order.window_bounds[:-1], np.diff(at).tolist(), strict=True))
 
-    def window(self, batch_size: int, start: int, *, shuffle_window: int, seed: int = 0) -> Iterator[Batch]:
-        """The batches that ``batches`` gives of one window of the first epoch, made here, without threads.
+    def rows_and_orders(
+        self, batch_size: int, *, start: int = 0, shuffle_window: int, seed: int = 0
+    ) -> Iterator[tuple[Rows, list[NDArray[np.int64]]]]:
+        """The first epoch's windows as they are read, without threads, and which rows of each make its batches.
+
+        Whoever makes something of rows makes it once, in the log's order, and takes batches of that.
 
         Args:
-            start: its first row, as ``windows`` says.
+            start: the first window's first row, as ``windows`` says.
             batch_size, shuffle_window, seed: as for ``batches``.
         """
         order = _Order(self, batch_size, shuffle_window, seed)
-        cursor = Cursor(row=start, fingerprint=self.fingerprint)
-        yield from order.cut(itertools.islice(order.windows(cursor, 1), 1), 0, 1)
+        for cursor, taken, rows in order.windows(Cursor(row=start, fingerprint=self.fingerprint), 1):
+            yield rows, order.batches(cursor, taken, rows.size)
 
     def rows_from(self, start: int = 0, pieces: Sequence[Piece] | None = None) -> Iterator[Rows]:
         """Encoded rows in chunks, from row ``start`` of the run of ``pieces`` (the log's own order by default)."""
@@ -359,17 +363,22 @@ class _Order:
 
     def cut(self, windows: Iterator[tuple[Cursor, int, Rows]], rank: int, world_size: int) -> Iterator[Batch]:
         for cursor, taken, window in windows:
-            order = self._permutation(cursor, window.size)
-            bounds = [b - cursor.row for b in self.batch_bounds if taken <= b - cursor.row <= window.size]
-            for start, stop in itertools.pairwise(bounds):
-                mine = order[
-                    start + (stop - start) * rank // world_size : start + (stop - start) * (rank + 1) // world_size
-                ]
-                after = replace(cursor, row=cursor.row + stop)
+            row = cursor.row + taken
+            for order in self.batches(cursor, taken, window.size):
+                size = len(order)
+                row += size
+                mine = order[size * rank // world_size : size * (rank + 1) // world_size]
+                after = replace(cursor, row=row)
                 if after.row == self.log.rows:
                     after = Cursor(epoch=cursor.epoch + 1, row=0, fingerprint=cursor.fingerprint)
-                whole = None if world_size == 1 else stop - start
+                whole = None if world_size == 1 else size
                 yield replace(window.batch(mine), cursor=after, whole=whole)
+
+    def batches(self, cursor: Cursor, taken: int, size: int) -> list[NDArray[np.int64]]:
+        """Of a window's rows from ``taken`` on, those of each batch."""
+        order = self._permutation(cursor, size)
+        bounds = [b - cursor.row for b in self.batch_bounds if taken <= b - cursor.row <= size]
+        return [order[start:stop] for start, stop in itertools.pairwise(bounds)]
 
     def _permutation(self, cursor: Cursor, size: int) -> NDArray[np.int64]:
         if not self.shuffled:

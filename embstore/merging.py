@@ -103,8 +103,10 @@ def _absorbed(feature: str, parts: Sequence[Partial]) -> Summary:
     summaries = [part.summary for part in parts if part.summary is not None]
     whole = max(summaries, key=len, default=Summary(feature))
     for part in parts:
-        if part.summary is not whole:
-            whole.absorb(part.table if part.summary is None else part.summary.unsorted(), part.kinds)
+        if part.summary is None:
+            whole.absorb(part.table, part.kinds)
+        elif part.summary is not whole:
+            whole.join(part.summary)
     return whole
 
 
@@ -145,13 +147,14 @@ def _by_ranges(feature: str, parts: Sequence[Partial], range_rows: int) -> Itera
     runs = [_Run(path) for path in paths]
     heads = sorted(head for run in runs for head in run.heads)
     cuts = heads[:: max(1, range_rows // RUN_ROWS)][1:]
+    summary = Summary(feature)
+    summary.agree(kinds)
     for cut in [*dict.fromkeys(cuts), None]:
-        summary = Summary(feature)
-        summary.agree(kinds)
         for run in runs:
             for batch in run.until(cut):
                 summary.absorb(pa.Table.from_batches([batch]), kinds)
         yield summary.sorted().table()
+        summary.forget()
 
 
 def resized(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:

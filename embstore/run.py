@@ -13,14 +13,11 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from embstore.checkpoints import adam_tensors
 from embstore.continuous import (
@@ -35,7 +32,7 @@ from embstore.continuous import (
 from embstore.ctr import BuildNetwork, CtrModel, NetworkDescription, build_network
 from embstore.distributed import ALONE, Group
 from embstore.embeddings.unified import DTYPES, UnifiedEmbedding
-from embstore.errors import CheckpointError, ConfigError, CorruptVersionError, GroupError, nearest
+from embstore.errors import CheckpointError, ConfigError, CorruptVersionError, GroupError
 from embstore.evaluation import evaluate
 from embstore.interruption import Interruption
 from embstore.logs import ParquetLog, check_alike
@@ -43,14 +40,13 @@ from embstore.metrics import finite
 from embstore.normalization import StreamingNormalizer
 from embstore.progress import Progress, no_progress
 from embstore.run_folder import RunFolder, make_output
-from embstore.run_vocabulary import VocabularySource, check_kinds
+from embstore.run_vocabulary import RunVocabulary
 from embstore.settings import RunConfig
 from embstore.sharding.batch_norm import share_batch_norm
 from embstore.store import Bundle, Store, Version
-from embstore.token_filter import TokenFilter
 from embstore.training import Trainer
-from embstore.vocabulary import Vocabulary, exact_tokens
-from embstore.warm_start import GivenVectors, check_features
+from embstore.vocabulary import exact_tokens
+from embstore.warm_start import FirstRows, check_features
 
 FEW_STEPS = 100  # so few hardly move a network's weights
 
@@ -85,20 +81,22 @@ class Run:
         self.start = None if config.start is None else self._open_start(config.start)
         if self.start is not None:
             config = config.with_start(self.start)
-        self._given = self._open_given(config)
-        config = replace(config, table=replace(config.table, warm_start=tuple(of.settings for of in self._given)))
+        there = self.files.config()
+        self._first_rows = FirstRows(
+            config.table.warm_start,
+            () if there is None else there.table.warm_start,
+            resumed=self.start is not None,
+            group=group,
+        )
+        config = replace(config, table=replace(config.table, warm_start=self._first_rows.settings))
         self._inferred = config.schema is None
         self._warnings: list[str] = []  # of inference
         self.schema = config.read_schema(self._warnings.append)
         check_features(config.table.warm_start, self.schema)
-        self._read: Vocabulary | None = None  # on rank 0, until it lies in the folder
-        config = self._with_vocabulary(config)
+        self._vocabulary = RunVocabulary(config, self.schema, self.files, start=self.start, group=group)
+        config = replace(config, vocabulary=self._vocabulary.source)
         self.config, self.build_network = config.with_schema(self.schema), build_network
         self.progress = progress if group.first else no_progress
-        known = [feature.name for feature in self.schema.features]
-        for name in self._counted():
-            if name not in known:
-                raise ConfigError(f"publish.vocabulary: no feature {name!r}", do=nearest(name, known))
         if self.schema.label is None:
             raise ConfigError(
                 "schema", expected="a label to train on", found="none", do="add label: <column> to the schema"
@@ -121,6 +119,16 @@ class Run:
         """Remove what an earlier run left in a folder (only files a run makes)."""
         RunFolder(folder).clear()
 
+    def check(self) -> None:
+        """Raise what ``train`` would before it trains, where settings, logs and what they name show it; no table is
+        made, and nothing is written.
+
+        Raises:
+            LogError, SchemaError, ConfigError, StoreError, CheckpointError: as ``train``.
+        """
+        self._check_columns(self._logs()["train"].value_types())
+        self._network()
+
     def train(self) -> dict[str, Any]:
         """Train (or go on), evaluate on valid and test, and return what ``result.json`` holds.
 
@@ -128,17 +136,12 @@ class Run:
             Interrupted: Ctrl-C; the same call goes on.
             StoreError: it is trained, but can't be published, or promoted; how to do that is said.
         """
-        logs = {
-            name: ParquetLog(source, self.schema)
-            for name, source in asdict(self.config.logs).items()
-            if source is not None
-        }
-        check_alike(logs)
+        logs = self._logs()
         if self.config.publish is not None:
             self._check_store(self.config.publish.store)
         self._begin(logs)
         model = self.build(self._collected_tokens(logs["train"]))
-        self._collect_vocabulary(logs["train"])
+        self._vocabulary.collect(logs["train"], self.progress)
         before = self.group.lead(lambda: self.files.result().get("version"))
         publisher: Publisher | None = None
         trained = False
@@ -207,17 +210,20 @@ class Run:
             kernel=settings.kernel,
             seed=settings.seed,
             device=self.group.device,
-            pruned=self._pruned,
+            pruned=self._vocabulary.filter,
             group=self.group,
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.training.seed)
-            network = build_network(self.build_network, self._description(table))
+        network = self._network()
         normalizer, device = StreamingNormalizer(self.schema.dense, self.group), self.group.device
         model = CtrModel(table, normalizer.to(device), share_batch_norm(network, self.group).to(device))
         if not self.group.alone:
             self._check_alike(model)
         return model
+
+    def _network(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.training.seed)
+            return build_network(self.build_network, self._description())
 
     def _check_alike(self, model: CtrModel) -> None:
         """Ranks whose networks begin with other numbers would stay apart: only gradients are summed."""
@@ -312,94 +318,33 @@ class Run:
             ref = there.start.version if same else ref
         return Store(start.store).open(ref, group=self.group)
 
-    def _open_given(self, config: RunConfig) -> list[GivenVectors]:
-        """What rows start from, by digest. An alias means what it meant when the folder's run began."""
-        entries = config.table.warm_start
-        if self.start is not None:  # which says what is frozen; nothing is read again
-            return [GivenVectors(entry) for entry in entries]
-        there = self.files.config()
-        before = () if there is None else there.table.warm_start
-        out = []
-        for number, entry in enumerate(entries):
-            if entry.store is not None and not entry.version[:1].isdigit() and number < len(before):
-                was = before[number]
-                if was.store is not None and place_of(was.store) == place_of(entry.store):
-                    entry = replace(entry, version=was.version)
-            given = GivenVectors(entry, self.group)
-            given.settings = given.pinned()
-            out.append(given)
-        return out
+    def _logs(self) -> dict[str, ParquetLog]:
+        """Opened, by name."""
+        sources = asdict(self.config.logs).items()
+        logs = {name: ParquetLog(source, self.schema) for name, source in sources if source is not None}
+        check_alike(logs)
+        return logs
 
-    def _with_vocabulary(self, config: RunConfig) -> RunConfig:
-        """The settings with the digest of the vocabulary they name, which rank 0 reads."""
-        source = config.honoured
-        if source is None or source.sha256 is not None:
-            return config
-        pinned = self.group.lead(lambda: asdict(self._read_vocabulary(source)))
-        return replace(config, vocabulary=VocabularySource(**pinned))
-
-    def _read_vocabulary(self, source: VocabularySource) -> VocabularySource:
-        there = self.files.config()
-        was = None if there is None else there.honoured
-        stores = source.store, None if was is None else was.store
-        if was is not None and stores[0] is not None and stores[1] is not None and not source.version[:1].isdigit():
-            same = place_of(stores[0]) == place_of(stores[1])  # an alias means what it meant when the run began
-            source = replace(source, version=was.version if same else source.version)
-        self._read, pinned = source.read(self.schema)
-        return pinned
-
-    @cached_property
-    def _honoured(self) -> Vocabulary | None:
-        """The vocabulary that its settings name, as it lies in the folder.
-
-        Raises:
-            CheckpointError: another lies there, or none.
-        """
-        source = self.config.honoured
-        if source is None:
-            return None
-        found = self.files.honoured()
-        digest = None if found is None else found.digest()
-        if found is None or digest != source.sha256:
-            do = "start afresh with --fresh"
-            expected = f"its vocabulary, sha256 {source.sha256}"
-            raise CheckpointError(f"{self.folder}", expected=expected, found=digest or "none", do=do)
-        return found
-
-    @cached_property
-    def _pruned(self) -> TokenFilter | None:
-        """Which values are looked up as the pruned token: by its own vocabulary, or that of its version."""
-        if self.config.honoured is None:
-            return None if self.start is None else self.start.pruned
-        own = self.group.together(lambda: self._honoured)
-        return None if own is None else TokenFilter.of(own)
+    def _check_columns(self, columns: Mapping[str, str]) -> None:
+        """Refuse values of other types than what the run goes on from, starts from or honours."""
+        if self.start is not None:
+            do = "write the column as it was, or train a new table without --from"
+            check_columns(columns, self.start.manifest["columns"], trained=self.start.id, do=do)
+        elif not self.files.begun():  # a run that goes on needs no vectors
+            self._first_rows.check_types(self.schema, columns)
+        self._vocabulary.check_types(columns)
 
     def _begin(self, logs: Mapping[str, ParquetLog]) -> None:
         """Make the folder this run's."""
         columns = logs["train"].value_types()
-        if self.start is not None:
-            do = "write the column as it was, or train a new table without --from"
-            check_columns(columns, self.start.manifest["columns"], trained=self.start.id, do=do)
-        else:
-            for given in self._given:
-                if self.files.begun():  # a run that goes on needs no vectors
-                    given.forget()
-                else:
-                    given.check_types(self.schema, columns)
+        self._check_columns(columns)
+        if self.files.begun():
+            self._first_rows.forget()
         learnt_from = {name: logs[name].fingerprint for name in ("train", "valid") if name in logs}
 
         def claim() -> None:
-            if self._read is not None:
-                check_kinds(self._read, self.schema, columns)
             self.files.claim(self.config, self.schema, learnt_from, columns)
-            source = self.config.honoured
-            if source is None or (self._read is None and self.files.honoured() is not None):
-                return
-            if self._read is None:
-                self._read, _ = source.read(self.schema)
-                check_kinds(self._read, self.schema, columns)
-            self.files.write_honoured(self._read)
-            self._read = None
+            self._vocabulary.keep(columns)
 
         self.group.lead(claim)
 
@@ -412,11 +357,9 @@ class Run:
         if self.start is not None:
             if not load_version(trainer.model, trainer.optimizer, self.start):
                 self.progress.say(_stateless(self.start))
-        elif self._given:
-            done = [given.set_rows(trainer.model.table, self.config.table.init_std) for given in self._given]
+        elif self._first_rows.settings:
+            done = self._first_rows.set(trainer.model.table, self.config.table.init_std)
             self.group.lead(lambda: self.files.write_warm_start(done))
-            for given in self._given:
-                given.forget()
 
     def _check_store(self, store: str) -> None:
         """Try now what would fail when hours of training are over."""
@@ -468,11 +411,11 @@ class Run:
             schema=self.schema,
             columns=about["columns"],
             dense_state=model.dense_state(),
-            model=self._description(model.table),
+            model=self._description(),
             metrics=about["metrics"],
             lineage=about["lineage"],
             optimizer=model.table.optimizer_state(adam_tensors(trainer.optimizer)),
-            vocabulary=self.group.together(lambda: self._vocabulary if self.group.first else None),
+            vocabulary=self.group.together(lambda: self._vocabulary.published() if self.group.first else None),
             shard=None if self.group.alone else model.table.shard,
         )
 
@@ -486,13 +429,13 @@ class Run:
             return None
         return None if last is None else last.space
 
-    def _description(self, table: UnifiedEmbedding) -> NetworkDescription:
+    def _description(self) -> NetworkDescription:
         settings = {key: value for key, value in self.config.model.items() if key != "name"}
         return {
             "name": self.config.model["name"],
             "settings": settings,
             "dense_width": len(self.schema.dense),
-            "widths": list(table.widths),
+            "widths": [feature.lookups * self.config.table.dim for feature in self.schema.features],
         }
 
     def _collected_tokens(self, log: ParquetLog) -> dict[str, Tensor]:
@@ -503,60 +446,16 @@ class Run:
             else:
                 own = sum(piece.rows for piece in log.pieces[self.group.rank :: self.group.world])
                 with self.progress("exact", own) as bar:  # each rank reads a part
-                    tokens = exact_tokens(log, pruned=self._pruned, progress=bar.advance, group=self.group)
-                for given in self._given:  # the values that have vectors, be they in the log or not
-                    if given.settings.frozen:
-                        found = {name: self._kept(name, of.tokens_V) for name, of in given.by_feature.items()}
-                        tokens |= {name: of.unique() for name, of in found.items()}
+                    kept = self._vocabulary.filter
+                    tokens = exact_tokens(log, pruned=kept, progress=bar.advance, group=self.group)
+                tokens |= self._first_rows.frozen_tokens(kept)
             self.group.lead(lambda: self.files.write_exact_tokens(tokens))
-        kept = self.files.exact_tokens()
-        if kept is None:
+        found = self.files.exact_tokens()
+        if found is None:
             raise GroupError(
                 f"{self.folder}", expected="one folder that all ranks see", found="none of what rank 0 wrote"
             )
-        return kept
-
-    def _kept(self, feature: str, tokens_V: NDArray[np.int64]) -> Tensor:
-        """Those that are looked up as they are."""
-        if self._pruned is not None:
-            tokens_V = tokens_V[self._pruned.of_feature(feature, tokens_V) == tokens_V]
-        return torch.from_numpy(tokens_V)
-
-    def _counted(self) -> tuple[str, ...]:
-        """The features whose values are published."""
-        asked = False if self.config.publish is None else self.config.publish.vocabulary
-        return tuple(feature.name for feature in self.schema.features) if asked is True else tuple(asked or ())
-
-    def _collect_vocabulary(self, log: ParquetLog) -> None:
-        """Count the values that are published, unless the folder has them."""
-        if not self._counted():
-            return
-
-        def missing() -> list[str]:
-            found, own = self.files.vocabulary(), self._honoured or ()
-            names = [name for name in self._counted() if name not in own]
-            return [] if found is not None and found.keys() >= set(names) else names
-
-        names = tuple(self.group.lead(missing))
-        if not names:
-            return
-        with self.progress("values", log.rows) as bar:
-            counted = Vocabulary.collect(log, names, progress=bar.advance, group=self.group)
-        self.group.lead(lambda: self.files.write_vocabulary(counted))
-
-    @cached_property
-    def _vocabulary(self) -> Vocabulary | None:
-        """What is published: that which it honours, its own or of the version it goes on from, and what was counted.
-
-        Of features in its own, nothing is added: what that doesn't know is unseen.
-        """
-        own, names = self._honoured, self._counted()
-        before = self.start.vocabulary if own is None and self.start is not None else own
-        found = self.files.vocabulary() if names else None
-        if found is None:
-            return before
-        counted = Vocabulary({name: found[name] for name in names if name in found and name not in (own or ())})
-        return counted if before is None else before.merged(counted)
+        return found
 
     def _write_result(self, result: Mapping[str, Any]) -> None:
         self.group.lead(lambda: self.files.write_result(result))

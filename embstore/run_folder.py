@@ -136,9 +136,11 @@ class RunFolder:
         started = self._read(_WARM_START)
         if parsed is not None and parsed.honoured is not None:
             lineage["vocabulary"] = parsed.honoured.lineage
+        if started:
+            lineage["node2vec"] = started
         for name, made in self._read(_LINEAGE).items():
             lineage[name] = {**lineage.get(name, {}), **made}
-        return {**lineage, "node2vec": started} if started else lineage
+        return lineage
 
     def write_lineage(self, made: Mapping[str, Mapping[str, Any]]) -> None:
         """Keep what came before the run, for the lineage of what is published: by entry of it, what is added."""

@@ -13,13 +13,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from embstore.admission import Admission, Judge
 from embstore.aggregates import CLICKS, COUNT, FIRST, LAST, VALUE, Kinds
@@ -72,6 +75,7 @@ def write_vocabulary(
     admission: Admission,
     *,
     scratch: Path | None = None,
+    threads: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, Any]:
     """Write a new folder of sorted tables, and which of their values are kept; its manifest.
@@ -81,6 +85,7 @@ def write_vocabulary(
         tables: by feature what gives its sorted tables, once.
         kinds: of its values.
         scratch: a folder to keep tables in until it is known which values are kept; in memory without.
+        threads: that write a feature each.
         progress: called with 1 after each feature.
 
     Raises:
@@ -89,19 +94,31 @@ def write_vocabulary(
     """
     kind = None if lineage.time_type is None else _TIMES[lineage.time_type]
     files, features = {}, {}
+
+    def write(number: int, name: str, temporary: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        judge = Judge(name, admission, kind, lineage.latest)
+        path = f"{FEATURE}={escaped(name)}/part-0.parquet"
+        (temporary / path).parent.mkdir()
+        aside = scratch and scratch / f"sorted-{number}.arrow"
+        with _kept_aside(tables[name](), judge, aside) as again:
+            found = _write(temporary / path, judge.judged(again), lineage, kind)
+        fsync_folder((temporary / path).parent)
+        return path, sha256_file(temporary / path)._asdict(), {**found, "types": kinds[name].to_metadata()}
+
     with appearing(target) as temporary:
         temporary.mkdir()
-        for number, (name, given) in enumerate(tables.items()):
-            judge = Judge(name, admission, kind, lineage.latest)
-            with _kept_aside(given(), judge, scratch and scratch / f"sorted-{number}.arrow") as again:
-                path = f"{FEATURE}={escaped(name)}/part-0.parquet"
-                (temporary / path).parent.mkdir()
-                found = _write(temporary / path, again, judge, lineage, kind)
-            fsync_folder((temporary / path).parent)
-            files[path] = sha256_file(temporary / path)._asdict()
-            features[name] = {**found, "types": kinds[name].to_metadata()}
-            if progress is not None:
-                progress(1)
+        with ThreadPoolExecutor(threads, thread_name_prefix="embstore-writing") as pool:
+            futures = [pool.submit(write, number, name, temporary) for number, name in enumerate(tables)]
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    if progress is not None:
+                        progress(1)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        for name, future in zip(tables, futures, strict=True):
+            path, files[path], features[name] = future.result()
         manifest = {
             "format": FORMAT,
             "admission": asdict(admission),
@@ -117,19 +134,19 @@ def write_vocabulary(
 
 
 @contextmanager
-def _kept_aside(
-    tables: Iterator[pa.Table], judge: Judge, path: Path | None
-) -> Iterator[Callable[[], Iterator[pa.Table]]]:
-    """Tables that a judge sees once and which can then be read again."""
+def _kept_aside(tables: Iterator[pa.Table], judge: Judge, path: Path | None) -> Iterator[Iterator[pa.Table]]:
+    """The tables, which the judge has seen if it must."""
 
     def seen() -> Iterator[pa.Table]:
         for table in tables:
             judge.see(table)
             yield table
 
+    if not judge.patient:
+        yield tables
+        return
     if path is None:
-        held = list(seen())
-        yield lambda: iter(held)
+        yield iter(list(seen()))
         return
     write_tables(path, seen())
 
@@ -145,14 +162,13 @@ def _kept_aside(
             if waiting:
                 yield pa.Table.from_batches(waiting).combine_chunks()
 
-    yield again
+    yield again()
     path.unlink()
 
 
 def _write(
     path: Path,
-    again: Callable[[], Iterator[pa.Table]],
-    judge: Judge,
+    judged: Iterator[tuple[pa.Table, NDArray[np.bool_]]],
     lineage: Lineage,
     kind: pa.DataType | None,
 ) -> dict[str, int]:
@@ -160,10 +176,10 @@ def _write(
     said = {"values": 0, "kept": 0, "count": 0}
     writer: pq.ParquetWriter | None = None
     with path.open("xb") as file:
-        for table, kept in zip(again(), judge.kept(again()), strict=True):
+        for table, kept in judged:
             out = _typed(table, lineage, kind).append_column(KEPT, pa.array(kept))
             if writer is None:
-                writer = pq.ParquetWriter(file, out.schema, compression="zstd", store_schema=False)
+                writer = pq.ParquetWriter(file, out.schema, compression="zstd", store_schema=False, **_encodings(out))
             writer.write_table(out, row_group_size=TABLE_ROWS)
             said["values"] += len(kept)
             said["kept"] += int(kept.sum())
@@ -172,6 +188,22 @@ def _write(
         writer.close()
         fsync_file(file)
     return said
+
+
+def _encodings(table: pa.Table) -> dict[str, Any]:
+    """How Parquet holds the columns: differences where values are sorted or all of a kind, dictionaries of counts."""
+    found = {}
+    for name in (VALUE, FIRST, LAST):
+        if name in table.column_names:
+            kind = table.schema.field(name).type
+            if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+                found[name] = "DELTA_BYTE_ARRAY"
+            elif not pa.types.is_boolean(kind) and not pa.types.is_null(kind):
+                found[name] = "DELTA_BINARY_PACKED"
+    return {
+        "column_encoding": found,
+        "use_dictionary": [name for name in (COUNT, CLICKS) if name in table.column_names],
+    }
 
 
 def _typed(table: pa.Table, lineage: Lineage, kind: pa.DataType | None) -> pa.Table:

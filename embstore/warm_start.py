@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from embstore.continuous import place_of
 from embstore.distributed import ALONE, Group
 from embstore.errors import ConfigError, DataError, SchemaError, StoreError, nearest
 from embstore.store import Store, Version
@@ -31,9 +33,10 @@ if TYPE_CHECKING:
     from embstore.embeddings.unified import UnifiedEmbedding
     from embstore.schema import Schema
     from embstore.store.warm_start import ValueVectors
+    from embstore.token_filter import TokenFilter
 
 FROZEN_SCALE = 1.0  # of features that are never trained: that of a standardised dense column
-_WEIGHTS = ("weight", "count")  # columns that say how much a value counts, the first that is there
+_WEIGHTS = ("weight", "count", "visits")  # columns that say how much a value counts, the first that is there
 _PIECE_VALUES = 1 << 16  # looked up at a time
 
 
@@ -176,6 +179,75 @@ class GivenVectors:
             "variance_kept": kept,
             **done,
         }
+
+
+class FirstRows:
+    """What the rows of a run start from: its entries, each pinned to the version and the vectors that it means.
+
+    Args:
+        entries: of the run.
+        before: of the run that its folder holds: an alias means what it meant when that began.
+        resumed: whether the rows are those of a version, which says what is frozen, and nothing is read.
+        group: processes that train together.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[WarmStartSettings],
+        before: Sequence[WarmStartSettings] = (),
+        *,
+        resumed: bool = False,
+        group: Group = ALONE,
+    ) -> None:
+        self._given: list[GivenVectors] = []
+        for number, entry in enumerate(entries):
+            if not resumed and number < len(before):
+                entry = _as_before(entry, before[number])
+            given = GivenVectors(entry, group)
+            if not resumed:
+                given.settings = given.pinned()
+            self._given.append(given)
+
+    @property
+    def settings(self) -> tuple[WarmStartSettings, ...]:
+        """Of the entries, with what they mean."""
+        return tuple(given.settings for given in self._given)
+
+    def check_types(self, schema: Schema, columns: Mapping[str, str]) -> None:
+        """As ``GivenVectors.check_types``."""
+        for given in self._given:
+            given.check_types(schema, columns)
+
+    def frozen_tokens(self, pruned: TokenFilter | None) -> dict[str, torch.Tensor]:
+        """By frozen feature, the sorted tokens of the values that have vectors, be they in a log or not, but for those
+        that are looked up as pruned."""
+        out = {}
+        for given in self._given:
+            for name, of in given.by_feature.items() if given.settings.frozen else ():
+                tokens_V = of.tokens_V
+                if pruned is not None:
+                    tokens_V = tokens_V[pruned.of_feature(name, tokens_V) == tokens_V]
+                out[name] = torch.from_numpy(tokens_V).unique()
+        return out
+
+    def set(self, table: UnifiedEmbedding, init_std: float) -> list[dict[str, Any]]:
+        """Set the table's rows, let go of the vectors, and say what was done with each entry."""
+        done = [given.set_rows(table, init_std) for given in self._given]
+        self.forget()
+        return done
+
+    def forget(self) -> None:
+        """As ``GivenVectors.forget``."""
+        for given in self._given:
+            given.forget()
+
+
+def _as_before(entry: WarmStartSettings, was: WarmStartSettings) -> WarmStartSettings:
+    """An alias of the same store means the version it meant."""
+    if entry.store is None or was.store is None or entry.version[:1].isdigit():
+        return entry
+    same = place_of(entry.store) == place_of(was.store)
+    return replace(entry, version=was.version) if same else entry
 
 
 def check_features(entries: Sequence[WarmStartSettings], schema: Schema) -> None:

@@ -4,7 +4,7 @@
       schema.yaml          what the columns mean, of all days
       day-0001/
         day.json           the log, the settings, and of each stage that is done what it came to
-        vocabulary/  selection/  pruned/  run/        what the stages made
+        vocabulary/  node2vec/  selection/  pruned/  run/        what the stages made
       day-0002/
 
 What a stage makes counts when day.json has it; what a killed one has left is made again.
@@ -26,7 +26,7 @@ from embstore.schema import Schema
 from embstore.store.files import replace_small
 
 FORMAT = 1
-STAGES = ("evaluate", "vocabulary", "plan", "select", "prune", "train")
+STAGES = ("evaluate", "vocabulary", "plan", "node2vec", "select", "prune", "train")
 _MANIFEST, _SCHEMA = "day.json", "schema.yaml"
 _DAY = re.compile(r"day-(\d{4,})")
 

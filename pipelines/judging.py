@@ -264,7 +264,8 @@ def _others(source: Trained, by: Runner) -> Others:
 def _read(shared: tuple[ParquetLog, tuple[int, int, int]], start: int) -> list[Batch]:
     """A task: the batches of a window."""
     log, (rows, window, seed) = shared
-    return list(log.window(rows, start, shuffle_window=window, seed=seed))
+    whole, orders = next(log.rows_and_orders(rows, start=start, shuffle_window=window, seed=seed))
+    return [whole.batch(order) for order in orders]
 
 
 def _tried(sent: _Sent, number: int, batch: Batch, part: Part, *given: Any) -> tuple[int, int, Any]:

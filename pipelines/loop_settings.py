@@ -5,6 +5,7 @@ schema: schema.yaml                         or label: click
 time: timestamp
 admit: {min_count: 2, expire_after: 30d}    which values the vocabulary keeps
 collisions: 0.1                             the first day takes as many rows as that needs, unless table.rows says
+node2vec: {graph: {pairs: [[user, item]]}}  rows start from vectors of a graph; see ``loop_node2vec``
 select: {options: {level: values}}          scores of fields and values; without, nothing is selected
 prune: {keep: 0.9}                          drops values: those of the least scores, or counts
 table: {dim: 16}                            table, model, training: as of a run
@@ -27,7 +28,9 @@ from embstore.schema import Schema
 from embstore.selection import Cross
 from embstore.settings import RunConfig, TableSettings
 from embstore.training_settings import TrainingSettings
+from embstore.warm_start import WarmStartSettings
 
+from .loop_node2vec import Node2vecSettings
 from .selection import FEATURE_GRADIENTS, SelectionSettings
 
 _NOT_DECIDING = ("days", "publish", "promote", "output")
@@ -93,6 +96,7 @@ class LoopSettings:
         unseen: what becomes of values that the vocabulary doesn't know: see ``embstore.run_vocabulary``.
         collisions: the share of values that may share a row with another of their feature, which says how many rows
             the table has, unless ``table.rows`` does.
+        node2vec: how vectors of the values are learnt, and what becomes of them; none are, when not given.
         select: how fields and values are scored by each day's log; they are not, when not given.
         prune: which values are dropped; none, when not given.
         table, model, training: as of a run. The table and the model are those of the first day.
@@ -111,6 +115,7 @@ class LoopSettings:
     admit: Admission = field(default_factory=Admission)
     unseen: Literal["keep", "prune"] = "keep"
     collisions: float = 0.1
+    node2vec: Node2vecSettings | None = None
     select: SelectSettings | None = None
     prune: PruneSettings | None = None
     table: dict[str, Any] = field(default_factory=dict)
@@ -132,7 +137,10 @@ class LoopSettings:
         if self.prune is not None and self.prune.by == "scores" and self.select is None:
             do = "add select, or by: count"
             raise ConfigError("config.prune", expected="select, which scores the values", found="none", do=do)
-        parse(TableSettings, self.table, where="config.table")
+        table, of = parse(TableSettings, self.table, where="config.table"), self.node2vec
+        if of is not None and of.sets_rows and of.skip_gram.dim < table.dim:
+            expected, do = f"{table.dim} (table.dim) or more", "rows can't start from narrower vectors"
+            raise ConfigError("config.node2vec.skip_gram.dim", expected=expected, found=str(of.skip_gram.dim), do=do)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> LoopSettings:
@@ -166,17 +174,28 @@ class LoopSettings:
 
     def deciding(self) -> dict[str, Any]:
         """The settings that decide what a day comes to, as plain values."""
-        return {name: value for name, value in asdict(self).items() if name not in _NOT_DECIDING}
+        settings = {name: value for name, value in asdict(self).items() if name not in _NOT_DECIDING}
+        return {**settings, "node2vec": None if self.node2vec is None else self.node2vec.deciding()}
 
-    def first_run(self, log: str, schema: Schema, rows: int, vocabulary: str, output: str) -> RunConfig:
+    def first_run(
+        self,
+        log: str,
+        schema: Schema,
+        rows: int,
+        vocabulary: str,
+        output: str,
+        first_rows: WarmStartSettings | None = None,
+    ) -> RunConfig:
         """The run of the first day.
 
         Args:
             rows: of the table.
             vocabulary: the folder of what it honours.
+            first_rows: vectors that rows start from, besides those of ``table.warm_start``.
         """
         config = self._run(log, output=output, vocabulary=vocabulary).with_schema(schema)
-        return replace(config, table=replace(config.table, rows=rows))
+        given = config.table.warm_start + (() if first_rows is None else (first_rows,))
+        return replace(config, table=replace(config.table, rows=rows, warm_start=given))
 
     def next_run(self, log: str, version: str, vocabulary: str, output: str) -> RunConfig:
         """The run of a later day, which goes on from a version; its schema, table and model are that version's."""

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from embstore.continuous import place_of
 from embstore.errors import Interrupted, StoreError
+from embstore.folder_lock import alone_in
 from embstore.interruption import Interruption
 from embstore.node2vec import Graph, SkipGram, Walker
 from embstore.node2vec.edges import build_graph
@@ -72,24 +73,26 @@ def run(
         ``notes``.
 
     Raises:
-        CheckpointError: the folder holds another job, or is damaged.
+        CheckpointError: the folder holds another job, another process works there, or it is damaged.
         GraphError, LogError, SchemaError, ConfigError: a log or setting that can't be used.
         GroupError: no such cluster, or its workers died too often.
         Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     if config.publish is not None:
         _check_store(config.publish)
-    folder = JobFolder(config.output)
-    folder.claim(config.deciding(), fingerprints(config))
-    before = folder.result()
-    if before and (config.publish is None or before.get("store") == _store(config.publish)):
-        progress.say(f"{folder.path}: already finished; --fresh (or another folder) does it again")
-        return before
-    if done := [stage for stage in STAGES if stage in folder.manifest()["stages"]]:
-        progress.say(f"going on in {folder.path}: {', '.join(done)} done before")
-    asked = interruption or Interruption()
-    with asked.watched(), runner(workers, address) as by:
-        return _Job(config=config, folder=folder, by=by, progress=progress, asked=asked).run()
+    sources = fingerprints(config)
+    with alone_in(config.output):
+        folder = JobFolder(config.output)
+        folder.claim(config.deciding(), sources)
+        before = folder.result()
+        if before and (config.publish is None or before.get("store") == _store(config.publish)):
+            progress.say(f"{folder.path}: already finished; --fresh (or another folder) does it again")
+            return before
+        if done := [stage for stage in STAGES if stage in folder.manifest()["stages"]]:
+            progress.say(f"going on in {folder.path}: {', '.join(done)} done before")
+        asked = interruption or Interruption()
+        with asked.watched(), runner(workers, address) as by:
+            return _Job(config=config, folder=folder, by=by, progress=progress, asked=asked).run()
 
 
 @dataclass(kw_only=True)

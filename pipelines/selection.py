@@ -14,7 +14,7 @@ died is run again.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from itertools import islice, pairwise
 from pathlib import Path
@@ -26,7 +26,16 @@ from embstore.errors import ConfigError, GroupError, StoreError, nearest
 from embstore.logs import ParquetLog
 from embstore.progress import Progress, no_progress
 from embstore.run_vocabulary import VocabularySource, check_kinds
-from embstore.selection import Columns, Cross, FeatureGradients, FeatureGradientsSettings, Scores, SparseBatch
+from embstore.selection import (
+    Columns,
+    Cross,
+    FeatureGradients,
+    FeatureGradientsSettings,
+    Layout,
+    LogBatches,
+    Scores,
+    SparseBatch,
+)
 from embstore.selection.feature_gradients import SAMPLE, gradients
 from embstore.selection.learnability import BatchGradient, Weights, batch_gradient
 from embstore.selection.standardization import Standardization, Statistics
@@ -206,12 +215,21 @@ class _Work:
         self.settings, self.log, self.columns, self.by = settings, log, columns, by
         self.threads, self.progress = threads, progress
         self.layout, self.rows = columns.layout, log.rows
-        order = (settings.rows, settings.shuffle_window, settings.seed)
+        self._batches = LogBatches(
+            log=log,
+            columns=columns,
+            rows=settings.rows,
+            shuffle_window=settings.shuffle_window,
+            seed=settings.seed,
+        )
         self._windows = log.windows(settings.rows, shuffle_window=settings.shuffle_window)
-        self._shared = by.keep((log, columns, order))
+        self._shared = by.keep(self._batches)
 
     def batches(self) -> Generator[Any, None, None]:
         """Handles of all batches, in order."""
+        if isinstance(self.by, Serial):  # which reads on where it is, not each window from its row group's start
+            yield from self._batches
+            return
         pieces = (((start,), size) for start, size in self._windows)
         for handles in self.by.lists(_encode, self._shared, pieces):
             yield from handles
@@ -220,10 +238,15 @@ class _Work:
         """Of the whole log, one window after the other."""
         total = Statistics(self.layout)
         with self.progress("count", self.rows) as bar:
-            for part in self.by.map(_count, self._shared, ((start,) for start, _ in self._windows)):
+            for part in self._parts():
                 total.merge(part)
                 bar.advance(part.rows)
         return total
+
+    def _parts(self) -> Iterator[Statistics]:
+        if isinstance(self.by, Serial):
+            return (_sums(window, self.layout) for window in self._batches.windows())
+        return self.by.map(_count, self._shared, ((start,) for start, _ in self._windows))
 
     def gradients(self, handles: Sequence[Any], weights: Weights) -> list[BatchGradient]:
         """Of batches, in their order."""
@@ -303,16 +326,19 @@ def _feature_gradients(work: _Work, how: FeatureGradientsSettings) -> tuple[Scor
     return search.scores(), {"steps": steps, "loss": last.loss, "learnability": last.learnability}
 
 
-def _encode(shared: tuple[ParquetLog, Columns, tuple[int, int, int]], start: int) -> list[SparseBatch]:
+def _encode(batches: LogBatches, start: int) -> list[SparseBatch]:
     """A task: the batches of a window."""
-    log, columns, (rows, window, seed) = shared
-    return [columns.batch(batch) for batch in log.window(rows, start, shuffle_window=window, seed=seed)]
+    return batches.window(start)
 
 
-def _count(shared: tuple[ParquetLog, Columns, tuple[int, int, int]], start: int) -> Statistics:
+def _count(batches: LogBatches, start: int) -> Statistics:
     """A task: sums over a window."""
-    statistics = Statistics(shared[1].layout)
-    for batch in _encode(shared, start):
+    return _sums(_encode(batches, start), batches.columns.layout)
+
+
+def _sums(batches: Iterable[SparseBatch], layout: Layout) -> Statistics:
+    statistics = Statistics(layout)
+    for batch in batches:
         statistics.add(batch)
     return statistics
 

@@ -70,12 +70,13 @@ def train(
     Raises:
         GroupError: Ray isn't installed, the cluster can't be reached or is too small, or workers died too often; the
             same call goes on from the last checkpoint.
-        EmbstoreError: as ``Run.train`` raised it on a worker.
+        EmbstoreError: as ``Run.check`` raises it here, or ``Run.train`` on a worker.
         Interrupted: Ctrl-C or SIGTERM; the same call goes on.
     """
     if workers < 1:
         raise GroupError("workers", expected="1 or more", found=str(workers))
-    ray = _load_ray()
+    ray = load_ray()
+    Run(config, build_network).check()  # a cluster takes a while to say so
     asked = Interruption()
     with (
         cluster(ray, address, cpus=workers, processes=workers, what="workers", error=GroupError),
@@ -225,22 +226,36 @@ def _causes(failure: Exception) -> list[Exception]:
 
 def _everywhere(config: RunConfig) -> RunConfig:
     """The run with whole paths, the schema read: workers have other working directories."""
-    logs = replace(
-        config.logs,
-        **{name: str(place_of(source)) for name, source in vars(config.logs).items() if source is not None},
+
+    def whole(of: Any, *names: str) -> Any:
+        """The same settings; of these places, those that are named."""
+        there = {name: getattr(of, name) for name in names}
+        return replace(of, **{name: str(place_of(place)) for name, place in there.items() if place is not None})
+
+    return replace(
+        config,
+        logs=whole(config.logs, "train", "valid", "test"),
+        schema=config.schema if config.schema is None else config.read_schema().to_dict(),
+        table=replace(
+            config.table, warm_start=tuple(whole(entry, "vectors", "store") for entry in config.table.warm_start)
+        ),
+        vocabulary=config.honoured and whole(config.honoured, "path", "store"),
+        start=config.start and whole(config.start, "store"),
+        publish=config.publish and whole(config.publish, "store"),
+        output=str(Path(config.output).resolve()),
     )
-    start = config.start and replace(config.start, store=str(place_of(config.start.store)))
-    publish = config.publish and replace(config.publish, store=str(place_of(config.publish.store)))
-    schema = config.schema if config.schema is None else config.read_schema().to_dict()
-    output = str(Path(config.output).resolve())
-    return replace(config, logs=logs, schema=schema, start=start, publish=publish, output=output)
 
 
 def _counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + "s" * (count != 1)
 
 
-def _load_ray() -> Any:
+def load_ray() -> Any:
+    """Ray, with what training needs of it.
+
+    Raises:
+        GroupError: it isn't installed.
+    """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     try:
         import ray

@@ -28,6 +28,7 @@ from embstore.logs import ParquetLog, Piece
 from embstore.merging import Partial, merged, resized, split
 from embstore.progress import Progress, no_progress
 from embstore.schema import Schema
+from embstore.threads import usable_cores
 from embstore.vocabulary_files import Lineage, VocabularyFolder, told_of, write_vocabulary
 
 from .cluster import cluster
@@ -125,6 +126,7 @@ def build(
         previous.check(schema.features, label=schema.label, time=settings.time, time_type=kind)
         lineage = _after(previous, lineage)
     target = Path(settings.output)
+    writers = max(1, min(len(schema.features), usable_cores() if threads is None else threads))
     with ExitStack() as stack:
         if workers is None:
             scratch = None
@@ -142,7 +144,7 @@ def build(
                     of.append(previous.partial(name, scratch and scratch / f"previous-{number}.arrow"))
             kinds = {name: Partial.of(pa.table({}), *of).kinds for name, of in parts.items()}
             # A value's entry, its place among others and its text, copied once or twice.
-            rows = {} if room is None else {"range_rows": max(1 << 14, room // 400)}
+            rows = {} if room is None else {"range_rows": max(1 << 14, room // (400 * writers))}
             tables = {name: lambda name=name: merged(name, parts.pop(name), **rows) for name in parts}
         else:
             scratch = None
@@ -153,7 +155,14 @@ def build(
         lineage = replace(lineage, latest=max(known, default=None))
         with progress("write", len(kinds)) as bar:
             return write_vocabulary(
-                target, tables, kinds, lineage, settings.admit, scratch=scratch, progress=bar.advance
+                target,
+                tables,
+                kinds,
+                lineage,
+                settings.admit,
+                scratch=scratch,
+                threads=writers,
+                progress=bar.advance,
             )
 
 

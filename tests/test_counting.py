@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from itertools import pairwise
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 from embstore.aggregates import Brought, Kinds, Summary
 from embstore.counting import count, time_type, times_of
 from embstore.errors import DataError, LogError, SchemaError
-from embstore.kernels.aggregate import fill_slots
+from embstore.kernels.aggregate import KEY, fill_slots
 from embstore.logs import ParquetLog
 from embstore.merging import merged, split
 from embstore.schema import Feature, Schema
@@ -121,7 +123,10 @@ def test_any_blocks_give_the_same(column: pa.Array, data: st.DataObject) -> None
         parts.append(part)
     into = Summary("f")
     for part in data.draw(st.permutations(parts)):
-        into.absorb(part.unsorted() if data.draw(st.booleans()) else part.sorted().table(), part.kinds)
+        if data.draw(st.booleans()):
+            into.join(part)
+        else:
+            into.absorb(part.sorted().table(), part.kinds)
     got = into.sorted().table()
 
     expected: dict[Any, list[int]] = {}
@@ -150,13 +155,54 @@ def test_texts_that_begin_alike_are_sorted() -> None:
     assert max(parts[1].column("value").to_pylist()) < "https://example.org/5"
 
 
+@pytest.mark.parametrize("common", range(20))
+def test_texts_in_and_beyond_an_entry_are_sorted(common: int) -> None:
+    """An entry holds 16 bytes, of which 8 are sorted by: all lengths about these, and zeros that are no ends."""
+    ends = [b"\0" * zeros + b"a" * letters for zeros in range(3) for letters in range(12)]
+    values = [b"x" * common + end for end in [*ends, b"a\0", b"a\0b", b"a" * 17, b"a" * 16 + b"\0", b"\xff" * 9]]
+    summary = Summary("f")
+    summary.add(pa.chunked_array([pa.array(values[::-1] + values)]), Feature(name="f"), Brought())
+    table = summary.sorted().table()
+    assert table.column("value").to_pylist() == sorted(set(values))
+    assert set(table.column("count").to_pylist()) == {2}
+
+
+@pytest.mark.parametrize("tables", [1, 4])
+def test_threads_that_add_while_values_are_taken(tables: int) -> None:
+    """Values that were taken while the only table was written to were lost, or garbage."""
+    columns = [
+        pa.chunked_array([[f"{k * k % 40_009}-{'long' * (k % 9)}" for k in range(n, n + 20_000)]]) for n in range(24)
+    ]
+    summary, taken, over = Summary("f", tables=tables), Summary("f"), threading.Event()
+
+    def add(part: int) -> None:
+        for column in columns[part::3]:
+            summary.add(column, Feature(name="f"), Brought())
+
+    def take() -> None:
+        while not over.is_set():
+            taken.absorb(summary.taken().table())
+
+    with ThreadPoolExecutor(4) as pool:
+        taking = pool.submit(take)
+        for adding in [pool.submit(add, part) for part in range(3)]:
+            adding.result()
+        over.set()
+        taking.result()
+    taken.join(summary)
+    expected = Counter(value for column in columns for value in column.to_pylist())
+    found = taken.sorted().table()
+    assert dict(zip(found["value"].to_pylist(), found["count"].to_pylist(), strict=True)) == expected
+
+
 def test_texts_of_one_hash_are_two_values() -> None:
     """Hashes of 64 bits don't meet by chance: entries are given one another's here."""
     summary = Summary("f")
     summary.add(pa.chunked_array([["ann", "bob"]]), Feature(name="f"), Brought())
-    summary._entries[0, 0] = summary._entries[1, 0]  # "ann" with the hash of "bob"
-    summary._slots[:] = 0
-    fill_slots(summary._entries, 2, False, summary._slots)
+    (table,) = summary._tables
+    table.entries[0, KEY] = table.entries[1, KEY]  # "ann" with the hash of "bob"
+    table._slots[:] = 0
+    fill_slots(table.entries, 2, False, table._slots)
     summary.add(pa.chunked_array([["bob", "bob"]]), Feature(name="f"), Brought())
     assert summary.sorted().table().column("count").to_pylist() == [1, 3]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -112,13 +113,18 @@ def test_ranks_share_each_batch(folder: Path, world_size: int) -> None:
 def test_windows_apart_are_the_batches(folder: Path, size: int, window: int) -> None:
     log = ParquetLog(folder, SCHEMA)
     whole = list(log.batches(size, shuffle_window=window, seed=2))
-    apart = []
+    how: dict[str, int] = {"shuffle_window": window, "seed": 2}
+    at = 0
+    together = log.rows_and_orders(size, **how)
     for start, count in log.windows(size, shuffle_window=window):
-        apart.append(list(log.window(size, start, shuffle_window=window, seed=2)))
-        assert len(apart[-1]) == count
-    parts = [batch for of in apart for batch in of]
-    assert len(parts) == len(whole)
-    assert all(_same(one, other) for one, other in zip(parts, whole, strict=True))
+        for rows, orders in (next(log.rows_and_orders(size, start=start, **how)), next(together)):
+            assert len(orders) == count
+            apart = [rows.batch(order) for order in orders]
+            for part, other in zip(apart, whole[at : at + count], strict=True):
+                assert _same(replace(part, cursor=other.cursor), other)
+        at += count
+    assert at == len(whole)
+    assert next(together, None) is None
 
 
 def test_order_depends_on_seed_and_epoch_alone(folder: Path) -> None:

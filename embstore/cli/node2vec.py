@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from embstore.cli.store import LocalPath, as_json_option
-from embstore.cli.train import override
+from embstore.cli.job import job_options, read_settings
 
 
 @click.command(
@@ -23,19 +22,18 @@ Examples:
   embstore node2vec config.yaml --set start.vectors=runs/yesterday --output runs/today
 """
 )
-@click.argument("config", type=click.Path(path_type=Path))
-@click.option(
-    "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override one setting, e.g. skip_gram.dim=64."
-)
-@click.option("--output", type=LocalPath(), help="Folder of the job.  [default: runs/node2vec]")
 @click.option(
     "--workers",
     type=click.IntRange(min=1),
     help="Build the graph and walk by so many tasks of a Ray cluster (RAY_ADDRESS, or here).",
 )
 @click.option("--publish", "publish_to", help="Publish the vectors to this store (a folder or URI).")
-@click.option("--fresh", is_flag=True, help="Forget what the folder holds instead of going on from it.")
-@as_json_option
+@job_options(
+    example="skip_gram.dim=64",
+    folder="Folder of the job.",
+    output="runs/node2vec",
+    fresh="Forget what the folder holds instead of going on from it.",
+)
 def node2vec(
     config: Path,
     settings: tuple[str, ...],
@@ -57,23 +55,21 @@ def node2vec(
     cores without locks, which is faster, and no two runs are the same.
     """
     from embstore.cli.console import progress, show_notes
-    from embstore.config import load_yaml, parse
+    from embstore.config import parse
+    from embstore.folder_lock import alone_in
     from embstore.node2vec.folder import JobFolder
     from embstore.node2vec.settings import JobSettings
     from embstore.node2vec.sources import fingerprints
     from embstore.pipelines.node2vec import run
 
-    data = load_yaml(config)
-    for setting in settings:
-        override(data, setting)
-    if output is not None:
-        data["output"] = str(output)
+    data = read_settings(config, settings, output=output and str(output))
     if publish_to is not None:
         data["publish"] = {**(data.get("publish") or {}), "store": publish_to}
     job = parse(JobSettings, data)
     if fresh:
         fingerprints(job)  # what can't be read costs nobody what is there
-        JobFolder(job.output).clear()
+        with alone_in(job.output):
+            JobFolder(job.output).clear()
     with redirect_stdout(sys.stderr):  # what Ray says of lost workers
         result = run(job, workers=workers, progress=progress)
     if as_json:

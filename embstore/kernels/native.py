@@ -73,6 +73,18 @@ def _fetch_and_add(typingctx, address):  # type: ignore[no-untyped-def]
     return types.int64(types.uint64), codegen
 
 
+@intrinsic
+def store64(typingctx, address, value):  # type: ignore[no-untyped-def]
+    """Write a little-endian uint64 at any address."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        pointer = builder.inttoptr(args[0], ir.IntType(64).as_pointer())
+        builder.store(args[1], pointer, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), codegen
+
+
 @intrinsic(prefer_literal=True)
 def run_in_team(typingctx, team, threads, failed, body, constant, args):  # type: ignore[no-untyped-def]
     """Call the compiled ``body(constant, *args)`` on ``threads`` threads of a team (``embstore.threads.team``).

@@ -12,11 +12,13 @@ A value twice in a list counts twice. Suffixes: N rows, E entries, F fields, C d
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embstore.errors import ConfigError, DataError
+from embstore.hashing import compiled
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +39,25 @@ class SparseBatch:
 
     def __len__(self) -> int:
         return len(self.labels_N)
+
+    def take(self, index_N: NDArray[np.int64]) -> SparseBatch:
+        """Some of its rows, in this order."""
+        if self._width is not None:
+            indices_E = self.indices_E.reshape(len(self), self._width).take(index_N, axis=0).reshape(-1)
+            indptr_N = np.arange(len(index_N) + 1, dtype=np.int64) * self._width
+        else:
+            indptr_N = np.concatenate([[0], np.cumsum(np.diff(self.indptr_N)[index_N])])
+            indices_E = np.empty(indptr_N[-1], np.int32)
+            _take(self.indptr_N, self.indices_E, index_N, indices_E)
+        return SparseBatch(
+            indptr_N=indptr_N, indices_E=indices_E, labels_N=self.labels_N[index_N], dense_NC=self.dense_NC[index_N]
+        )
+
+    @cached_property
+    def _width(self) -> int | None:
+        """Entries of every row, if they have as many."""
+        widths = np.diff(self.indptr_N)
+        return int(widths[0]) if len(widths) and (widths == widths[0]).all() else None
 
     @classmethod
     def of(
@@ -123,3 +144,12 @@ class Layout:
             raise DataError("dense columns of a batch", expected=f"({rows}, {len(self.dense)})", found=found)
         if not ((batch.labels_N == 0) | (batch.labels_N == 1)).all():
             raise DataError("labels of a batch", expected="0 or 1", found="others")
+
+
+@compiled(nogil=True)
+def _take(indptr_N, indices_E, index_N, out_E):  # type: ignore[no-untyped-def]
+    place = 0
+    for n in index_N:
+        for e in range(indptr_N[n], indptr_N[n + 1]):
+            out_E[place] = indices_E[e]
+            place += 1

@@ -234,8 +234,9 @@ def gradients(batches: Sequence[SparseBatch], weights: Weights, threads: int) ->
     numbers = iter(range(len(batches)))
 
     def work() -> None:
+        place_D = np.zeros(len(weights.weight_D), np.int32)
         for number in numbers:
-            found[number] = batch_gradient(batches[number], weights)
+            found[number] = batch_gradient(batches[number], weights, place_D)
 
     share(work, min(threads, len(batches)))
     return [one for one in found if one is not None]
@@ -272,4 +273,4 @@ def _adam(slope_P, penalty, rate, spread, x_P, score_P, mean_P, square_P):  # ty
         mean_P[i] = _BETA1 * mean_P[i] + (1.0 - _BETA1) * slope
         square_P[i] = _BETA2 * square_P[i] + (1.0 - _BETA2) * slope * slope
         x_P[i] -= rate * mean_P[i] / (np.sqrt(square_P[i] * spread) + _EPSILON)
-        score_P[i] = 0.5 + 0.5 * np.tanh(x_P[i])
+        score_P[i] = 1.0 / (1.0 + np.exp(-2.0 * x_P[i]))

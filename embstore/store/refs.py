@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from embstore.errors import StoreError, VersionNotFoundError, nearest
 from embstore.store.place import Place
 from embstore.store.state import PREVIOUS, PRODUCTION, State
@@ -40,6 +42,9 @@ def resolve(state: State, ref: str, place: Place) -> str:
     if not state.published:
         raise VersionNotFoundError(f"no version {ref!r}: store {place} is empty", do="publish one first")
     do = nearest(ref, state.living, also=(*aliases, *state.tags))
+    if ref == PRODUCTION:  # what readers ask for who name nothing: it is known by no other name
+        command = shlex.join(["embstore", "promote", "latest", "--store", str(place)])
+        do = f"`{command}` lets it mean the last version; {do}"
     raise VersionNotFoundError(f"no version {ref!r} in {place}", do=do)
 
 

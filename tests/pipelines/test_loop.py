@@ -10,53 +10,29 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from looped import DAYS, run, settings, write_days
 
 from embstore.cli.loop import loop
 from embstore.cli.versions import versions
 from embstore.config import parse
 from embstore.errors import CheckpointError, ConfigError, LogError
+from embstore.folder_lock import alone_in
 from embstore.models import build
-from embstore.pipelines import loop as job
+from embstore.pipelines import stages
 from embstore.pipelines.loop_settings import LoopSettings
 from embstore.pipelines.vocabulary import VocabularySettings
 from embstore.pipelines.vocabulary import build as build_vocabulary
 from embstore.run import Run
 from embstore.store import Store
-from embstore.synthetic import SyntheticLog
 from embstore.vocabulary import Vocabulary
 
-DAYS = SyntheticLog(rows=6_000, days=3, users=150, items=120, drift=0.3)
 STAGES = ["vocabulary", "plan", "select", "prune", "train"]
+FIRST = ["vocabulary", "plan", "node2vec", "select", "prune", "train"]
 
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("logs")
-    for day in range(3):
-        DAYS.write(folder / f"day-{day + 1}", rows=DAYS.day_rows(day, day + 1))
-    return folder
-
-
-def _config(folder: Path, days: list[Path], **more: Any) -> dict[str, Any]:
-    return {
-        "days": [str(day) for day in days],
-        "schema": DAYS.schema().to_dict(),
-        "time": "timestamp",
-        "admit": {"min_count": 2},
-        "collisions": 0.05,
-        "select": {"rows": 256},
-        "prune": {"keep": 0.8},
-        "table": {"dim": 4},
-        "model": {"name": "dnn", "hidden": [8]},
-        "training": {"batch_size": 500},
-        "publish": {"store": str(folder / "store")},
-        "output": str(folder / "loop"),
-        **more,
-    }
-
-
-def _run(folder: Path, days: list[Path], **more: Any) -> dict[str, Any]:
-    return job.run(parse(LoopSettings, _config(folder, days, **more)))
+    return write_days(tmp_path_factory.mktemp("logs"))
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +40,7 @@ def done(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, di
     """Two days, then a third."""
     folder = tmp_path_factory.mktemp("done")
     days = [logs / f"day-{number}" for number in (1, 2, 3)]
-    return folder, _run(folder, days[:2]), _run(folder, days, promote="production")
+    return folder, run(folder, days[:2]), run(folder, days, promote="production")
 
 
 def test_each_day_goes_on_from_the_one_before(
@@ -72,20 +48,20 @@ def test_each_day_goes_on_from_the_one_before(
 ) -> None:
     folder, two, three = done
     assert three["days"][:2] == two["days"]
-    assert [list(day["stages"]) for day in three["days"]] == [STAGES, *[["evaluate", *STAGES]] * 2]
+    assert [list(day["stages"]) for day in three["days"]] == [FIRST, *[["evaluate", *STAGES]] * 2]
     ids = [day["stages"]["train"]["version"] for day in three["days"]]
     store = Store(folder / "store")
     assert [store.open(version).parent for version in ids] == [None, *ids[:2]]
     assert store.open("production").id == three["version"] == ids[2]
     assert len({store.open(version).table.layout.hashed_rows for version in ids}) == 1
-    settings = VocabularySettings(
+    whole = VocabularySettings(
         log=tuple(str(logs / f"day-{number}") for number in (1, 2, 3)),
         schema=DAYS.schema().to_dict(),
         time="timestamp",
-        admit=parse(LoopSettings, _config(folder, [logs])).admit,
+        admit=parse(LoopSettings, settings(folder, [logs])).admit,
         output=str(tmp_path / "whole"),
     )
-    build_vocabulary(settings)
+    build_vocabulary(whole)
     at_last = Vocabulary.from_parquet(folder / "loop" / "day-0003" / "vocabulary")
     assert at_last.same(Vocabulary.from_parquet(tmp_path / "whole"))
     # What yesterday's version is worth today is what its run says of today's log.
@@ -101,13 +77,18 @@ def test_a_version_says_where_it_came_from(done: tuple[Path, dict[str, Any], dic
     assert lineage["config"]["table"]["rows"] == stages["plan"]["rows"]
     assert lineage["vocabulary"]["built"]["sha256"] == stages["vocabulary"]["sha256"]
     assert [of["rows"] for of in lineage["vocabulary"]["built"]["logs"]] == [2_000] * 3
+    first = three["days"][0]["stages"]["node2vec"]
+    assert lineage["node2vec"]["built"] == first
+    (rows,) = lineage["node2vec"]["warm_start"]
+    assert rows["features"] == {"user_id": "user_id", "item_id": "item_id"}
+    assert rows["rows"] > 0
     assert lineage["selection"] == {"select": stages["select"], "prune": stages["prune"]}
     pruned = Vocabulary.from_parquet(folder / "loop" / "day-0003" / "pruned")
     assert version.vocabulary is not None
     assert version.vocabulary.digest() == lineage["vocabulary"]["honoured"]["sha256"] == pruned.digest()
     assert stages["prune"]["kept"] == sum(int(of.kept.sum()) for of in pruned.values())
     shown = CliRunner().invoke(versions, ["--store", str(folder / "store")], catch_exceptions=False).output
-    assert "vocabulary of 3 logs, selection" in shown
+    assert "vocabulary of 3 logs, selection, node2vec" in shown
     rows = json.loads(CliRunner().invoke(versions, ["--store", str(folder / "store"), "--json"]).output)
     assert rows[0]["lineage"] == lineage
 
@@ -116,12 +97,12 @@ def test_what_is_done_is_not_done_again(
     done: tuple[Path, dict[str, Any], dict[str, Any]], logs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _, three = done
-    for name in ("evaluate", "build_vocabulary", "select", "prune", "Run"):
-        monkeypatch.setattr(job, name, None)
-    again = _run(folder, [logs / f"day-{number}" for number in (1, 2, 3)])
+    for name in ("evaluate", "build_vocabulary", "walk", "select", "prune", "Run"):
+        monkeypatch.setattr(stages, name, None)
+    again = run(folder, [logs / f"day-{number}" for number in (1, 2, 3)])
     assert again == {**three, "promoted": None}
     # A day that is done may be gone.
-    assert _run(folder, [logs / "day-3"])["version"] == three["version"]
+    assert run(folder, [logs / "day-3"])["version"] == three["version"]
 
 
 @pytest.mark.parametrize("stage", ["build_vocabulary", "select", "prune", "published"])
@@ -134,15 +115,15 @@ def test_a_killed_loop_ends_as_one_that_was_not(
 ) -> None:
     undisturbed, two, _ = done
     days = [logs / "day-1", logs / "day-2"]
-    _run(tmp_path, days[:1])
+    run(tmp_path, days[:1])
     with monkeypatch.context() as killing:
         if stage == "published":  # but day.json doesn't say so yet
-            killing.setattr(job.DayFolder, "finish", _killed_at("train", job.DayFolder.finish))
+            killing.setattr(stages.DayFolder, "finish", _killed_at("train", stages.DayFolder.finish))
         else:
-            killing.setattr(job, stage, _killed(getattr(job, stage)))
+            killing.setattr(stages, stage, _killed(getattr(stages, stage)))
         with pytest.raises(KeyboardInterrupt):
-            _run(tmp_path, days)
-    result = _run(tmp_path, days)
+            run(tmp_path, days)
+    result = run(tmp_path, days)
     assert len(Store(tmp_path / "store").versions()) == 2
     ours, theirs = Store(tmp_path / "store").open("latest"), Store(undisturbed / "store").open(two["version"])
     rows = range(ours.table.layout.rows)
@@ -175,8 +156,8 @@ def _killed_at(name: str, finish: Callable[..., Any]) -> Callable[..., Any]:
 def test_a_day_is_judged_by_the_version_of_the_day_before(logs: Path, tmp_path: Path) -> None:
     """On the first day there is none: nothing is selected, nothing pruned."""
     days = [logs / "day-1", logs / "day-2"]
-    first, second = _run(tmp_path, days, select={"method": "leave_one_out", "rows": 256})["days"]
-    assert list(first["stages"]) == ["vocabulary", "plan", "train"]
+    first, second = run(tmp_path, days, select={"method": "leave_one_out", "rows": 256})["days"]
+    assert list(first["stages"]) == ["vocabulary", "plan", "node2vec", "train"]
     assert list(second["stages"]) == ["evaluate", *STAGES]
     told, version = second["stages"]["select"]["lineage"], Store(tmp_path / "store").open(_version(first))
     assert told["model"] == {"store": str(tmp_path / "store"), "version": version.id, "sha256": version.digest}
@@ -190,7 +171,7 @@ def test_a_day_is_judged_by_the_version_of_the_day_before(logs: Path, tmp_path: 
 def test_a_search_trains_as_the_day_s_run_would(logs: Path, tmp_path: Path) -> None:
     days = [logs / "day-1", logs / "day-2"]
     optfs = {"method": "optfs", "options": {"learning_rate": 0.03}}
-    first, second = _run(tmp_path, days, select=optfs)["days"]
+    first, second = run(tmp_path, days, select=optfs)["days"]
     begun = [day["stages"]["select"]["lineage"]["model"]["settings"]["start"] for day in (first, second)]
     assert begun[0] is None
     assert begun[1]["version"] == _version(first)
@@ -204,14 +185,19 @@ def _version(day: dict[str, Any]) -> str:
 
 def test_a_day_ends_as_it_began(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as killing:
-        killing.setattr(job, "prune", _killed(job.prune))
+        killing.setattr(stages, "prune", _killed(stages.prune))
         with pytest.raises(KeyboardInterrupt):
-            _run(tmp_path, [logs / "day-1"])
+            run(tmp_path, [logs / "day-1"])
     with pytest.raises(CheckpointError, match=r"day-0001 was begun; .*; found another admit\.min_count"):
-        _run(tmp_path, [logs / "day-1"], admit={"min_count": 3})
+        run(tmp_path, [logs / "day-1"], admit={"min_count": 3})
     (tmp_path / "loop" / "day-0001" / "day.json").write_text("{}")
     with pytest.raises(CheckpointError, match="a day of a loop"):
-        _run(tmp_path, [logs / "day-1"])
+        run(tmp_path, [logs / "day-1"])
+
+
+def test_two_loops_in_one_folder(logs: Path, tmp_path: Path) -> None:
+    with alone_in(tmp_path / "loop"), pytest.raises(CheckpointError, match="another process at work"):
+        run(tmp_path, [logs / "day-1"])
 
 
 @pytest.mark.parametrize(
@@ -227,11 +213,11 @@ def test_a_day_ends_as_it_began(logs: Path, tmp_path: Path, monkeypatch: pytest.
 )
 def test_settings_that_cannot_be(more: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=message):
-        parse(LoopSettings, _config(tmp_path, [tmp_path], **more))
+        parse(LoopSettings, settings(tmp_path, [tmp_path], **more))
 
 
 def test_days_are_found_in_the_order_of_their_names(logs: Path, tmp_path: Path) -> None:
-    config = {**_config(tmp_path, []), "days": str(logs / "day-*")}
+    config = {**settings(tmp_path, []), "days": str(logs / "day-*")}
     assert parse(LoopSettings, config).sources() == [str(logs / f"day-{number}") for number in (1, 2, 3)]
     with pytest.raises(LogError, match="found none"):
         parse(LoopSettings, {**config, "days": str(logs / "week-*")}).sources()
@@ -240,8 +226,8 @@ def test_days_are_found_in_the_order_of_their_names(logs: Path, tmp_path: Path) 
 
 
 def test_the_command_without_selection(logs: Path, tmp_path: Path) -> None:
-    config = _config(tmp_path, [logs / "day-1"], table={"dim": 4, "rows": 500}, valid=str(logs / "day-2"))
-    del config["select"], config["prune"]
+    config = settings(tmp_path, [logs / "day-1"], table={"dim": 4, "rows": 500}, valid=str(logs / "day-2"))
+    del config["select"], config["prune"], config["node2vec"]
     path = tmp_path / "loop.yaml"
     path.write_text(yaml.safe_dump(config))
     runner = CliRunner()

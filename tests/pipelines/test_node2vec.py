@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +16,12 @@ import pytest
 import yaml
 from commands import invoke
 from shown import Shown
+from walked import ITEMS, ROWS, USERS, command, files, job, make_small, settings, write_log
 
 from embstore.config import parse
-from embstore.errors import CheckpointError, ConfigError, GraphError, GroupError, Interrupted, LogError, StoreError
-from embstore.interruption import Interruption
-from embstore.node2vec import GraphSettings, SkipGram, Walker, edges, pieces, plots
+from embstore.errors import CheckpointError, ConfigError, GraphError, GroupError, LogError, StoreError
+from embstore.folder_lock import alone_in
+from embstore.node2vec import GraphSettings, SkipGram, Walker, edges, plots
 from embstore.node2vec.folder import JobFolder
 from embstore.node2vec.settings import JobSettings
 from embstore.node2vec.skipgram import draw_vectors
@@ -36,62 +30,15 @@ from embstore.pipelines import graphs, node2vec
 from embstore.pipelines.node2vec import run
 from embstore.pipelines.runners import Serial, runner
 
-USERS, ITEMS, ROWS = 120, 60, 3_000
-
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Users who like the items of their kind; files of several row groups, with a rating and a time."""
-    folder = tmp_path_factory.mktemp("node2vec-log")
-    draw = np.random.default_rng(0)
-    user = draw.integers(USERS, size=ROWS)
-    item = (draw.integers(ITEMS // 4, size=ROWS) * 4 + user % 4) % ITEMS
-    table = pa.table(
-        {
-            "user": [f"u{number}" for number in user],
-            "item": item,
-            "rating": draw.integers(1, 6, size=ROWS).astype(np.float32),
-            "time": draw.integers(0, 10_000, size=ROWS),
-        }
-    )
-    for number, start in enumerate(range(0, ROWS, 1_000)):
-        pq.write_table(table.slice(start, 1_000), folder / f"{number}.parquet", row_group_size=300)
-    return folder
-
-
-def settings(log: Path, output: Path, **more: Any) -> dict[str, Any]:
-    """Of a job: pairs and sessions, weighted; walks of several pieces, where ``small`` is used."""
-    graph = {
-        "log": str(log),
-        "pairs": [["user", "item"]],
-        "sessions": [{"column": "item", "by": "user", "time": "time", "window": 500}],
-        "weight": "rating",
-    }
-    return {
-        "graph": graph,
-        "walks": {"p": 2.0, "q": 0.5, "length": 20, "num_walks": 10},
-        "skip_gram": {"dim": 8, "window": 3, "epochs": 2},
-        "output": str(output),
-        **more,
-    }
-
-
-def job(log: Path, output: Path, **more: Any) -> JobSettings:
-    return parse(JobSettings, settings(log, output, **more))
+    return write_log(tmp_path_factory.mktemp("node2vec-log"))
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces so small that there are many."""
-    monkeypatch.setattr(pieces, "_TRAINED", 64 * 20)
-    monkeypatch.setattr(pieces, "_WALKED", 3 * 64 * 20)
-    monkeypatch.setattr(graphs, "_ROWS", 300)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """All that a job leaves, by name; but for curves for TensorBoard, which have times in them."""
-    paths = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "tensorboard"]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    make_small(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -100,18 +47,6 @@ def undisturbed(log: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     folder, shown = tmp_path_factory.mktemp("undisturbed") / "job", Shown()
     result = run(job(log, folder), progress=shown)
     return {"folder": folder, "result": result, "shown": shown, "files": files(folder)}
-
-
-class _After(Interruption):
-    """Asks to stop when it was looked at so many times."""
-
-    def __init__(self, looks: int) -> None:
-        super().__init__()
-        self._looks = looks
-
-    def asked(self) -> bool:
-        self._looks -= 1
-        return self._looks < 0
 
 
 def test_vectors_are_parquet_by_feature(undisturbed: dict[str, Any], log: Path) -> None:
@@ -169,7 +104,7 @@ def test_workers_of_a_cluster_come_to_the_same_bytes(
 def test_eight_workers_come_to_the_same_bytes(log: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(settings(log, tmp_path / "job")))
-    done = _command(config, "--workers", "8", "--json")
+    done = command(config, "--workers", "8", "--json")
     assert done.returncode == 0, done.stderr
     assert {**json.loads(done.stdout), "output": ""} == {**undisturbed["result"], "output": ""}
     assert files(tmp_path / "job") == undisturbed["files"]
@@ -208,148 +143,6 @@ def test_a_graph_is_that_of_one_process(cluster: str, log: Path, tmp_path: Path)
         assert sum(read) == 2 * pq.read_table(of.log).num_rows
 
 
-@pytest.mark.usefixtures("small")
-def test_stopped_anywhere_it_goes_on_to_the_same_bytes(log: Path, tmp_path: Path) -> None:
-    whole = tmp_path / "whole"
-    run(job(log, whole, evaluate={"links": 0.1}))
-    stops = {}
-    for looks in (0, 12, 25, 40, 61):
-        folder, config = tmp_path / str(looks), job(log, tmp_path / str(looks), evaluate={"links": 0.1})
-        with pytest.raises(Interrupted, match="the same command goes on") as raised:
-            run(config, interruption=_After(looks))
-        stops[looks] = str(raised.value)
-        with suppress(Interrupted):
-            run(config, interruption=_After(10))
-        shown = Shown()
-        run(config, progress=shown)
-        assert any(line.startswith(f"going on in {folder}") for line in shown.lines) == (looks > 12)
-        assert files(folder) == files(whole)
-    assert "behind the last stage" in stops[0]
-    assert "stopped at walk" in stops[61]
-
-
-def test_checkpoints_on_the_way_change_nothing(
-    small: None, log: Path, tmp_path: Path, undisturbed: dict[str, Any]
-) -> None:
-    kept = []
-    save = JobFolder.save
-
-    def counted(self: JobFolder, *arguments: Any) -> None:
-        save(self, *arguments)
-        kept.append([path.name for path in (self.path / "checkpoints").iterdir()])
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JobFolder, "save", counted)
-        run(job(log, tmp_path / "job", checkpoint_minutes=0))
-    assert len(kept) > 20
-    assert all(len(names) == 1 for names in kept)
-    assert files(tmp_path / "job")["contexts.npy"] == undisturbed["files"]["contexts.npy"]
-    assert not (tmp_path / "job" / "checkpoints").exists()
-
-
-def _command(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    process = _started(config, *options)
-    out, err = process.communicate(timeout=300)
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def _started(config: Path, *options: str) -> subprocess.Popen[str]:
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment["PYTHONPATH"] = os.pathsep.join(map(str, [Path(__file__).parents[2], *sys.path]))
-    command = [sys.executable, "-m", "embstore", "node2vec", str(config), *options]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def _until(there: Callable[[], Any], process: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 240
-    while not there():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until
-        time.sleep(0.002)
-
-
-LONG = {"walks": {"length": 40, "num_walks": 300}, "skip_gram": {"dim": 8, "window": 3}, "checkpoint_minutes": 0}
-
-
-@pytest.mark.slow
-def test_killed_at_any_time_it_ends_with_the_same_bytes(log: Path, tmp_path: Path) -> None:
-    """kill -9 while the graph is written, between checkpoints, and where one is being written."""
-    whole, folder, config = tmp_path / "whole", tmp_path / "job", tmp_path / "config.yaml"
-    run(job(log, whole, **LONG))
-    config.write_text(yaml.safe_dump(settings(log, folder, **LONG)))
-    checkpoints = folder / "checkpoints"
-    seen: list[str] = []
-
-    def later() -> bool:
-        names = sorted(path.name for path in checkpoints.glob("walk-*"))
-        new = bool(names) and names[-1] not in seen
-        seen.extend(names if new else [])
-        return new
-
-    for there in ((folder / "graph.npz").exists, later, (checkpoints / ".partial").exists, later):
-        process = _started(config)
-        try:
-            _until(there, process)
-        finally:
-            process.kill()
-            process.communicate()
-    done = _command(config)
-    assert done.returncode == 0, done.stderr
-    assert "going on from walk" in done.stderr
-    assert files(folder) == files(whole)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(log: Path, tmp_path: Path, number: signal.Signals) -> None:
-    folder, config = tmp_path / "job", tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump(settings(log, folder, **{**LONG, "checkpoint_minutes": 60})))
-    process = _started(config, "--json")
-    _until((folder / "metrics.jsonl").exists, process)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (130, "")
-    assert err.splitlines()[-1].endswith("the same command goes on from there")
-    assert len(list((folder / "checkpoints").glob("walk-*"))) == 1
-
-
-def _workers() -> Iterator[int]:
-    """Processes of our own cluster that do a piece right now."""
-    found = [os.getpid()]
-    for pid in found:
-        with suppress(OSError):
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                found += map(int, (thread / "children").read_text().split())
-            title = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
-            if title.startswith(("ray::visits_of", "ray::walks_of", "ray::_")):
-                yield pid
-
-
-@pytest.mark.slow
-def test_killed_workers_leave_no_trace(cluster: str, log: Path, tmp_path: Path) -> None:
-    long = {"walks": {"length": 80, "num_walks": 300}, "skip_gram": {"dim": 8, "window": 2}}
-    run(job(log, tmp_path / "whole", **long))
-    killed: list[int] = []
-    over = threading.Event()
-
-    def kill() -> None:
-        while not over.wait(0.05) and len(killed) < 4:
-            for pid in _workers():
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-                break
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    try:
-        run(job(log, tmp_path / "job", **long), workers=2)
-    finally:
-        over.set()
-        killer.join()
-    assert len(set(killed)) >= 2
-    assert files(tmp_path / "job") == files(tmp_path / "whole")
-
-
 def test_another_job_in_the_folder_is_refused(log: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     folder = tmp_path / "job"
     shutil.copytree(undisturbed["folder"], folder)
@@ -367,22 +160,25 @@ def test_another_job_in_the_folder_is_refused(log: Path, tmp_path: Path, undistu
     assert "already finished" in shown.lines[0]
 
 
-def test_what_was_half_written_is_removed(log: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
-    folder = tmp_path / "job"
-    shutil.copytree(undisturbed["folder"], folder)
-    (folder / ".vectors").mkdir()
-    for name in (".manifest.json-00ff", ".graph.npz", ".vectors/part"):
-        (folder / name).write_bytes(b"")
-    run(job(log, folder))
-    assert files(folder) == undisturbed["files"]
-
-
 def test_a_folder_of_something_else_is_left_alone(log: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("theirs")
     with pytest.raises(CheckpointError, match=r"notes\.txt of something else"):
         run(job(log, tmp_path))
     JobFolder(tmp_path).clear()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_two_jobs_in_one_folder(log: Path, tmp_path: Path) -> None:
+    with alone_in(tmp_path / "job"), pytest.raises(CheckpointError, match="found another process at work; wait"):
+        run(job(log, tmp_path / "job"))
+    assert list((tmp_path / "job").iterdir()) == []
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings(log, tmp_path / "job")))
+    assert invoke("node2vec", str(config)).exit_code == 0
+    kept = files(tmp_path / "job")
+    with alone_in(tmp_path / "job"), pytest.raises(CheckpointError, match="found another process at work"):
+        invoke("node2vec", str(config), "--fresh")
+    assert files(tmp_path / "job") == kept
 
 
 def test_a_store_that_cant_be_is_told_before_the_work(log: Path, tmp_path: Path) -> None:
@@ -408,15 +204,6 @@ def test_damage_is_told(log: Path, tmp_path: Path, undisturbed: dict[str, Any], 
     (folder / name).unlink()
     with pytest.raises(CheckpointError, match=rf"{name}; .*No such file"):
         run(job(log, folder))
-
-
-def test_a_damaged_checkpoint_is_told(small: None, log: Path, tmp_path: Path) -> None:
-    with pytest.raises(Interrupted):
-        run(job(log, tmp_path / "job"), interruption=_After(60))
-    (checkpoint,) = (tmp_path / "job" / "checkpoints").iterdir()
-    (checkpoint / "vectors.npy").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"other bytes in vectors.npy; delete .* to train again"):
-        run(job(log, tmp_path / "job"))
 
 
 def test_former_vectors_are_the_start(log: Path, tmp_path: Path, undisturbed: dict[str, Any]) -> None:

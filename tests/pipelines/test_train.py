@@ -28,9 +28,12 @@ from watched import WORKERS, Breaking, Recording, recorded, run_config
 from embstore import models
 from embstore.checkpoints import Checkpoints
 from embstore.cli.train import train as command
-from embstore.errors import ConfigError, DataError, GroupError, LogError
+from embstore.config import parse
+from embstore.errors import ConfigError, DataError, GroupError, LogError, SchemaError, StoreError
+from embstore.pipelines import train as on_ray
 from embstore.pipelines.train import _check_room, train
 from embstore.run import Run
+from embstore.settings import RunConfig
 
 KILLS, RUNS = 10, 3
 
@@ -205,6 +208,50 @@ def test_what_is_wrong_with_the_run_is_not_tried_again(
     assert time.monotonic() - started < 60
     assert len(recorded(seen)) <= WORKERS
     assert not any("start again" in line for line in shown.lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"logs": {"train": "absent"}}, LogError, "absent"),
+        ({"schema": {"label": "clik", "features": ["user_id"]}}, SchemaError, "'clik'"),
+        ({"schema": {"features": ["user_id"]}}, ConfigError, "a label to train on"),
+        ({"model": {"name": "dcm"}}, ConfigError, "unknown model 'dcm'"),
+        ({"model": {"name": "dcn", "hiden": [8]}}, ConfigError, "unknown setting 'hiden'; did you mean 'hidden'"),
+        ({"vocabulary": "absent"}, LogError, "absent"),
+        ({"start": {"store": "absent"}}, StoreError, "absent"),
+    ],
+)
+def test_what_is_wrong_with_settings_is_said_before_a_cluster_starts(
+    logs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    more: dict[str, Any],
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.setattr(on_ray, "cluster", None)
+    monkeypatch.chdir(tmp_path)
+    config = {**_as_yaml(run_config(logs, tmp_path / "run")), **more}
+    with pytest.raises(error, match=message):
+        train(parse(RunConfig, config), models.build, workers=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_workers_find_what_relative_paths_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = [{"vectors": "vectors", "features": ["user_id"]}, {"store": "s3://bucket/vectors", "features": ["item_id"]}]
+    config = {"logs": {"train": "logs"}, "label": "click", "vocabulary": "pruned", "table": {"warm_start": given}}
+    found = on_ray._everywhere(parse(RunConfig, {**config, "publish": {"store": "store"}}))
+    assert found.logs.train == str(tmp_path / "logs")
+    assert found.honoured is not None
+    assert (found.honoured.path, found.honoured.store) == (str(tmp_path / "pruned"), None)
+    assert [of.vectors or of.store for of in found.table.warm_start] == [
+        str(tmp_path / "vectors"),
+        "s3://bucket/vectors",
+    ]
+    assert found.publish is not None
+    assert (found.publish.store, found.output) == (str(tmp_path / "store"), str(tmp_path / "runs/default"))
 
 
 class _Command:

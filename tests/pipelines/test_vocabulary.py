@@ -183,7 +183,7 @@ def _judged(table: pa.Table, latest: int = 100, **rules: Any) -> list[bool]:
     parts = [table.slice(0, 2), table.slice(2)]
     for part in parts:
         judge.see(part)
-    return [kept for of in judge.kept(parts) for kept in of.tolist()]
+    return [kept for _, of in judge.judged(parts) for kept in of.tolist()]
 
 
 def test_admission() -> None:

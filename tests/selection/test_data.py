@@ -136,3 +136,37 @@ def test_batches_that_are_none() -> None:
             Layout(names=("a", "b"), bounds_F=np.array(bounds))
     with pytest.raises(ConfigError, match="a name each"):
         Layout(names=("a", "a"), bounds_F=np.array([0, 2, 5]))
+
+
+@pytest.mark.parametrize("lists", [False, True])
+def test_rows_taken_of_a_batch(lists: bool) -> None:
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(0, 4, 50) if lists else np.full(50, 3)
+    batch = SparseBatch(
+        indptr_N=np.concatenate([[0], np.cumsum(lengths)]),
+        indices_E=rng.integers(0, 99, lengths.sum()).astype(np.int32),
+        labels_N=rng.integers(0, 2, 50).astype(np.float32),
+        dense_NC=rng.random((50, 2)).astype(np.float32),
+    )
+    order = rng.permutation(50)[:20]
+    taken = batch.take(order)
+    assert _rows(taken) == [_rows(batch)[number] for number in order]
+    assert np.array_equal(taken.labels_N, batch.labels_N[order])
+    assert np.array_equal(taken.dense_NC, batch.dense_NC[order])
+    assert len(batch.take(order[:0])) == 0
+
+
+def test_rows_as_they_were_read_are_the_batch(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    rows = 40_000  # enough for threads
+    tags = pa.ListArray.from_arrays(np.arange(rows + 1) * 2, pa.array(rng.integers(0, 50, 2 * rows)))
+    table = pa.table({"user": rng.integers(0, 999, rows), "tags": tags, "y": rng.integers(0, 2, rows)})
+    pq.write_table(table, tmp_path / "log.parquet")
+    log = ParquetLog(tmp_path, Schema.from_dict({"label": "y", "features": ["user", "tags"]}))
+    columns = Columns(schema=log.schema, vocabulary={"user": Vocabulary.collect(log)["user"]}, hashed=30)
+    batches = LogBatches(log=log, columns=columns, rows=1000, shuffle_window=40_000, seed=5)
+    same = log.batches(1000, shuffle_window=40_000, seed=5)
+    for one, other in zip(batches, map(columns.batch, same), strict=True):
+        assert np.array_equal(one.indptr_N, other.indptr_N)
+        assert np.array_equal(one.indices_E, other.indices_E)
+        assert np.array_equal(one.labels_N, other.labels_N)

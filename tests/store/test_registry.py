@@ -98,9 +98,11 @@ def test_refs_that_mean_nothing_name_the_nearest(make_bundle: MakeBundle, tmp_pa
     store.publish(make_bundle())
     with pytest.raises(VersionNotFoundError, match="2 versions"):
         store.open("2")
-    for ref in ("", "previous", "../log", "production"):
+    for ref in ("", "previous", "../log"):
         with pytest.raises(VersionNotFoundError):
             store.open(ref)
+    with pytest.raises(VersionNotFoundError, match=f"`embstore promote latest --store {tmp_path}` lets it mean"):
+        store.open("production")
 
 
 @given(
