@@ -235,10 +235,7 @@ class FeatureValues:
         return self.pruned_tokens.replaced(tokens_N) if self.prunes else tokens_N
 
     def keep(self, kept: NDArray[np.bool_], stand_in: NDArray[np.int64] | None = None) -> FeatureValues:
-        """The same values with other flags, bool ``[V]``, and stand-ins: without, those that still hold.
-
-        A value whose stand-in is dropped is looked up as what that is looked up as.
-        """
+        """The same values with other flags, bool ``[V]``, and stand-ins: without, those that still hold."""
         if stand_in is None and self.stand_in is not None:
             stand_in = np.where(~kept & (self.stand_in >= 0), self.stand_in, -1)
             stand_in = np.where((stand_in >= 0) & kept[stand_in], stand_in, -1)
@@ -258,8 +255,8 @@ class FeatureValues:
 
     def merged(self, other: FeatureValues) -> FeatureValues:
         """The values of both: counts and clicks are added, and what either has dropped, or prunes unseen, is not kept.
-        Stand-ins are these values' or else the other's, where they are kept. Clicks and times that one of them hasn't are
-        left out.
+        Stand-ins are these values' or else the other's, where they are kept. Clicks and times that one of them hasn't
+        are left out.
 
         Raises:
             SchemaError: values of another kind, or times of another type.
@@ -317,7 +314,7 @@ class FeatureValues:
             raise DataError(f"stand-ins of {self.name!r}", expected=expected, found="others")
 
     def table(self, *, dropped: bool = True) -> pa.Table:
-        """``value``, ``count``, ``kept``, and ``stand_in``, ``clicks``, ``first_seen``, ``last_seen`` where they are known.
+        """``value``, ``count``, ``kept``; ``stand_in``, ``clicks``, ``first_seen``, ``last_seen`` where they are known.
 
         Args:
             dropped: with the values that are not kept.

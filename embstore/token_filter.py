@@ -143,7 +143,7 @@ class PrunedTokens:
         if len(known_K):
             at_N = torch.searchsorted(known_K, token_N).clamp_(max=len(known_K) - 1)
             out_N = torch.where(known_K[at_N] == token_N, into_K[at_N], out_N)
-        return torch.where(token_N == MISSING_TOKEN, token_N, out_N)
+        return torch.where((token_N == MISSING_TOKEN) | (token_N == PRUNED_TOKEN), token_N, out_N)
 
     @cached_property
     def _copies(self) -> dict[torch.device, tuple[Tensor, ...]]:

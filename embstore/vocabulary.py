@@ -148,7 +148,7 @@ class Vocabulary(Mapping[str, FeatureValues]):
     def filtered(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
         """Tokens as they are looked up; no copy when all stay.
 
-        Those of dropped values become their stand-in's, or the pruned one, as those of unseen ones where these are pruned.
+        Those of dropped values become their stand-in's or the pruned one, as do unseen ones where these are pruned.
 
         A feature that is not in the vocabulary has no dropped values.
         """

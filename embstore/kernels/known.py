@@ -97,8 +97,9 @@ def fill_status(token_N, index, kept, missing, pruned, status_N):  # type: ignor
 
 
 def token_places(tokens_K: NDArray[np.int64], into_K: NDArray[np.int64], empty: np.int64) -> NDArray[np.int64]:
-    """A hash table, int64 ``[P, 2]``: tokens at their places, each with that which it becomes; elsewhere ``empty``, which
-    is none of them."""
+    """A hash table, int64 ``[P, 2]``: tokens at their places, each with what it becomes; elsewhere ``empty``, which is
+    none of them.
+    """
     places_P2 = np.full((1 << int(2 * len(tokens_K)).bit_length(), 2), empty, np.int64)
     _place(tokens_K, into_K, empty, places_P2)
     return places_P2
