@@ -166,8 +166,8 @@ def test_stand_ins_are_values_that_are_kept() -> None:
             FeatureValues.of("f", ["a", "b"], kept=kept, stand_in=stand_in)
     with pytest.raises(SchemaError, match="stand-ins of 'f'"):
         FeatureValues.of("f", ["a", "b"], kept=[True, False], stand_in=[None, 1])
+    values = FeatureValues.of("f", ["a", "b"], kept=[True, False])
     with pytest.raises(DataError, match="stand-ins of 'f'"):
-        values = FeatureValues.of("f", ["a", "b"], kept=[True, False])
         values.keep(values.kept, np.array([-1, 2]))
 
 

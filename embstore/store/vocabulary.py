@@ -149,7 +149,7 @@ def _values(name: str, tensors: dict[str, Tensor], info: ValuesInfo, where: str)
     flags = [tensors["kept"]] + ([tensors["value"]] if info.kind == "bool" else [])
     if any(len(of) and int(of.max()) > 1 for of in flags) or int(tensors["kept"].sum()) != info.kept:
         raise CorruptVersionError(where, expected=f"flags of 0 and 1, {info.kept:,} values kept", found="others")
-    stand_in = tensors["stand_in"].numpy() if info.stood_in else None
+    stand_in = tensors["stand_in"].clone().numpy() if info.stood_in else None  # as with offsets
     if stand_in is not None and (stand_in >= 0).sum() != info.stood_in:
         raise CorruptVersionError(where, expected=f"stand-ins for {info.stood_in:,} values", found="others")
     try:
