@@ -522,11 +522,11 @@ def test_a_huge_manifest_is_not_read(store: Store) -> None:
 
 def test_versions_of_the_future(store: Store) -> None:
     version = _version(store)
-    _sign(store, json.dumps({"format": 5}).encode())
+    _sign(store, json.dumps({"format": 6}).encode())
     with pytest.raises(StoreError, match="upgrade embstore"):
         _version(store)
     compat = json.loads((version.folder / "compat.json").read_bytes())
-    for key, number in (("minimal_reader", 5), ("hash_spec", 2)):
+    for key, number in (("minimal_reader", 6), ("hash_spec", 2)):
         _resign(store, version, "compat.json", json.dumps({**compat, key: number}).encode())
         with pytest.raises(StoreError, match=f"{key}.*upgrade embstore"):
             _version(store)
