@@ -2,7 +2,8 @@
 
     values  [ann  bob  eve]     ascending, each once; int64, uint64, bool, large_string, large_binary
     count   [ 12    3    1]     int64: how often
-    kept    [yes  yes   no]     a value that is not is looked up as the feature's pruned token
+    kept    [yes  yes   no]     a value that is not is looked up as the feature's pruned token,
+    stand_in [-1   -1    0]     or as the kept value that stands in for it, here ann
     clicks  [  3    0    1]     int64: the sum of its labels, where they were counted
     first_seen, last_seen       times, where they were noted
     unseen  keep                whether values that are not here are looked up as they are, or pruned too
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +31,10 @@ from embstore.kernels.known import fill_any_status, fill_status, index_known
 from embstore.store.manifest import UNSEEN
 from embstore.tokens import MAX_BYTES, check_type, tokenize
 
-KEPT = "kept"
+if TYPE_CHECKING:
+    from embstore.token_filter import PrunedTokens
+
+KEPT, STAND_IN = "kept", "stand_in"
 _UNSEEN_KEY = b"embstore.unseen"  # in the metadata of a table
 _MISSING, _PRUNED = np.int64(MISSING_TOKEN), np.int64(PRUNED_TOKEN)
 TYPES = {
@@ -48,7 +52,7 @@ class ValueStatus(IntEnum):
     KNOWN = 0
     MISSING = 1
     PRUNED = 2
-    """It is in the vocabulary, and dropped."""
+    """It is in the vocabulary, and dropped; nothing stands in for it."""
     UNSEEN = 3
     """It is not in the vocabulary."""
 
@@ -57,7 +61,8 @@ class TokenStatus:
     """What each of many tokens is, by a hash table of those that are known.
 
     Args:
-        kept_V, dropped_V: uint64. A token among both counts as kept.
+        kept_V, dropped_V: uint64; those that another value stands in for are among the first. A token among both counts
+            as kept.
     """
 
     def __init__(self, kept_V: NDArray[np.uint64], dropped_V: NDArray[np.uint64]) -> None:
@@ -80,13 +85,6 @@ class TokenStatus:
         fill_any_status(flat, _MISSING, _PRUNED, status_N)
         return status_N
 
-    def filtered(self, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """The tokens, dropped ones as the pruned token; no copy when there are none of them."""
-        if not self.dropped:
-            return tokens_N
-        pruned_N = self.of(tokens_N) == ValueStatus.PRUNED
-        return np.where(pruned_N, tokens_N.dtype.type(PRUNED_TOKEN), tokens_N) if pruned_N.any() else tokens_N
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureValues:
@@ -97,6 +95,8 @@ class FeatureValues:
         values: one of ``TYPES``, strictly ascending (text by its bytes), none missing.
         count: int64 ``[V]``, how often each was seen; 0 where nobody knows.
         kept: bool ``[V]``.
+        stand_in: int64 ``[V]``: of a value that is not kept, the number of a kept one that it is looked up as; -1 where
+            none stands in. ``None``: all -1.
         clicks: int64 ``[V]``, or ``None``.
         first_seen, last_seen: Arrow timestamps, dates or int64 ``[V]``, null where nobody knows; or ``None``.
         unseen: ``"prune"``: values that are not here are looked up as the pruned token, too.
@@ -112,6 +112,7 @@ class FeatureValues:
     values: pa.Array
     count: NDArray[np.int64]
     kept: NDArray[np.bool_]
+    stand_in: NDArray[np.int64] | None = None
     clicks: NDArray[np.int64] | None = None
     first_seen: pa.Array | None = None
     last_seen: pa.Array | None = None
@@ -138,6 +139,8 @@ class FeatureValues:
                 raise DataError(where, expected="as many clicks and times", found=found)
         if self.count.dtype != np.int64 or self.kept.dtype != np.bool_ or (len(values) and self.count.min() < 0):
             raise DataError(where, expected="counts of 0 or more, flags of true or false", found="others")
+        if self.stand_in is not None:
+            self._check_stand_ins(self.stand_in)
         if len(values) > 1 and not pc.all(pc.less(values[:-1], values[1:])).as_py():
             raise DataError(where, expected="each once, ascending", found="others")
         if self.kind in ("string", "binary") and (pc.max(pc.binary_length(values)).as_py() or 0) > MAX_BYTES:
@@ -151,6 +154,7 @@ class FeatureValues:
         *,
         count: Any = None,
         kept: Any = None,
+        stand_in: Any = None,
         clicks: Any = None,
         first_seen: pa.Array | None = None,
         last_seen: pa.Array | None = None,
@@ -161,6 +165,7 @@ class FeatureValues:
         Args:
             count: how often each was seen, 0 when not given.
             kept: whether each is, all when not given.
+            stand_in: for each the value that stands in for it, or null.
             clicks, first_seen, last_seen: as the class.
 
         Raises:
@@ -185,7 +190,8 @@ class FeatureValues:
         if (order[1:] < order[:-1]).any():
             column, count, kept = column.take(pa.array(order)), count[order], kept[order]
             more = {key: of[order] if key == CLICKS else of.take(pa.array(order)) for key, of in more.items()}
-        return cls(name=name, values=column, count=count, kept=kept, unseen=unseen, **more)
+        numbers = None if stand_in is None else _numbers_of(stand_in, column, name, order)
+        return cls(name=name, values=column, count=count, kept=kept, stand_in=numbers, unseen=unseen, **more)
 
     def __len__(self) -> int:
         return len(self.values)
@@ -209,7 +215,15 @@ class FeatureValues:
     @cached_property
     def known(self) -> TokenStatus:
         """What tokens are, by these values."""
-        return TokenStatus(self.tokens[self.kept], self.tokens[~self.kept])
+        pruned = ~self.kept if self.stand_in is None else ~self.kept & (self.stand_in < 0)
+        return TokenStatus(self.tokens[~pruned], self.tokens[pruned])
+
+    @cached_property
+    def pruned_tokens(self) -> PrunedTokens:
+        """Which tokens are looked up as another."""
+        from embstore.token_filter import PrunedTokens
+
+        return PrunedTokens.of(self)
 
     @property
     def prunes(self) -> bool:
@@ -217,15 +231,17 @@ class FeatureValues:
         return self.unseen == "prune" or not self.kept.all()
 
     def filtered(self, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """Tokens as they are looked up; no copy when none is pruned."""
-        if self.unseen == "keep":
-            return self.known.filtered(tokens_N)
-        pruned_N = self.known.of(tokens_N) >= ValueStatus.PRUNED
-        return np.where(pruned_N, tokens_N.dtype.type(PRUNED_TOKEN), tokens_N) if pruned_N.any() else tokens_N
+        """Tokens as they are looked up; no copy when all stay."""
+        return self.pruned_tokens.replaced(tokens_N) if self.prunes else tokens_N
 
-    def keep(self, kept: NDArray[np.bool_]) -> FeatureValues:
-        """The same values with other flags, bool ``[V]``."""
-        return replace(self, kept=kept)
+    def keep(self, kept: NDArray[np.bool_], stand_in: NDArray[np.int64] | None = None) -> FeatureValues:
+        """The same values with other flags, bool ``[V]``, and stand-ins: without, those that still hold."""
+        if stand_in is None and self.stand_in is not None:
+            stand_in = np.where(~kept & (self.stand_in >= 0), self.stand_in, -1)
+            stand_in = np.where((stand_in >= 0) & kept[stand_in], stand_in, -1)
+        if stand_in is not None and (stand_in < 0).all():
+            stand_in = None
+        return replace(self, kept=kept, stand_in=stand_in)
 
     def same(self, other: FeatureValues) -> bool:
         """Whether values, counts and flags are equal: what a version holds of them."""
@@ -233,12 +249,14 @@ class FeatureValues:
             self.values.equals(other.values)
             and np.array_equal(self.count, other.count)
             and np.array_equal(self.kept, other.kept)
+            and np.array_equal(self.stood_in, other.stood_in)
             and self.unseen == other.unseen
         )
 
     def merged(self, other: FeatureValues) -> FeatureValues:
         """The values of both: counts and clicks are added, and what either has dropped, or prunes unseen, is not kept.
-        Clicks and times that one of them hasn't are left out.
+        Stand-ins are these values' or else the other's, where they are kept. Clicks and times that one of them hasn't
+        are left out.
 
         Raises:
             SchemaError: values of another kind, or times of another type.
@@ -269,15 +287,42 @@ class FeatureValues:
             if of.unseen == "prune":
                 unseen = "prune"
                 kept &= np.isin(np.arange(size), held)
+        stand_in = np.full(size, -1)
+        for of, held in ((other, at[len(self) :]), (self, at[: len(self)])):
+            there = of.stood_in >= 0
+            stand_in[held[there]] = held[of.stood_in[there]]
+        stand_in = np.where(~kept & (stand_in >= 0) & kept[stand_in], stand_in, -1)
+        if (stand_in >= 0).any():
+            more[STAND_IN] = codes.dictionary.take(pa.array(stand_in, mask=stand_in < 0))
         return FeatureValues.of(self.name, codes.dictionary, count=count, kept=kept, unseen=unseen, **more)
 
+    @property
+    def stood_in(self) -> NDArray[np.int64]:
+        """``stand_in``, -1 for all where there is none."""
+        return np.full(len(self), -1) if self.stand_in is None else self.stand_in
+
+    def _check_stand_ins(self, stand_in_V: NDArray[np.int64]) -> None:
+        there_V = stand_in_V >= 0
+        if (
+            stand_in_V.dtype != np.int64
+            or stand_in_V.shape != (len(self),)
+            or (len(self) and not -1 <= stand_in_V.min() <= stand_in_V.max() < len(self))
+            or self.kept[there_V].any()
+            or not self.kept[stand_in_V[there_V]].all()
+        ):
+            expected = "kept values, for values that are not"
+            raise DataError(f"stand-ins of {self.name!r}", expected=expected, found="others")
+
     def table(self, *, dropped: bool = True) -> pa.Table:
-        """``value``, ``count``, ``kept``, and ``clicks``, ``first_seen``, ``last_seen`` where they are known.
+        """``value``, ``count``, ``kept``; ``stand_in``, ``clicks``, ``first_seen``, ``last_seen`` where they are known.
 
         Args:
             dropped: with the values that are not kept.
         """
-        table = pa.table({VALUE: self.values, COUNT: self.count, **self._more, KEPT: self.kept})
+        columns = {VALUE: self.values, COUNT: self.count, **self._more, KEPT: self.kept}
+        if self.stand_in is not None:
+            columns[STAND_IN] = self.values.take(pa.array(self.stand_in, mask=self.stand_in < 0))
+        table = pa.table(columns)
         if self.unseen != "keep":
             table = table.replace_schema_metadata({_UNSEEN_KEY: self.unseen})
         return table if dropped else table.filter(table.column(KEPT))
@@ -290,6 +335,22 @@ def _extremes(ours: pa.Array, theirs: pa.Array, at: NDArray[np.int64], function:
     times = pa.table({"at": at, "time": pa.chunked_array([ours, theirs])})
     found = times.group_by("at").aggregate([("time", function)]).sort_by("at")
     return found.column(f"time_{function}").combine_chunks()
+
+
+def _numbers_of(stand_in: Any, values: pa.Array, name: str, order: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Which of the ascending ``values`` the given ones are, in their order; -1 for null."""
+    given = _plain(stand_in, name)
+    if len(given) != len(values):
+        found = f"{len(given):,} for {len(values):,}"
+        raise DataError(f"stand-ins of {name!r}", expected="a value or null for each", found=found)
+    if given.null_count == len(given):
+        return np.full(len(given), -1)
+    if given.type != values.type:
+        raise SchemaError(f"stand-ins of {name!r}", expected=str(values.type), found=str(given.type))
+    found = pc.index_in(given, values)
+    if found.null_count > given.null_count:
+        raise DataError(f"stand-ins of {name!r}", expected="values that are here", found="others")
+    return found.fill_null(-1).to_numpy().astype(np.int64)[order]
 
 
 def unseen_of(table: pa.Table) -> str:

@@ -1,11 +1,12 @@
-"""Which tokens are looked up as their feature's pruned token: what training and scoring make of a vocabulary.
+"""Which tokens are looked up as another: what training and scoring make of a vocabulary.
 
-    vocabulary   user: ann kept, eve dropped        tags: a, b kept; unseen values pruned
-    a batch      user [ann   eve    bob]            tags [a c      | b | missing]
-    becomes      user [ann   pruned bob]            tags [a pruned | b | missing]
+    vocabulary   user: ann, tom kept; eve dropped; joe dropped, tom stands in for him
+                 tags: a, b kept; unseen values pruned
+    a batch      user [ann   eve    joe bob]        tags [a c      | b | missing]
+    becomes      user [ann   pruned tom bob]        tags [a pruned | b | missing]
 
-Tokens of values that are dropped, or of those that are kept where all others are pruned, lie in a hash table for each
-feature on the host; on a GPU they are searched sorted. Suffix: N tokens.
+``pruned`` is the feature's pruned token. Tokens of values that are dropped, and those of kept ones where all others are
+pruned, lie in a hash table for each feature on the host; on a GPU they are searched sorted. Suffix: N tokens.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _MISSING, _PRUNED = np.int64(MISSING_TOKEN), np.int64(PRUNED_TOKEN)
 
 
 class TokenFilter:
-    """Maps tokens of pruned values to the pruned token; those of missing values stay.
+    """Maps tokens of dropped values to those they are looked up as; those of missing values stay.
 
     Args:
         features: by name, those that have any.
@@ -64,10 +65,7 @@ class TokenFilter:
 
     def of_feature(self, name: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
         """Tokens of one feature, uint64 or their bits as int64; no copy when none is pruned."""
-        if name not in self.features:
-            return tokens_N
-        out_N = np.array(tokens_N)
-        return out_N if self.features[name].on_host(out_N.view(np.int64)) else tokens_N
+        return self.features[name].replaced(tokens_N) if name in self.features else tokens_N
 
     def _on_host(self, tokens: FeatureTokens) -> FeatureTokens:
         parts = self._parts(tokens)
@@ -93,42 +91,60 @@ class PrunedTokens:
 
     Args:
         tokens_K: int64, distinct, ascending.
-        held: whether they are the pruned ones, or else the only ones that are not.
+        into_K: int64, what each is looked up as; one that is not another's stays.
+        others_too: whether tokens that are not among them are looked up as the pruned token, or stay.
     """
 
     tokens_K: NDArray[np.int64]
-    held: bool
+    into_K: NDArray[np.int64]
+    others_too: bool
 
     @classmethod
     def of(cls, values: FeatureValues) -> PrunedTokens:
         """Of a feature's values; a token that a kept and a dropped value have counts as kept."""
-        kept_K, dropped_K = (np.unique(values.tokens[of].view(np.int64)) for of in (values.kept, ~values.kept))
-        if values.unseen == "prune":
-            return cls(tokens_K=kept_K, held=False)
-        return cls(tokens_K=np.setdiff1d(dropped_K, kept_K, assume_unique=True), held=True)
+        token_V, others_too = values.tokens.view(np.int64), values.unseen == "prune"
+        kept_K = np.unique(token_V[values.kept])
+        into_V = np.full(len(token_V), _PRUNED)
+        if values.stand_in is not None:
+            into_V = np.where(values.stand_in >= 0, token_V[values.stand_in], _PRUNED)
+        dropped_K, first_K = np.unique(token_V[~values.kept], return_index=True)
+        into_K = into_V[~values.kept][first_K]
+        # Where others are pruned, so are these without being here.
+        here_K = ~np.isin(dropped_K, kept_K) & ((into_K != _PRUNED) | (not others_too))
+        tokens_K, into_K = dropped_K[here_K], into_K[here_K]
+        if others_too:
+            tokens_K, into_K = np.concatenate([tokens_K, kept_K]), np.concatenate([into_K, kept_K])
+        order_K = np.argsort(tokens_K)
+        return cls(tokens_K=tokens_K[order_K], into_K=into_K[order_K], others_too=others_too)
 
     @cached_property
-    def places_P(self) -> NDArray[np.int64]:
+    def places_P2(self) -> NDArray[np.int64]:
         """The hash table."""
-        return token_places(self.tokens_K[self.tokens_K != _MISSING], _MISSING)
+        there_K = self.tokens_K != _MISSING
+        return token_places(self.tokens_K[there_K], self.into_K[there_K], _MISSING)
 
     def on_host(self, token_N: NDArray[np.int64]) -> int:
-        """Prune in place; how many have changed."""
-        return int(prune(token_N, self.places_P, self.held, _MISSING, _PRUNED))
+        """Replace in place; how many have changed."""
+        return int(prune(token_N, self.places_P2, self.others_too, _MISSING, _PRUNED))
+
+    def replaced(self, tokens_N: NDArray[Any]) -> NDArray[Any]:
+        """The same of uint64 or their bits as int64, into a new array; no copy when all stay."""
+        out_N = np.array(tokens_N)
+        return out_N if self.on_host(out_N.view(np.int64)) else tokens_N
 
     def on_device(self, token_N: Tensor) -> Tensor:
         """The same of a tensor anywhere, into a new one."""
-        known_K = self._copies.get(token_N.device)
-        if known_K is None:
-            known_K = self._copies[token_N.device] = torch.from_numpy(self.tokens_K).to(token_N.device)
+        copies = self._copies.get(token_N.device)
+        if copies is None:
+            copies = tuple(torch.from_numpy(of_K).to(token_N.device) for of_K in (self.tokens_K, self.into_K))
+            self._copies[token_N.device] = copies
+        known_K, into_K = copies
+        out_N = torch.full_like(token_N, PRUNED_TOKEN) if self.others_too else token_N
         if len(known_K):
             at_N = torch.searchsorted(known_K, token_N).clamp_(max=len(known_K) - 1)
-            found_N = known_K[at_N] == token_N
-        else:
-            found_N = torch.zeros_like(token_N, dtype=torch.bool)
-        pruned_N = (found_N == self.held) & (token_N != MISSING_TOKEN)
-        return torch.where(pruned_N, PRUNED_TOKEN, token_N)
+            out_N = torch.where(known_K[at_N] == token_N, into_K[at_N], out_N)
+        return torch.where((token_N == MISSING_TOKEN) | (token_N == PRUNED_TOKEN), token_N, out_N)
 
     @cached_property
-    def _copies(self) -> dict[torch.device, Tensor]:
+    def _copies(self) -> dict[torch.device, tuple[Tensor, ...]]:
         return {}

@@ -24,7 +24,7 @@ from torch import Tensor
 from embstore.counting import CLICKS, COUNT, FIRST, LAST, VALUE, vocabulary_of
 from embstore.distributed import ALONE, Group
 from embstore.errors import DataError, SchemaError
-from embstore.feature_values import KEPT, FeatureValues, ValueStatus, unseen_of
+from embstore.feature_values import KEPT, STAND_IN, FeatureValues, ValueStatus, unseen_of
 from embstore.logs import ParquetLog
 from embstore.store.export import appearing, escaped
 from embstore.store.files import fsync_file, fsync_folder
@@ -33,7 +33,7 @@ from embstore.token_filter import TokenFilter
 
 __all__ = ["FeatureValues", "ValueStatus", "Vocabulary", "exact_tokens"]
 
-_COLUMNS = (COUNT, CLICKS, FIRST, LAST, KEPT)  # besides the values
+_COLUMNS = (COUNT, CLICKS, FIRST, LAST, KEPT, STAND_IN)  # besides the values
 
 
 class Vocabulary(Mapping[str, FeatureValues]):
@@ -146,8 +146,9 @@ class Vocabulary(Mapping[str, FeatureValues]):
         return self[feature].known.of(tokens_N)
 
     def filtered(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """Tokens as they are looked up: those of dropped values, and of unseen ones where these are pruned, as the
-        pruned token; no copy when there are none.
+        """Tokens as they are looked up; no copy when all stay.
+
+        Those of dropped values become their stand-in's or the pruned one, as do unseen ones where these are pruned.
 
         A feature that is not in the vocabulary has no dropped values.
         """
@@ -165,13 +166,17 @@ class Vocabulary(Mapping[str, FeatureValues]):
         return Vocabulary(out)
 
     def digest(self) -> str:
-        """sha256 of what decides how values are looked up: names, values, which are kept, whether unseen ones are."""
+        """sha256 of what decides how values are looked up: names, values, which are kept, what stands in for those that
+        are not, whether unseen ones are kept."""
         digest = hashlib.sha256()
         for name, of in sorted(self.items()):
             digest.update(f"{len(name.encode())} {name} {len(of)} {of.unseen}\n".encode())
             order = np.argsort(of.tokens, kind="stable")
             digest.update(of.tokens[order].data)
             digest.update(np.packbits(of.kept[order]).data)
+            if of.stand_in is not None:
+                place = np.argsort(order)
+                digest.update(np.where(of.stand_in >= 0, place[of.stand_in], -1)[order].data)
         return digest.hexdigest()
 
     def same(self, other: Vocabulary) -> bool:
@@ -218,7 +223,7 @@ def _of_table(name: str, table: pa.Table) -> FeatureValues:
     for column in _COLUMNS:
         if column in table.column_names:
             given = table.column(column)
-            if column in (FIRST, LAST):
+            if column in (FIRST, LAST, STAND_IN):
                 others[column] = given.combine_chunks()
                 continue
             if given.null_count:

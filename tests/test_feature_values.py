@@ -59,12 +59,12 @@ def test_status_is_what_python_says(of: tuple[pa.DataType, str, dict[Any, tuple[
     ]
     assert values.known.of(tokens_N).tolist() == expected
     assert values.known.of(tokens_N.view(np.int64)).tolist() == expected
-    filtered_N = values.known.filtered(tokens_N)
+    filtered_N = values.filtered(tokens_N)
     assert (filtered_N is tokens_N) == (ValueStatus.PRUNED not in expected)
     pruned_N = np.array(expected) == ValueStatus.PRUNED
     assert filtered_N.tolist() == np.where(pruned_N, np.uint64(PRUNED_TOKEN), tokens_N).tolist()
     assert filtered_N.dtype == np.uint64
-    assert values.known.filtered(tokens_N.view(np.int64)).view(np.uint64).tolist() == filtered_N.tolist()
+    assert values.filtered(tokens_N.view(np.int64)).view(np.uint64).tolist() == filtered_N.tolist()
     table = values.table(dropped=False)
     assert table["value"].to_pylist() == [value for value in ordered if known[value][1]]
 
@@ -102,7 +102,6 @@ def test_a_token_that_is_kept_and_dropped_is_kept() -> None:
     """Two values may share a token; the one that is kept must not be lost."""
     known = TokenStatus(np.array([5], np.uint64), np.array([5, 6], np.uint64))
     assert known.of(np.array([5, 6, 7], np.uint64)).tolist() == [0, 2, 3]
-    assert known.filtered(np.array([5, 6], np.uint64)).tolist() == [5, PRUNED_TOKEN]
 
 
 def test_the_pruned_and_the_missing_token_are_what_they_are() -> None:
@@ -144,3 +143,39 @@ def test_values_of_two_kinds_do_not_merge() -> None:
         wide.merged(one)
     merged = FeatureValues.of("f", pa.array([2], pa.uint64())).merged(one)
     assert (merged.kind, merged.values.to_pylist()) == ("int64", [1, 2])
+
+
+def test_stand_ins_are_values_that_are_kept() -> None:
+    users = ["tom", "ann", "eve", "joe"]  # in any order
+    values = FeatureValues.of("user", users, kept=[True, True, False, False], stand_in=[None, None, "ann", "tom"])
+    assert values.values.to_pylist() == ["ann", "eve", "joe", "tom"]
+    assert values.stood_in.tolist() == [-1, 0, 3, -1]
+    assert values.table()["stand_in"].to_pylist() == [None, "ann", "tom", None]
+    assert values.known.of(values.tokens).tolist() == [ValueStatus.KNOWN] * 4
+    fewer = values.keep(np.array([False, False, False, True]))
+    assert fewer.stood_in.tolist() == [-1, -1, 3, -1]
+    assert fewer.known.of(values.tokens).tolist() == [ValueStatus.PRUNED] * 2 + [ValueStatus.KNOWN] * 2
+    assert fewer.keep(np.ones(4, bool)).stand_in is None
+    assert not values.same(values.keep(values.kept, np.array([-1, 3, 0, -1])))
+    for kept, stand_in in (
+        ([True, True], [None, "a"]),  # of a kept one
+        ([False, False], ["b", None]),  # one that is dropped itself
+        ([True, False], [None, "c"]),  # none of them
+    ):
+        with pytest.raises(DataError, match="stand-ins of 'f'"):
+            FeatureValues.of("f", ["a", "b"], kept=kept, stand_in=stand_in)
+    with pytest.raises(SchemaError, match="stand-ins of 'f'"):
+        FeatureValues.of("f", ["a", "b"], kept=[True, False], stand_in=[None, 1])
+    values = FeatureValues.of("f", ["a", "b"], kept=[True, False])
+    with pytest.raises(DataError, match="stand-ins of 'f'"):
+        values.keep(values.kept, np.array([-1, 2]))
+
+
+def test_merging_keeps_stand_ins_that_are_kept() -> None:
+    ours = FeatureValues.of("f", [1, 2, 3, 4], kept=[True, True, False, False], stand_in=[None, None, 1, 2])
+    theirs = FeatureValues.of(
+        "f", [2, 3, 4, 5, 6], kept=[False, True, True, True, False], stand_in=[5, None, None, None, 5]
+    )
+    merged = ours.merged(theirs)
+    assert merged.kept.tolist() == [True, False, False, False, True, False]
+    assert merged.stood_in.tolist() == [-1, 4, 0, -1, -1, 4]  # 2, which stood in for 4, is dropped

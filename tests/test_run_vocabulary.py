@@ -36,6 +36,7 @@ from embstore.tokens import token
 from embstore.vocabulary import Vocabulary
 
 PRUNED = "embstore\0pruned"
+UNSEEN = ("keep", "prune", "keep_shared", "prune_shared")
 ROWS = 2_400
 SCHEMA: dict[str, Any] = {
     "label": "click",
@@ -67,33 +68,52 @@ def _write(folder: Path, name: str, table: pa.Table) -> str:
     return str(folder / f"{name}.parquet")
 
 
-def _vocabulary() -> Vocabulary:
-    """Of all values but u290 and later; users from u20 on, odd tags and places below p4 are dropped."""
+def _vocabulary(unseen: str = "keep") -> Vocabulary:
+    """Of all values but u290 and later; users from u20 on, odd tags and places below p4 are dropped.
+
+    With stand-ins for some of them where ``unseen`` says so: ``keep_shared``, ``prune_shared``.
+    """
     users, tags, places = ([f"{letter}{n}" for n in range(size)] for letter, size in (("u", 290), ("t", 40), ("p", 11)))
+    kept = {
+        "user": [int(user[1:]) < 20 for user in users],
+        "tags": [int(tag[1:]) % 2 == 0 for tag in tags],
+        "place": [int(place[1:]) >= 4 for place in places],
+    }
+    values = {"user": users, "tags": tags, "place": places}
+    stand_in: dict[str, list[str | None]] = {}
+    if unseen.endswith("shared"):
+        stand_in["user"] = [f"u{int(u[1:]) % 20}" if int(u[1:]) >= 100 else None for u in users]
+        stand_in["tags"] = [
+            None if keeps else f"t{int(t[1:]) - 1}" for t, keeps in zip(tags, kept["tags"], strict=True)
+        ]
+    unseen = unseen.partition("_")[0]
     return Vocabulary(
         {
-            "user": FeatureValues.of("user", users, kept=[int(user[1:]) < 20 for user in users]),
-            "tags": FeatureValues.of("tags", tags, kept=[int(tag[1:]) % 2 == 0 for tag in tags]),
-            "place": FeatureValues.of("place", places, kept=[int(place[1:]) >= 4 for place in places]),
+            name: FeatureValues.of(name, of, kept=kept[name], stand_in=stand_in.get(name), unseen=unseen)
+            for name, of in values.items()
         }
     )
 
 
 def _by_hand(unseen: str) -> Callable[[str, str], str]:
-    of = {
-        name: dict(zip(values.values.to_pylist(), values.kept.tolist(), strict=True))
-        for name, values in _vocabulary().items()
-    }
-    return lambda feature, value: value if of[feature].get(value, unseen == "keep") else PRUNED
+    of: dict[str, dict[str, str]] = {}
+    for name, values in _vocabulary(unseen).items():
+        table = values.table()
+        others = table["stand_in"].to_pylist() if "stand_in" in table.column_names else [None] * len(values)
+        columns = (table["value"].to_pylist(), values.kept.tolist(), others)
+        of[name] = {value: value if keeps else other or PRUNED for value, keeps, other in zip(*columns, strict=True)}
+    return lambda feature, value: of[feature].get(value, value if unseen.startswith("keep") else PRUNED)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     where = tmp_path_factory.mktemp("honour")
-    for name, map_ in (("plain", None), ("keep", _by_hand("keep")), ("prune", _by_hand("prune"))):
-        for number, split in enumerate(("train", "valid")):
-            _write(where / name, split, _columns(number, map_) if map_ else _columns(number))
+    for number, split in enumerate(("train", "valid")):
+        _write(where / "plain", split, _columns(number))
+        for name in UNSEEN:
+            _write(where / name, split, _columns(number, _by_hand(name)))
     _vocabulary().to_parquet(where / "vocabulary")
+    _vocabulary("keep_shared").to_parquet(where / "vocabulary_shared")
     return where
 
 
@@ -124,13 +144,14 @@ def test_the_text_is_the_pruned_token() -> None:
     assert token(PRUNED) == PRUNED_TOKEN
 
 
-@pytest.mark.parametrize("unseen", ["keep", "prune"])
+@pytest.mark.parametrize("unseen", UNSEEN)
 @pytest.mark.parametrize("kernel", ["cpu", "reference"])
 def test_training_is_that_on_a_log_where_the_values_were_replaced(
     folder: Path, tmp_path: Path, unseen: str, kernel: str
 ) -> None:
     table = {"rows": 120, "dim": 4, "num_tables": 2, "kernel": kernel}
-    vocabulary = {"path": str(folder / "vocabulary"), "unseen": unseen}
+    kind, _, shared = unseen.partition("_")
+    vocabulary = {"path": str(folder / ("vocabulary" + (shared and "_shared"))), "unseen": kind}
     run, result, state = _train(_config(folder, "plain", tmp_path / "run", table=table, vocabulary=vocabulary))
     _, judge, expected = _train(_config(folder, unseen, tmp_path / "judge", table=table))
     assert _same(state, expected)
@@ -144,7 +165,7 @@ def test_training_is_that_on_a_log_where_the_values_were_replaced(
     # Evaluating another log, and a run that is opened where it lies, though the vocabulary has gone.
     moved = tmp_path / "moved"
     (tmp_path / "run").rename(moved)
-    config = (moved / "config.yaml").read_text().replace(str(folder / "vocabulary"), str(folder / "gone"))
+    config = (moved / "config.yaml").read_text().replace(vocabulary["path"], str(folder / "gone"))
     (moved / "config.yaml").write_text(config)
     valid = str(folder / "plain" / "valid.parquet")
     again = Run.open(moved, models.build)
@@ -153,18 +174,20 @@ def test_training_is_that_on_a_log_where_the_values_were_replaced(
     assert again.evaluate(valid) == by_hand
 
 
-@pytest.mark.parametrize("unseen", ["keep", "prune"])
+@pytest.mark.parametrize("unseen", UNSEEN)
 def test_a_published_version_scores_as_training_did_and_is_gone_on_from(
     folder: Path, tmp_path: Path, unseen: str
 ) -> None:
     publish = {"store": str(tmp_path / "store"), "vocabulary": True, "every_rows": 1500, "whole_every": 2}
-    vocabulary = {"path": str(folder / "vocabulary"), "unseen": unseen}
+    logs, (unseen, _, shared) = unseen, unseen.partition("_")
+    vocabulary = {"path": str(folder / ("vocabulary" + (shared and "_shared"))), "unseen": unseen}
     config = _config(folder, "plain", tmp_path / "run", vocabulary=vocabulary, publish=publish)
     run, result, _ = _train(config)
     version = Store(tmp_path / "store").open(result["version"])
     assert version.vocabulary is not None
     assert version.vocabulary.digest() == run.config.honoured.sha256  # type: ignore[union-attr]
-    assert version.vocabulary.same(Vocabulary({n: replace(of, unseen=unseen) for n, of in _vocabulary().items()}))
+    assert version.vocabulary.same(_vocabulary(logs))
+    assert version.manifest["format"] == (5 if shared else 4 if unseen == "prune" else 3)
     honoured = version.manifest["lineage"]["vocabulary"]["honoured"]
     assert honoured["sha256"] == version.vocabulary.digest()
     assert honoured["unseen"] == unseen
@@ -173,11 +196,12 @@ def test_a_published_version_scores_as_training_did_and_is_gone_on_from(
         with torch.no_grad():
             assert torch.equal(model(batch), trained(batch))
             assert torch.equal(model.table(batch.tokens.to_kjt()), trained.table(batch))
-    asked = ["u1", "u20", "u295", None]
+    asked = ["u1", "u20", "u295", "u101", None]
     assert torch.equal(version.lookup("user", asked), trained.table.lookup("user", asked))
     vectors = trained.table.lookup("user", asked)
     assert not torch.equal(vectors[0], vectors[1])
     assert torch.equal(vectors[1], vectors[2]) == (unseen == "prune")
+    assert torch.equal(vectors[3], vectors[0 if shared else 1])
 
     # What goes on from it prunes as it did; with its deltas it does so too.
     start = {"store": str(tmp_path / "store"), "version": version.id}
@@ -185,9 +209,9 @@ def test_a_published_version_scores_as_training_did_and_is_gone_on_from(
     next_ = parse(RunConfig, {**further, "training": {"batch_size": 200}, "output": str(tmp_path / "next")})
     inheriting, found, state = _train(next_)
     publish = {**publish, "store": str(tmp_path / "by-hand"), "vocabulary": False}  # publishing settles the penalty
-    Run(_config(folder, unseen, tmp_path / "judge", publish=publish), models.build).train()
+    Run(_config(folder, logs, tmp_path / "judge", publish=publish), models.build).train()
     further = {
-        "logs": {"train": str(folder / unseen / "valid.parquet")},
+        "logs": {"train": str(folder / logs / "valid.parquet")},
         "start": {"store": publish["store"]},
         "publish": publish,
         "training": {"batch_size": 200},

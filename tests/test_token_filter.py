@@ -23,10 +23,16 @@ tokens = st.one_of(st.integers(-4, 4), st.sampled_from(SPECIAL), st.integers(-(2
 
 
 @settings(max_examples=200)
-@given(held=st.booleans(), known=st.sets(tokens, max_size=40), asked=st.lists(tokens, max_size=60))
-def test_all_ways_say_what_a_set_does(held: bool, known: set[int], asked: list[int]) -> None:
-    pruned = PrunedTokens(tokens_K=np.array(sorted(known), np.int64), held=held)
-    expected = [PRUNED_TOKEN if token != MISSING_TOKEN and (token in known) == held else token for token in asked]
+@given(
+    others_too=st.booleans(), known=st.dictionaries(tokens, tokens, max_size=40), asked=st.lists(tokens, max_size=60)
+)
+def test_all_ways_say_what_a_dictionary_does(others_too: bool, known: dict[int, int], asked: list[int]) -> None:
+    tokens_K, into_K = np.array(sorted(known.items()), np.int64).reshape(-1, 2).T
+    pruned = PrunedTokens(tokens_K=tokens_K.copy(), into_K=into_K.copy(), others_too=others_too)
+    specials = (MISSING_TOKEN, PRUNED_TOKEN)
+    expected = [
+        token if token in specials else known.get(token, PRUNED_TOKEN if others_too else token) for token in asked
+    ]
     device_N = pruned.on_device(torch.tensor(asked, dtype=torch.int64))
     assert device_N.tolist() == expected
     host_N = np.array(asked, np.int64)
@@ -54,6 +60,31 @@ def test_of_a_vocabulary_it_is_what_the_vocabulary_says(unseen: str) -> None:
     known = FeatureTokens.from_columns({"user": [1, 2, None], "item": [1, 2, 3]})
     assert pruned(known) is known
     assert TokenFilter.of({"item": FeatureValues.of("item", [1, 2])}) is None
+
+
+@pytest.mark.parametrize("unseen", ["keep", "prune"])
+def test_a_stand_in_is_looked_up_instead(unseen: str) -> None:
+    users = ["ann", "bob", "eve", "joe", "tom"]
+    values = FeatureValues.of(
+        "user", users, kept=[True, False, False, False, True], stand_in=[None, "tom", None, "ann", None], unseen=unseen
+    )
+    pruned = TokenFilter.of({"user": values})
+    assert pruned is not None
+    batch = FeatureTokens.from_columns({"user": [*users, "zoe", None]})
+    zoe = "zoe" if unseen == "keep" else "eve"
+    expected = FeatureTokens.from_columns({"user": ["ann", "tom", "eve", "ann", "tom", zoe, None]})
+    wanted_N = torch.where(expected.values_N == batch.values_N[2], PRUNED_TOKEN, expected.values_N)
+    assert pruned(batch).values_N.tolist() == wanted_N.tolist()
+    assert pruned(pruned(batch)).values_N.tolist() == wanted_N.tolist()
+    assert pruned.features["user"].on_device(batch.values_N).tolist() == wanted_N.tolist()
+    assert values.filtered(batch.values_N.numpy()).tolist() == wanted_N.tolist()
+    features = [Feature(name="user", exact=True)]
+    known = {"user": torch.from_numpy(values.tokens[values.kept].view(np.int64)).sort().values}
+    table = UnifiedEmbedding(features, 0, 4, exact_tokens=known, pruned=pruned)
+    vectors_N = table.lookup("user", users)
+    assert torch.equal(vectors_N[1], vectors_N[4])
+    assert torch.equal(vectors_N[3], vectors_N[0])
+    assert not torch.equal(vectors_N[0], vectors_N[4])
 
 
 def test_a_table_prunes_batches_keyed_tensors_and_values_alike() -> None:

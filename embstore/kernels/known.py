@@ -96,42 +96,47 @@ def fill_status(token_N, index, kept, missing, pruned, status_N):  # type: ignor
         status_N[n] = 3 if rank < 0 else (0 if rank < kept else 2)
 
 
-def token_places(tokens_K: NDArray[np.int64], empty: np.int64) -> NDArray[np.int64]:
-    """A hash table without ranks: the tokens at their places, ``empty``, which is none of them, elsewhere."""
-    places_P = np.full(1 << int(2 * len(tokens_K)).bit_length(), empty, np.int64)
-    _place(tokens_K, empty, places_P)
-    return places_P
+def token_places(tokens_K: NDArray[np.int64], into_K: NDArray[np.int64], empty: np.int64) -> NDArray[np.int64]:
+    """A hash table, int64 ``[P, 2]``: tokens at their places, each with what it becomes; elsewhere ``empty``, which is
+    none of them.
+    """
+    places_P2 = np.full((1 << int(2 * len(tokens_K)).bit_length(), 2), empty, np.int64)
+    _place(tokens_K, into_K, empty, places_P2)
+    return places_P2
 
 
 @compiled(nogil=True)
-def _place(tokens_K, empty, places_P):  # type: ignore[no-untyped-def]
-    mask = np.int64(len(places_P) - 1)
-    for token in tokens_K:
-        place = np.int64(splitmix64_scalar(np.uint64(token))) & mask
-        while places_P[place] != empty and places_P[place] != token:
+def _place(tokens_K, into_K, empty, places_P2):  # type: ignore[no-untyped-def]
+    mask = np.int64(len(places_P2) - 1)
+    for k in range(len(tokens_K)):
+        place = np.int64(splitmix64_scalar(np.uint64(tokens_K[k]))) & mask
+        while places_P2[place, 0] != empty and places_P2[place, 0] != tokens_K[k]:
             place = (place + 1) & mask
-        places_P[place] = token
+        places_P2[place, 0], places_P2[place, 1] = tokens_K[k], into_K[k]
 
 
 @compiled(nogil=True)
-def prune(token_N, places_P, held, missing, pruned):  # type: ignore[no-untyped-def]
-    """Let tokens that are in ``places_P`` (those that aren't, where ``held`` is false) be ``pruned``, in place.
+def prune(token_N, places_P2, others_too, missing, pruned):  # type: ignore[no-untyped-def]
+    """Replace tokens in place: those in ``places_P2`` as it says, and with ``others_too`` all others by ``pruned``.
 
     ``missing``, which marks places without a token, stays as it is. Returns how many have changed.
     """
-    mask, changed, size = np.int64(len(places_P) - 1), 0, len(token_N)
+    mask, changed, size = np.int64(len(places_P2) - 1), 0, len(token_N)
     place_A, found_A = np.empty(_AHEAD, np.int64), np.empty(_AHEAD, np.int64)
     for start in range(0, size, _AHEAD):
         ahead = min(_AHEAD, size - start)
         for a in range(ahead):  # without a branch, so that the waits for memory overlap
             place_A[a] = np.int64(splitmix64_scalar(np.uint64(token_N[start + a]))) & mask
-            found_A[a] = places_P[place_A[a]]
+            found_A[a] = places_P2[place_A[a], 0]
         for a in range(ahead):
             token, place, found = token_N[start + a], place_A[a], found_A[a]
             while found not in (missing, token):
                 place = (place + 1) & mask
-                found = places_P[place]
-            if (found == token) == held and token not in (missing, pruned):
-                token_N[start + a] = pruned
+                found = places_P2[place, 0]
+            if token in (missing, pruned):
+                continue
+            into = places_P2[place, 1] if found == token else (pruned if others_too else token)
+            if into != token:
+                token_N[start + a] = into
                 changed += 1
     return changed

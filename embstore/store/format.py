@@ -40,8 +40,6 @@ from embstore.store.manifest import (
     DELTA,
     DENSE,
     DENSE_OPTIMIZER,
-    FORMAT,
-    KEEPING_FORMAT,
     LINEAGE,
     MANIFEST,
     PLAIN_FORMAT,
@@ -50,6 +48,7 @@ from embstore.store.manifest import (
     Layout,
     bucket_name,
     check_body,
+    format_of,
 )
 from embstore.store.place import Files
 from embstore.store.quantization import (
@@ -158,8 +157,7 @@ def _write_rest(
 
         written, body["vocabulary"] = write_vocabulary(folder, vocabulary, bundle.schema, bundle.columns)
         files |= written
-        prunes = any("unseen" in said for said in body["vocabulary"].values())
-        body["format"] = FORMAT if prunes else KEEPING_FORMAT
+        body["format"] = format_of(body["vocabulary"])
     if change is not None:
         body["format"] = max(body["format"], change.base.manifest["format"])
     if bundle.optimizer is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,11 @@ from embstore.store.documents import Fields, shown
 from embstore.store.files import FileDigest
 from embstore.store.quantization import DTYPES, ENCODINGS, read_dtype, stored_dtype, stored_width
 
-FORMAT = (
-    4  # 1 had no quantised rows, no deltas, no optimizer's state; 2 no vocabulary; 3 none that prunes unseen values
-)
-KEEPING_FORMAT = 3  # of a version whose vocabulary prunes dropped values alone, which readers of it can use as well
+# 1 had no quantised rows, no deltas, no optimizer's state; 2 no vocabulary; 3 none that prunes unseen values; 4 no
+# values that stand in for others.
+FORMAT = 5
+UNSEEN_FORMAT = 4  # of a version whose vocabulary prunes unseen values, and has no stand-ins
+KEEPING_FORMAT = 3  # of one whose vocabulary prunes dropped values alone, which readers of it can use as well
 PLAIN_FORMAT = 2  # of one without a vocabulary
 
 MANIFEST, COMPAT, SCHEMA = "manifest.json", "compat.json", "schema.yaml"
@@ -94,12 +96,14 @@ class ValuesInfo:
         values: how many.
         kept: of them, not dropped.
         unseen: ``"prune"`` where values that are not in it are looked up as the pruned token, else ``"keep"``.
+        stood_in: of those that are dropped, for how many another stands in.
     """
 
     kind: str
     values: int
     kept: int
     unseen: str = "keep"
+    stood_in: int = 0
 
     @property
     def prunes(self) -> bool:
@@ -315,8 +319,13 @@ def read_vocabulary(body: dict[str, Any], files: dict[str, FileDigest], where: s
                 raise fields.wrong(
                     "format", f"{KEEPING_FORMAT + 1}, where unseen values are pruned", str(body["format"])
                 )
-            found[name] = ValuesInfo(kind=kind, values=values, kept=at.whole("kept", 0, values), unseen=unseen)
-            wanted[vocabulary_name(numbers[name])] = values * VALUE_BYTES[kind]
+            kept = at.whole("kept", 0, values)
+            stood_in = at.whole("stood_in", 0, values - kept) if "stood_in" in entry else 0
+            if stood_in and body["format"] <= UNSEEN_FORMAT:
+                found_format = str(body["format"])
+                raise fields.wrong("format", f"{UNSEEN_FORMAT + 1}, where values have stand-ins", found_format)
+            found[name] = ValuesInfo(kind=kind, values=values, kept=kept, unseen=unseen, stood_in=stood_in)
+            wanted[vocabulary_name(numbers[name])] = values * (VALUE_BYTES[kind] + (8 if stood_in else 0))
     held = {name for name in files if name.startswith("vocabulary/")}
     if held != wanted.keys():
         raise CorruptVersionError(f"{where}: files", expected=shown(sorted(wanted)), found=shown(sorted(held)))
@@ -325,6 +334,17 @@ def read_vocabulary(body: dict[str, Any], files: dict[str, FileDigest], where: s
             expected = f"at most the {files[name].bytes:,} bytes of the file"
             raise CorruptVersionError(f"{where}: {name}", expected=expected, found=f"{needed:,}")
     return found
+
+
+def format_of(vocabulary: Mapping[str, Mapping[str, Any]]) -> int:
+    """The lowest format in which a vocabulary can be said, so that as many readers as can use it do.
+
+    Args:
+        vocabulary: what a manifest says of it.
+    """
+    if any("stood_in" in said for said in vocabulary.values()):
+        return FORMAT
+    return UNSEEN_FORMAT if any("unseen" in said for said in vocabulary.values()) else KEEPING_FORMAT
 
 
 def read_files(body: dict[str, Any], where: str) -> dict[str, FileDigest]:

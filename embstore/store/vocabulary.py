@@ -5,6 +5,7 @@
         offset, bytes    of text and binary: int64 [V + 1] and uint8: value v is bytes[offset[v]:offset[v + 1]]
         count            int64 [V]
         kept             uint8 [V]: 1, or 0 where the value was dropped
+        stand_in         int64 [V], where any has one: the number of the kept value it is looked up as, or -1
 
 Not Parquet, as logs are: its readers take the memory that headers inside the file ask for (0.1 MB that unfold to 300 MB
 need no compression), and nothing before them can say how much that is. Here it is the file's own size.
@@ -62,6 +63,8 @@ def write_vocabulary(
             said[feature.name] = {"kind": of.kind, "values": len(of), "kept": int(of.kept.sum())}
             if of.unseen != "keep":
                 said[feature.name]["unseen"] = of.unseen
+            if of.stand_in is not None:
+                said[feature.name]["stood_in"] = int((of.stand_in >= 0).sum())
     return files, said
 
 
@@ -115,6 +118,8 @@ def _write(path: Path, of: FeatureValues) -> FileDigest:
             data = np.frombuffer(data or b"", np.uint8)[found[0] : found[-1]]
         arrays["bytes"] = data if len(of) else np.empty(0, np.uint8)
     arrays |= {"count": of.count, "kept": of.kept.view(np.uint8)}
+    if of.stand_in is not None:
+        arrays["stand_in"] = of.stand_in
     dtypes = {np.dtype(np.int64): torch.int64, np.dtype(np.uint8): torch.uint8}
     specs = {name: (dtypes[array.dtype], array.shape) for name, array in arrays.items()}
     with SafetensorsWriter(path, specs) as writer:
@@ -131,6 +136,8 @@ def _values(name: str, tensors: dict[str, Tensor], info: ValuesInfo, where: str)
         "count": (torch.int64, (size,)),
         "kept": (torch.uint8, (size,)),
     }
+    if info.stood_in:
+        expected["stand_in"] = torch.int64, (size,)
     if text:
         held = len(tensors["bytes"]) if "bytes" in tensors and tensors["bytes"].dim() == 1 else 0
         expected |= {"offset": (torch.int64, (size + 1,)), "bytes": (torch.uint8, (held,))}
@@ -142,12 +149,16 @@ def _values(name: str, tensors: dict[str, Tensor], info: ValuesInfo, where: str)
     flags = [tensors["kept"]] + ([tensors["value"]] if info.kind == "bool" else [])
     if any(len(of) and int(of.max()) > 1 for of in flags) or int(tensors["kept"].sum()) != info.kept:
         raise CorruptVersionError(where, expected=f"flags of 0 and 1, {info.kept:,} values kept", found="others")
+    stand_in = tensors["stand_in"].clone().numpy() if info.stood_in else None  # as with offsets
+    if stand_in is not None and (stand_in >= 0).sum() != info.stood_in:
+        raise CorruptVersionError(where, expected=f"stand-ins for {info.stood_in:,} values", found="others")
     try:
         return FeatureValues(
             name=name,
             values=_text(tensors, info) if text else _numbers(tensors["value"], info),
             count=tensors["count"].numpy(),
             kept=tensors["kept"].numpy().view(np.bool_),
+            stand_in=stand_in,
             unseen=info.unseen,
         )
     except DataError as error:

@@ -71,9 +71,9 @@ def _version(store: Store) -> Version:
     return Store(store.root).open()
 
 
-def _with_vocabulary(store: Store) -> Version:
+def _with_vocabulary(store: Store, **more: Any) -> Version:
     """The store's version once more, with a vocabulary, as its only one."""
-    values = FeatureValues.of("user", ["ann", "bob", "eve"], count=[3, 2, 1], kept=[True, True, False])
+    values = FeatureValues.of("user", ["ann", "bob", "eve"], count=[3, 2, 1], kept=[True, True, False], **more)
     bundle = replace(_version(store).bundle(), vocabulary=Vocabulary({"user": values}))
     shutil.rmtree(store.root)
     return Store(store.root).publish(bundle)
@@ -296,7 +296,7 @@ def test_rows_that_are_not_where_the_hash_finds_them(
 
 _KEYS = ("format", "version", "created", "space", "parent", "table", "features", "columns", "files")
 _HARMLESS = [("parent", None), ("space", "x"), ("columns", {})]
-_WRONG = [(key, value) for key in _KEYS for value in (None, 5, "x", [], {}, [[]], {"x": None})]
+_WRONG = [(key, value) for key in _KEYS for value in (None, 55, "x", [], {}, [[]], {"x": None})]
 
 
 @pytest.mark.parametrize(("key", "value"), [pair for pair in _WRONG if pair not in _HARMLESS], ids=repr)
@@ -366,6 +366,38 @@ def test_a_vocabulary_that_is_none(tensors: dict[str, Any], store: Store) -> Non
     ):
         with pytest.raises(CorruptVersionError, match=VALUES):
             attempt()
+
+
+@pytest.mark.parametrize(
+    "stand_in",
+    [
+        torch.tensor([-1, -1, 3]),
+        torch.tensor([-1, -1, 2]),  # one that is dropped
+        torch.tensor([-1, 0, -1]),  # for one that is kept
+        torch.tensor([-1, -1, -2]),
+        torch.tensor([-1, -1, -1]),
+        torch.tensor([-1, -1, 2**62]),
+        torch.tensor([-1, -1, 0], dtype=torch.int32),
+        torch.tensor([-1, 0]),
+        None,
+    ],
+    ids=str,
+)
+def test_stand_ins_that_are_none(stand_in: torch.Tensor | None, store: Store) -> None:
+    version = _with_vocabulary(store, stand_in=[None, None, "ann"])
+    assert torch.equal(*version.lookup("user", ["ann", "eve"]))
+    _resign(store, version, VALUES, _changed(version, stand_in=stand_in))
+    with pytest.raises(CorruptVersionError, match=VALUES):
+        _version(store).lookup("user", ["ann"])
+
+
+@pytest.mark.parametrize("said", [{"stood_in": 0}, {"stood_in": 2}, {"stood_in": -1}, {"stood_in": None}, {}], ids=str)
+def test_stand_ins_that_are_not_those_in_the_file(said: dict[str, Any], store: Store) -> None:
+    version = _with_vocabulary(store, stand_in=[None, None, "ann"])
+    entry = {key: of for key, of in version.manifest["vocabulary"]["user"].items() if key != "stood_in"}
+    _sign(store, json.dumps({**version.manifest, "vocabulary": {"user": {**entry, **said}}}).encode())
+    with pytest.raises(CorruptVersionError, match="vocabulary"):
+        _ = _version(store).vocabulary["user"]
 
 
 def test_a_value_longer_than_a_category(store: Store) -> None:
@@ -490,11 +522,11 @@ def test_a_huge_manifest_is_not_read(store: Store) -> None:
 
 def test_versions_of_the_future(store: Store) -> None:
     version = _version(store)
-    _sign(store, json.dumps({"format": 5}).encode())
+    _sign(store, json.dumps({"format": 6}).encode())
     with pytest.raises(StoreError, match="upgrade embstore"):
         _version(store)
     compat = json.loads((version.folder / "compat.json").read_bytes())
-    for key, number in (("minimal_reader", 5), ("hash_spec", 2)):
+    for key, number in (("minimal_reader", 6), ("hash_spec", 2)):
         _resign(store, version, "compat.json", json.dumps({**compat, key: number}).encode())
         with pytest.raises(StoreError, match=f"{key}.*upgrade embstore"):
             _version(store)

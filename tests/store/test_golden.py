@@ -40,7 +40,11 @@ def _said(version: Version, name: str) -> dict[str, Any]:
     values = [value.decode("latin-1") if isinstance(value, bytes) else value for value in of.values.to_pylist()]
     status = version.status(name, of.tokens).tolist()
     said = {"kind": of.kind, "values": values, "count": of.count.tolist(), "kept": of.kept.tolist(), "status": status}
-    return said if version.manifest["format"] < 4 else {**said, "unseen": of.unseen}
+    later = {4: {"unseen": of.unseen}, 5: {"stand_in": of.stood_in.tolist()}}
+    for number, more in later.items():
+        if number <= version.manifest["format"]:
+            said |= more
+    return said
 
 
 def test_there_is_one_for_each_format() -> None:

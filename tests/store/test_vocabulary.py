@@ -77,7 +77,11 @@ def vocabularies(draw: st.DrawFn) -> Vocabulary:
         known = draw(st.dictionaries(values, st.tuples(st.integers(0, 2**63 - 1), st.booleans()), max_size=9))
         counts = {"count": [count for count, _ in known.values()], "kept": [kept for _, kept in known.values()]}
         unseen = draw(st.sampled_from(["keep", "keep", "prune"]))
-        out[name] = FeatureValues.of(name, pa.array(list(known), kind), unseen=unseen, **counts)
+        of = FeatureValues.of(name, pa.array(list(known), kind), unseen=unseen, **counts)
+        if of.kept.any() and draw(st.booleans()):
+            others = st.sampled_from([-1, *np.flatnonzero(of.kept).tolist()])
+            of = of.keep(of.kept, np.array([-1 if keeps else draw(others) for keeps in of.kept], np.int64))
+        out[name] = of
     return Vocabulary(out)
 
 
@@ -167,6 +171,25 @@ def test_unseen_values_are_pruned_where_the_vocabulary_says_so(plain: Version, t
     manifest["format"] = 3
     with pytest.raises(CorruptVersionError, match="where unseen values are pruned"):
         read_vocabulary(manifest, version.files, "here")
+
+
+def test_a_stand_in_is_looked_up_instead(plain: Version, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    user = vocabulary(user=["ann"])["user"]
+    number = {value: at for at, value in enumerate(user.values.to_pylist())}
+    of = user.keep(user.kept, np.where(user.kept, -1, number[""]))
+    version = store.publish(replace(plain.bundle(), vocabulary=Vocabulary({"user": of})))
+    asked = ["ann", "", "nobody", None]
+    tokens_N = tokens_of(asked).numpy().view(np.uint64)
+    assert version.status("user", tokens_N).tolist() == [0, 0, 3, 1]
+    got, before = version.lookup("user", asked), plain.lookup("user", asked)
+    assert torch.equal(got[0], got[1])
+    assert torch.equal(got[1:], before[1:])
+    restored = UnifiedEmbedding.restore(version.table, pruned=version.pruned)
+    assert torch.equal(restored.lookup("user", asked), got)
+    assert version.manifest["format"] == 5
+    with pytest.raises(CorruptVersionError, match="where values have stand-ins"):
+        read_vocabulary({**version.manifest, "format": 4}, version.files, "here")
 
 
 def test_status_by_vocabulary_by_exact_tokens_and_by_neither(plain: Version, tmp_path: Path) -> None:
