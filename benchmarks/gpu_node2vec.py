@@ -6,9 +6,8 @@ The walks (10 of 80 nodes from each, p = q = 0.25) are made before; seconds are 
 (128 numbers, window 10, one epoch), from the spectral prior and from random vectors; the best of ``REPEATS``, after a
 short training that compiles. Quality is Macro-F1 as in ``benchmarks.node2vec``, without propagation, one seed.
 
-    seconds_START_GRAPH      by torch on the GPU, batches as it takes them by itself; and by ``SkipGram`` on the CPU
-    seconds_1024_START_GRAPH the same by batches of 1,024 walks
-    macro_f1_..._GRAPH       of both
+    seconds_START_GRAPH      by torch on the GPU, and by ``SkipGram`` on the CPU
+    macro_f1_START_GRAPH     of both
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from embstore.node2vec.torch_skipgram import TorchSkipGram
 from embstore.threads import usable_cores
 
 GRAPHS, STARTS, REPEATS, PIECE = ("ppi", "blogcatalog"), ("prior", "random"), 2, 16_384
-CPU, GPU, WIDE = "SkipGram on the CPU", "torch", "torch_1024"
+CPU, GPU = "SkipGram on the CPU", "torch"
 Vectors = dict[str, NDArray[np.float32]]
 
 
@@ -69,11 +68,10 @@ def trained(name: str, device: str = "cuda") -> tuple[dict[str, list[float]], Ve
         given = prior if start == "prior" else {}
         if contender == CPU:
             return SkipGram(visits_N, walker.num_walks, how, **given)
-        batch = 1024 if contender == WIDE else None
-        return TorchSkipGram(visits_N, walker.num_walks, how, device=device, batch=batch, **given)
+        return TorchSkipGram(visits_N, walker.num_walks, how, device=device, **given)
 
     for start in STARTS:
-        for contender in (CPU, GPU, WIDE):
+        for contender in (CPU, GPU):
             settings = {"threads": threads} if contender == CPU else {}
             make(contender, start).train(walks_WL[:1024], 0, **settings)
             for _ in range(REPEATS):
@@ -102,12 +100,10 @@ def claims(seconds: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, A
     out = {}
     for name in seconds:
         for start in STARTS:
-            peer = f"{CPU}, {start}"
-            for contender, prefix in ((GPU, ""), (WIDE, "1024_")):
-                ours, label = f"{contender}, {start}", f"{prefix}{start}_{name}"
-                taken, theirs = min(seconds[name][ours]), min(seconds[name][peer])
-                out[f"seconds_{label}"] = claim(taken, "s", CPU, theirs, higher_is_better=False)
-                out[f"macro_f1_{label}"] = claim(scores[name][ours], "", CPU, scores[name][peer])
+            ours, peer, label = f"{GPU}, {start}", f"{CPU}, {start}", f"{start}_{name}"
+            taken, theirs = min(seconds[name][ours]), min(seconds[name][peer])
+            out[f"seconds_{label}"] = claim(taken, "s", CPU, theirs, higher_is_better=False)
+            out[f"macro_f1_{label}"] = claim(scores[name][ours], "", CPU, scores[name][peer])
     return out
 
 

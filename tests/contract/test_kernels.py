@@ -447,14 +447,19 @@ def test_auto_says_what_it_took_and_why() -> None:
     assert "cpu not taken" in reason
 
 
-def test_auto_on_a_gpu_says_why_fbgemm_was_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_on_a_gpu_takes_gpu_but_not_for_a_table_that_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise KernelError("kernel 'fbgemm' can't be loaded", found="undefined symbol")
 
-    monkeypatch.setattr("embstore.kernels.fbgemm.load", broken)
+    on_gpu = {"optimizer": TableOptimizer(), "dtype": torch.float32, "device": torch.device("cuda"), "dim": 4}
     monkeypatch.setattr("embstore.kernels.gpu.check", lambda *_: None)
-    kernel, reason = choose("auto", optimizer=TableOptimizer(), dtype=torch.float32, device=torch.device("cuda"), dim=4)
-    assert kernel.name == "gpu"
+    monkeypatch.setattr("embstore.kernels.fbgemm.check", lambda *_: None)
+    assert choose("auto", **on_gpu)[0].name == "gpu"
+    assert choose("auto", shared=True, **on_gpu)[0].name == "fbgemm"
+    monkeypatch.undo()
+    monkeypatch.setattr("embstore.kernels.fbgemm.load", broken)
+    kernel, reason = choose("auto", shared=True, **on_gpu)
+    assert kernel.name == "reference"
     assert "fbgemm not taken: kernel 'fbgemm' can't be loaded (undefined symbol)" in reason
 
 
