@@ -5,7 +5,7 @@
 
 - Contract: random batches against the float64 judge of ``tests/contract``, and the suite itself where pytest is.
 - Speed: tables of ``TABLE_BYTES``, far beyond any L2 cache; batches of 26 x 65,536 tokens. Each call is timed by CUDA
-  events behind a sweep over ``FLUSH_BYTES``, which empties the L2 cache and gives the host time to queue the call's
+  events behind ``SWEEPS`` over ``FLUSH_BYTES``, which empty the L2 cache and give the host time to queue the call's
   launches; then once more by the host's clock, launches included (samples ``wall``). Contenders share the table.
 - Bandwidth: a claim's value is the rate of the bytes that *must* move, each distinct row once; its peer is the rate of
   a large copy within the device, measured in the same run. Rows of a Zipf batch repeat, so there ``must`` is less than
@@ -38,6 +38,7 @@ from embstore.embeddings.unified import UnifiedEmbedding
 ROOT = Path(__file__).parents[1]
 TABLE_BYTES, FLUSH_BYTES, BATCH, CASES = 8 * 2**30, 2**30, 65_536, 4
 DIMS = (16, 32, 64, 128)
+SWEEPS = 4  # some 2 ms: launching a step takes the host about one
 OURS, BAG, TBE = "embstore gpu", "nn.EmbeddingBag", "FBGEMM TBE"
 PACKAGES = ("triton", "fbgemm-gpu", "torchrec")
 
@@ -130,7 +131,14 @@ def speed(
     generator = np.random.default_rng(1)
     sizes = {"features": features, "batch": batch, "vocabulary": vocabulary}
     batches = {d: [draw_tokens(d, generator, **sizes).to(device) for _ in range(CASES)] for d in DISTRIBUTIONS}
-    settings = {**sizes, "table_bytes": table_bytes, "copy_bytes_per_second": copied, "kernel": kernel, "skipped": []}
+    settings = {
+        **sizes,
+        "table_bytes": table_bytes,
+        "copy_bytes_per_second": copied,
+        "kernel": kernel,
+        "sweeps": SWEEPS,
+    }
+    settings["skipped"] = []
     lookups, steps = Result(claims={}, samples={}), Result(claims={}, samples={})
     end = time.perf_counter() + seconds
     for dim in dims:
@@ -234,7 +242,8 @@ def _interleave(
         for name in names[first:] + names[:first]:
             run, case, other = contenders[name], cases[call % len(cases)], cases[(call + 1) % len(cases)]
             call += 1
-            flush.add_(1)
+            for _ in range(SWEEPS):
+                flush.add_(1)
             found["device"][name].append(_timed(lambda run=run, case=case: run(case), device, queued=True))
             found["wall"][name].append(_timed(lambda run=run, case=other: run(case), "wall" if on_gpu else device))
     return found

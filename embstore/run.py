@@ -194,8 +194,8 @@ class Run:
         self._write_result(result)
         return result
 
-    def build(self, exact: Mapping[str, Tensor]) -> CtrModel:
-        """The run's model before training."""
+    def build(self, exact: Mapping[str, Tensor], kernel: str | None = None) -> CtrModel:
+        """The run's model before training; ``kernel`` instead of the settings' one."""
         settings = self.config.table
         table = UnifiedEmbedding(
             self.schema.features,
@@ -207,7 +207,7 @@ class Run:
             dtype=DTYPES[settings.dtype],
             init_std=settings.init_std,
             frozen=settings.frozen,
-            kernel=settings.kernel,
+            kernel=kernel or settings.kernel,
             seed=settings.seed,
             device=self.group.device,
             pruned=self._vocabulary.filter,
@@ -389,7 +389,7 @@ class Run:
             raise CheckpointError(
                 f"{self.folder}", expected="a trained run", found="one without tokens of exact features"
             )
-        model = self.build(exact)
+        model = self.build(exact, kernel="auto")  # the settings' one may want the device it was trained on
         identity = self.config.identity(self.start)
         trainer = Trainer(model, self.config.training, self.folder, identity=identity, group=self.group)
         trainer.restore()

@@ -237,7 +237,7 @@ class Trainer:
             logits_B = self.model(on_device)
             loss = _loss(logits_B, on_device)
             torch.autograd.backward(get_gradient_edge(loss))  # loss.backward() would leave the context
-        value, positives, negatives = self._reduce(loss, batch.label_B)
+        value, positives, negatives = self._reduce(loss, on_device.label_B)
         if not math.isfinite(value):
             raise DataError(
                 f"training diverged at step {at.step + 1:,}",
@@ -253,23 +253,26 @@ class Trainer:
         at.positives, at.negatives = at.positives or positives, at.negatives or negatives
         return batch.label_B, logits_B.detach()
 
-    def _reduce(self, loss: torch.Tensor, label_B: torch.Tensor) -> tuple[float, bool, bool]:
+    def _reduce(self, loss: torch.Tensor, label_B: torch.Tensor | None) -> tuple[float, bool, bool]:
         """Sum the network's gradients over the ranks; the loss of the whole batch, and which labels it has."""
-        positives, negatives = bool((label_B == 1).any()), bool((label_B == 0).any())
+        assert label_B is not None
+        own = [loss.detach(), (label_B == 1).any().to(loss.dtype), (label_B == 0).any().to(loss.dtype)]
+        more = torch.stack(own)  # brought to the host at once: a GPU is waited for each time
         if self.group.alone:
-            return float(loss.detach()), positives, negatives
+            value, positives, negatives = more.tolist()
+            return value, bool(positives), bool(negatives)
         grads = []
         for parameter in (of for group in self.optimizer.param_groups for of in group["params"]):
             if parameter.grad is None:  # not used for this rank's rows, maybe for those of others
                 parameter.grad = torch.zeros_like(parameter)
             grads.append(parameter.grad)
-        more = torch.tensor([float(loss.detach()), positives, negatives], device=loss.device)
         *summed, more = self.group.sum(torch.cat([*(grad.flatten() for grad in grads), more])).split(
             [*(grad.numel() for grad in grads), len(more)]
         )
         for grad, found in zip(grads, summed, strict=True):
             grad.copy_(found.view_as(grad))
-        return float(more[0]), bool(more[1]), bool(more[2])
+        value, positives, negatives = more.tolist()
+        return value, bool(positives), bool(negatives)
 
     def _evaluate(self, valid: ParquetLog | None) -> None:
         """Evaluate, write the metrics down, and update best, patience and schedule."""

@@ -317,6 +317,15 @@ def test_yaml_flags_and_seeds(logs: Path, tmp_path: Path) -> None:
         (["demo", "--to", "afile/below"], "output afile/below; expected a folder .*; found Not a directory"),
         (["dataset", "critoe", "--from", "x", "--to", "y"], "did you mean 'criteo'"),
         (["train", "--set", "a", "--train", "x", "--label", "y"], "KEY=VALUE"),
+        (
+            ["train", "--device", "gpu", "--train", "x", "--label", "y"],
+            "--device; expected cpu, cuda or cuda:1; found gpu",
+        ),
+        (["train", "--device", "cuda", "--workers", 2, "--train", "x", "--label", "y"], "--device; expected --gpus"),
+        (
+            ["train", "--device", "cuda:99", "--train", "x", "--label", "y"],
+            "device cuda:99; expected a GPU of that number",
+        ),
         (["schema", "nowhere", "--label", "y"], "no Parquet file"),
     ],
 )

@@ -66,6 +66,21 @@ def test_a_finished_run_is_opened_where_it_lies(config: RunConfig, tmp_path: Pat
     assert run.train() == result
 
 
+def test_a_run_is_opened_where_its_kernel_is_not(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that was trained on a GPU, by a kernel it named, is evaluated and published on a host without one."""
+    named = replace(config, output=str(tmp_path / "run"), table=replace(config.table, kernel="gpu"))
+    result = Run(named, models.build).train()
+    assert result["kernel"]["name"] == "gpu"
+    monkeypatch.setattr("embstore.kernels.gpu.interpreted", lambda: False)
+    assert config.logs.test is not None
+    run = Run.open(tmp_path / "run", models.build)
+    assert run.evaluate(config.logs.test) == pytest.approx(result["test"])
+    assert run.trained().table.kernel.name == "cpu"
+    assert run.bundle().table.num_rows == run.trained().table.num_rows
+
+
 def test_a_log_without_a_label_trains_nothing(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a label to train on"):
         Run(replace(config, schema={"features": ["user_id"]}, output=str(tmp_path)), models.build)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -70,6 +71,9 @@ The least a config.yaml says, as the flags do (a table of 262,144 rows of 16 num
 )
 @click.option("--gpus", is_flag=True, help="A GPU for each of the --workers.")
 @click.option(
+    "--device", default="cpu", show_default=True, help="Where table and network lie: cpu, cuda, or cuda:1 and so on."
+)
+@click.option(
     "--restarts",
     type=click.IntRange(min=-1),
     default=3,
@@ -96,6 +100,7 @@ def train(
     publish_every: float | None,
     workers: int | None,
     gpus: bool,
+    device: str,
     restarts: int,
     fresh: bool,
     as_json: bool,
@@ -128,7 +133,11 @@ def train(
     from embstore.run_folder import RunFolder
     from embstore.settings import RunConfig
 
-    with _ranks() as group:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise ConfigError("--device", expected="cpu, cuda or cuda:1", found=device)
+    if workers is not None and device != "cpu":
+        raise ConfigError("--device", expected="--gpus, which gives each of the --workers one", found=device)
+    with _ranks(device) as group:
         data = load_yaml(config) if config else {}
         for setting in settings:
             override(data, setting)
@@ -196,13 +205,13 @@ def train(
 
 
 @contextmanager
-def _ranks() -> Iterator[Group]:
+def _ranks(device: str) -> Iterator[Group]:
     """The processes that torchrun has started, if it has; of what ends all alike rank 0 alone speaks."""
     from embstore.distributed import joined
 
     by_ranks = False
     try:
-        with joined(report=say) as group:
+        with joined(device=device, report=say) as group:
             by_ranks = not group.alone
             yield group
     except ON_PURPOSE as error:

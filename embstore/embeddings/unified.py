@@ -486,5 +486,10 @@ class UnifiedEmbedding(nn.Module):
 
     def _choose_kernel(self) -> None:
         self.kernel, self.kernel_reason = choose(
-            self._kernel_wanted, optimizer=self.optimizer, dtype=self.dtype, device=self.weight.device, dim=self.dim
+            self._kernel_wanted,
+            optimizer=self.optimizer,
+            dtype=self.dtype,
+            device=self.weight.device,
+            dim=self.dim,
+            shared=self._exchange is not None,
         )

@@ -25,13 +25,13 @@ KERNELS: dict[str, type[Kernel]] = {
 
 
 def choose(
-    name: str, *, optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device, dim: int
+    name: str, *, optimizer: TableOptimizer, dtype: torch.dtype, device: torch.device, dim: int, shared: bool = False
 ) -> tuple[Kernel, str]:
     """The kernel of that name, and why; ``"auto"`` takes the fastest that can do what is asked.
 
-    On CPU that is ``cpu``, in every case measured (``benchmarks/results``: ``lookup.json``, ``train_step.json``). On a
-    GPU, where ``gpu`` has not been measured yet, FBGEMM goes first; ``gpu`` has the optimizers, dtypes and dims that
-    FBGEMM lacks.
+    On CPU that is ``cpu``, on a GPU ``gpu``, in every case measured (``benchmarks/results``: ``lookup.json``,
+    ``train_step.json``, ``gpu_train_step.json``). FBGEMM goes first for a table that is shared out (``shared``), which
+    ``gpu`` can't read.
 
     Raises:
         ConfigError: no such kernel.
@@ -43,7 +43,7 @@ def choose(
         _check(name, optimizer, dtype, device, dim)
         return KERNELS[name](), "asked for"
     why_not = []
-    for candidate in ("cpu", "fbgemm", "gpu"):
+    for candidate in ("cpu", "fbgemm") if shared else ("cpu", "gpu", "fbgemm"):
         try:
             _check(candidate, optimizer, dtype, device, dim)
         except KernelError as error:

@@ -20,20 +20,20 @@ from embstore import threads
 from embstore.batch import FeatureTokens
 from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import KernelError
-from embstore.kernels import KERNELS, TableOptimizer, choose, gpu
-from embstore.kernels.fbgemm import load
+from embstore.kernels import KERNELS, TableOptimizer, choose, fbgemm, gpu
 from embstore.schema import Feature
 
 
-def _has_fbgemm() -> bool:
+def _can_fbgemm(device: torch.device) -> bool:
     try:
-        load()
+        fbgemm.check(TableOptimizer(), torch.float32, DIM, device)
     except KernelError:
         return False
     return True
 
 
-HAS_FBGEMM = _has_fbgemm()
+DIM = 4
+HAS_FBGEMM = _can_fbgemm(torch.device("cpu"))
 
 
 def _available(kernel: str, optimizer: str, dtype: torch.dtype = torch.float32) -> None:
@@ -50,13 +50,13 @@ def _available(kernel: str, optimizer: str, dtype: torch.dtype = torch.float32) 
 
 
 def _device(kernel: str) -> torch.device:
-    return DEVICE if kernel == "gpu" else torch.device("cpu")
+    return DEVICE if kernel == "gpu" or (kernel == "fbgemm" and FBGEMM_ON_GPU) else torch.device("cpu")
 
 
-DIM = 4
 NARROW = [torch.float16, torch.bfloat16]
 ROUNDING = [name for name in KERNELS if name != "fbgemm"]  # on CPU it rounds float16 to nearest
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of the kernel "gpu"
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")  # of the kernel "gpu", and FBGEMM's CUDA build
+FBGEMM_ON_GPU = _can_fbgemm(DEVICE) and DEVICE.type == "cuda"
 
 
 def _table(
@@ -163,6 +163,7 @@ def test_rounding_is_the_reference_s(kernel: str, optimizer: str, dtype: torch.d
             )
             for name in (kernel, "reference")
         )
+        ours.weight.copy_(theirs.weight)  # first rows are drawn where a table lies
         generator = torch.Generator().manual_seed(1)
         tokens = torch.randint(0, 2**62, (200,), generator=generator)
         rows = ours.plan.rows_of(ours.plan.lookups[0], tokens)
@@ -261,10 +262,15 @@ def _larger_batch(features: list[Feature], rows: int, distinct: int, generator: 
 
 
 @pytest.mark.parametrize("distinct", [3, 500, 2**40], ids=["duplicates", "some", "none"])
-@pytest.mark.parametrize(("kernel", "dim"), [("cpu", 1), ("cpu", 6), ("cpu", 16), ("cpu", 72), ("fbgemm", 16)])
+@pytest.mark.parametrize(
+    ("kernel", "dim"),
+    [("cpu", 1), ("cpu", 6), ("cpu", 16), ("cpu", 72), ("fbgemm", 16), ("gpu", 6), ("gpu", 16), ("gpu", 72)],
+)
 def test_kernels_agree_with_the_reference_on_larger_batches(kernel: str, dim: int, distinct: int) -> None:
     """Many chunks, blocks and parts; single values beside lists, hashed beside exact rows."""
     _available(kernel, "rowwise_adagrad")
+    if kernel == "gpu" and DEVICE.type == "cpu":
+        pytest.skip("too much for Triton's interpreter")
     features = [
         *(Feature(name=f"f{i}", lookups=2) for i in range(5)),
         Feature(name="l0", pooling="mean", lookups=2),
@@ -274,20 +280,27 @@ def test_kernels_agree_with_the_reference_on_larger_batches(kernel: str, dim: in
     exact = {"e": torch.arange(0, 400, 3)}
     tables = [
         UnifiedEmbedding(
-            features, 20_000, dim, exact_tokens=exact, optimizer=TableOptimizer(learning_rate=0.1), kernel=name
+            features,
+            20_000,
+            dim,
+            exact_tokens=exact,
+            optimizer=TableOptimizer(learning_rate=0.1),
+            kernel=name,
+            device=_device(name),
         )
         for name in (kernel, "reference")
     ]
+    tables[0].weight.copy_(tables[1].weight)  # first rows are drawn where a table lies
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         tokens = _larger_batch(features, 1500, distinct, generator)
         grad_BW = torch.randn(1500, tables[0].width, generator=generator)
-        outs = [table(tokens) for table in tables]
-        torch.testing.assert_close(*outs, rtol=1e-4, atol=1e-5)
+        outs = [_look_up(table, tokens) for table in tables]
+        torch.testing.assert_close(*(out_BW.cpu() for out_BW in outs), rtol=1e-4, atol=1e-5)
         for out_BW in outs:
-            out_BW.backward(grad_BW)
-    torch.testing.assert_close(tables[0].weight, tables[1].weight, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(tables[0].state_sum, tables[1].state_sum, rtol=1e-3, atol=1e-3)
+            out_BW.backward(grad_BW.to(out_BW.device))
+    torch.testing.assert_close(tables[0].weight.cpu(), tables[1].weight, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(tables[0].state_sum.cpu(), tables[1].state_sum, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -434,14 +447,19 @@ def test_auto_says_what_it_took_and_why() -> None:
     assert "cpu not taken" in reason
 
 
-def test_auto_on_a_gpu_says_why_fbgemm_was_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_on_a_gpu_takes_gpu_but_not_for_a_table_that_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise KernelError("kernel 'fbgemm' can't be loaded", found="undefined symbol")
 
-    monkeypatch.setattr("embstore.kernels.fbgemm.load", broken)
+    on_gpu = {"optimizer": TableOptimizer(), "dtype": torch.float32, "device": torch.device("cuda"), "dim": 4}
     monkeypatch.setattr("embstore.kernels.gpu.check", lambda *_: None)
-    kernel, reason = choose("auto", optimizer=TableOptimizer(), dtype=torch.float32, device=torch.device("cuda"), dim=4)
-    assert kernel.name == "gpu"
+    monkeypatch.setattr("embstore.kernels.fbgemm.check", lambda *_: None)
+    assert choose("auto", **on_gpu)[0].name == "gpu"
+    assert choose("auto", shared=True, **on_gpu)[0].name == "fbgemm"
+    monkeypatch.undo()
+    monkeypatch.setattr("embstore.kernels.fbgemm.load", broken)
+    kernel, reason = choose("auto", shared=True, **on_gpu)
+    assert kernel.name == "reference"
     assert "fbgemm not taken: kernel 'fbgemm' can't be loaded (undefined symbol)" in reason
 
 

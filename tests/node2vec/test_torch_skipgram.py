@@ -74,6 +74,23 @@ def test_losses_and_quality_are_those_of_the_numba_path(planted, device, subsamp
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_hubs_do_not_overshoot(device):
+    """As on BlogCatalog, whose hubs are visited so often in a batch that plain sums diverge."""
+    generator = np.random.default_rng(1)
+    ends = generator.integers(0, 1000, (2, 6000))
+    hubs = np.stack([generator.integers(0, 6, 6000), generator.integers(6, 1000, 6000)])
+    walker = Walker(Graph.of_edges(*np.concatenate([ends, hubs], axis=1), num_nodes=1000), WalkSettings(length=40))
+    walks = walker.walks(0, walker.num_walks)
+    visits, losses = np.bincount(walks[walks >= 0], minlength=1000), {}
+    for most in (4.0, np.inf):
+        how = settings(window=10, learning_rate=0.05, epochs=1)
+        model = TorchSkipGram(visits, len(walks), how, device=device, most=most)
+        losses[most] = [model.train(walks[at : at + 2000], at) for at in range(0, len(walks), 2000)]
+    assert losses[4.0][-1] < losses[4.0][0]
+    assert not losses[np.inf][-1] < 2 * losses[np.inf][0]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_a_step_is_the_gradient_of_its_loss(device):
     """Moves of a batch at rate 1, against autograd on the written loss."""
     generator = np.random.default_rng(2)
@@ -82,7 +99,9 @@ def test_a_step_is_the_gradient_of_its_loss(device):
     visits = np.bincount(walks[walks >= 0], minlength=12)
     start = generator.standard_normal((2, 12, 8)).astype(np.float32)
     how = settings(dim=8, window=3, learning_rate=1.0, last_learning_rate=1.0, negatives=3)
-    model = TorchSkipGram(visits, 3, how, vectors=start[0], contexts=start[1], device=device, pool=6, batch=3)
+    model = TorchSkipGram(
+        visits, 3, how, vectors=start[0], contexts=start[1], device=device, pool=6, batch=3, most=np.inf
+    )
     drawn = {}
     random, spans = torch.rand, torch.randint
 
@@ -152,3 +171,5 @@ def test_what_cannot_be():
     for wrong in ({"pool": 0}, {"batch": 0}):
         with pytest.raises(ConfigError, match="pool and batch"):
             TorchSkipGram(np.ones(3, np.int64), 1, settings(), **wrong)
+    with pytest.raises(ConfigError, match="most"):
+        TorchSkipGram(np.ones(3, np.int64), 1, settings(), most=0)

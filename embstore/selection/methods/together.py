@@ -105,7 +105,7 @@ def _worth(source: Trained, batch: EmbeddedBatch, number: int, dropped_D: NDArra
     """What each value is worth beside these."""
     table, sums = source.model.table, Sums(source.columns.layout)
     to_shared = {
-        name: entries.share_E[:, None] * (shared_W[table.slices[name]] - vectors(table, batch, entries))
+        name: entries.share_E.to(shared_W)[:, None] * (shared_W[table.slices[name]] - vectors(table, batch, entries))
         for name, entries in batch.fields.items()
     }
     pruned = _pruned(source, batch, to_shared, dropped_D)
@@ -113,9 +113,9 @@ def _worth(source: Trained, batch: EmbeddedBatch, number: int, dropped_D: NDArra
     for name, entries in batch.fields.items():
         at = table.slices[name]
         row_P, column_P, pair_E = _pairs_of(entries)
-        sign_P = torch.from_numpy(np.where(dropped_D[column_P], -1.0, 1.0)).float()
-        difference_PW = torch.zeros(len(row_P), to_shared[name].shape[1])
-        difference_PW.index_add_(0, torch.from_numpy(pair_E), to_shared[name])
+        sign_P = torch.from_numpy(np.where(dropped_D[column_P], -1.0, 1.0)).to(base_B)
+        difference_PW = torch.zeros(len(row_P), to_shared[name].shape[1], device=base_B.device)
+        difference_PW.index_add_(0, torch.from_numpy(pair_E).to(base_B.device), to_shared[name])
         difference_PW *= sign_P[:, None]
         losses = [
             loss_of_copies(
@@ -134,7 +134,9 @@ def _pruned(
     embedded_BW = batch.embedded_BW.clone()
     for name, entries in batch.fields.items():
         out_E = torch.from_numpy(dropped_D[entries.column_E])
-        embedded_BW[:, source.model.table.slices[name]].index_add_(0, entries.row_E[out_E], to_shared[name][out_E])
+        embedded_BW[:, source.model.table.slices[name]].index_add_(
+            0, entries.row_E[out_E].to(embedded_BW.device), to_shared[name][out_E]
+        )
     return replace(batch, embedded_BW=embedded_BW)
 
 
