@@ -120,8 +120,8 @@ def cut(
     saved = [1] * len(sets) if rows_of_cluster is None else list(rows_of_cluster)
     open_S = [max(of.points - max(at_least, 1), 0) for of in sets]
     set_M = np.repeat(np.arange(len(sets)), open_S)
-    empty = [np.empty(0)]
-    price_M = np.concatenate([of.cost_M[:many] / row for of, many, row in zip(sets, open_S, saved, strict=True)] or empty)
+    prices = [of.cost_M[:many] / row for of, many, row in zip(sets, open_S, saved, strict=True)]
+    price_M = np.concatenate([np.empty(0), *prices])
     order_M = np.argsort(price_M, kind="stable")
     there = sum(of.points * row for of, row in zip(sets, saved, strict=True))
     left_M = there - np.cumsum(np.array(saved, np.int64)[set_M[order_M]])
@@ -151,7 +151,8 @@ def _agglomerated(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], float, float]:
     """A cell's merges and their costs; its mean, its weight, and what no later merge costs less than."""
     at_ND, weight_N, least_N = cell
-    mean_D, pair_M2, cost_M = np.zeros(at_ND.shape[1]), np.empty((len(at_ND) - 1, 2), np.int64), np.empty(len(at_ND) - 1)
+    size, dimensions = at_ND.shape
+    mean_D, pair_M2, cost_M = np.zeros(dimensions), np.empty((size - 1, 2), np.int64), np.empty(size - 1)
     weight = _mean(at_ND, weight_N, mean_D)
     _merge(np.array(at_ND.T, order="C"), weight_N.copy(), least_N.copy(), pair_M2, cost_M)
     return pair_M2, cost_M, mean_D, weight, float(max(cost_M.max(initial=0.0), least_N.max()))
@@ -216,12 +217,8 @@ def _merge(at_DN, weight_N, least_N, pair_M2, cost_M):  # type: ignore[no-untype
             ahead = min(_AHEAD, size - start)
             cost_A[:ahead] = 0.0
             for d in range(dimensions):
-                here = at_DN[d, a]
-                for i in range(ahead):
-                    off = at_DN[d, start + i] - here
-                    cost_A[i] += off * off
-            for i in range(ahead):
-                cost_A[i] *= weight * weight_N[start + i] / (weight + weight_N[start + i])
+                _add_squares(at_DN[d][start : start + ahead], at_DN[d, a], cost_A)
+            _weigh(weight_N[start : start + ahead], weight, cost_A)
             if start <= a < start + ahead:
                 cost_A[a - start] = np.inf
             for i in range(ahead):
@@ -258,6 +255,18 @@ def _merge(at_DN, weight_N, least_N, pair_M2, cost_M):  # type: ignore[no-untype
                     link += 1
             gone_N[:to] = False
             size, first, chained = to, 0, link
+
+
+@compiled(nogil=True)
+def _add_squares(at_A, here, cost_A):  # type: ignore[no-untyped-def]
+    for i in range(len(at_A)):
+        cost_A[i] += (at_A[i] - here) * (at_A[i] - here)
+
+
+@compiled(nogil=True)
+def _weigh(weight_A, weight, cost_A):  # type: ignore[no-untyped-def]
+    for i in range(len(weight_A)):
+        cost_A[i] *= weight * weight_A[i] / (weight + weight_A[i])
 
 
 @compiled(nogil=True)

@@ -88,7 +88,8 @@ def test_points_that_are_there_again_come_together_first(cell: int) -> None:
     kinds = _numbered(np.unique(distinct_ND, axis=0, return_inverse=True)[1].reshape(-1))
     assert max(kinds) == 8
     if cell == 4096:
-        assert not merges.cost_M[:491].any() and merges.cost_M[491] == pytest.approx(merges.cost_M[491:].min())
+        assert not merges.cost_M[:491].any()
+        assert merges.cost_M[491] == pytest.approx(merges.cost_M[491:].min())
         assert merges.clusters(491).tolist() == kinds
         np.testing.assert_allclose(merges.cost_M, linkage(distinct_ND, "ward")[:, 2] ** 2 / 2, atol=1e-9)
     assert (np.diff(merges.cost_M) >= 0).all()
