@@ -133,7 +133,8 @@ def test_who_stands_in_is_the_most_frequent(source: Trained) -> None:
     assert shared["tags"].kept_V.all()
     candidates = np.flatnonzero(dropped_V)
     first = candidates[np.argmax(users.count[candidates])]
-    assert kept_V[first] and kept_V[~dropped_V].all()
+    assert kept_V[first]
+    assert kept_V[~dropped_V].all()
     assert int(kept_V.sum()) == int((~dropped_V).sum()) + 1
     assert set(stand_in_V[dropped_V].tolist()) == {-1, int(first)}
     even = {**vocabulary, "user": replace(users, count=np.ones(len(users), np.int64))}
