@@ -117,7 +117,7 @@ def metrics(source: Trained) -> dict[str, NDArray[np.float64]]:
 
 
 def _products(source: Trained, batch: EmbeddedBatch, number: int) -> list[Tensor]:
-    """Of each feature the sum of g g' over a batch's entries, and their weight; an entry's g is a share of its row's."""
+    """Of each feature the sum of g g' over a batch's entries, and their weight; g of an entry is a share of a row's."""
     embedded_BW = batch.embedded_BW.detach().requires_grad_()
     with torch.enable_grad():
         logits_B = source.model.network(batch.dense_BC, embedded_BW)
