@@ -83,7 +83,7 @@ def prune(
     """
     from embstore.vocabulary import Vocabulary
 
-    _check_budget(keep, rows, threshold, at_least)
+    check_budget(keep, rows, threshold, at_least)
     for name in (*drop_fields, *(scores or ())):
         if name not in vocabulary:
             raise SchemaError(f"no feature {name!r} in the vocabulary", do=nearest(name, vocabulary))
@@ -153,7 +153,12 @@ def without_fields(schema: Schema, dropped: Sequence[str]) -> Schema:
     )
 
 
-def _check_budget(keep: float | None, rows: int | None, threshold: float | None, at_least: int) -> None:
+def check_budget(keep: float | None, rows: int | None, threshold: float | None, at_least: int) -> None:
+    """Refuse a budget that is none.
+
+    Raises:
+        ConfigError: saying so.
+    """
     if keep is None and rows is None and threshold is None:
         raise ConfigError("prune", expected="keep (a share), rows or a threshold", found="none of them")
     if keep is not None and rows is not None:
