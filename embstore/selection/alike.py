@@ -134,11 +134,9 @@ def _products(source: Trained, batch: EmbeddedBatch, number: int) -> list[Tensor
 
 def _vectors(source: Trained, of: FeatureValues) -> NDArray[np.float64]:
     """Those of the kept values, ``[K, D]``."""
-    table, tokens_K = source.model.table, of.tokens[of.kept].view(np.int64)
-    if table.pruned is not None:
-        tokens_K = table.pruned.of_feature(of.name, tokens_K)
-    parts = (torch.from_numpy(tokens_K[at : at + _CHUNK].copy()) for at in range(0, len(tokens_K), _CHUNK))
-    return np.concatenate([lookup(table, of.name, part).double().cpu().numpy() for part in parts])
+    tokens_K = torch.from_numpy(of.tokens[of.kept].view(np.int64))
+    parts = (lookup(source.model.table, of.name, part) for part in tokens_K.split(_CHUNK))
+    return np.concatenate([part.double().cpu().numpy() for part in parts])
 
 
 def _weights(of: FeatureValues) -> NDArray[np.float64]:
