@@ -93,7 +93,7 @@ def share_alike(
                 points_KD = _vectors(source, of) @ scales[name]
                 merges[name] = agglomerate(points_KD, _weights(of), threads=source.threads)
             bar.advance(int(of.kept.sum()))
-    shared = {name: Shared(of.kept, _stand_in(of)) for name, of in vocabulary.items()}
+    shared = {name: Shared(of.kept, of.stood_in) for name, of in vocabulary.items()}
     for group in [[name] for name in merges] if per_feature else [list(merges)]:
         there = sum(merges[name].points * cost[name] for name in group)
         budget = math.floor(there * keep + 1e-9) if keep is not None else rows
@@ -134,26 +134,20 @@ def _products(source: Trained, batch: EmbeddedBatch, number: int) -> list[Tensor
 
 def _vectors(source: Trained, of: FeatureValues) -> NDArray[np.float64]:
     """Those of the kept values, ``[K, D]``."""
-    table, tokens_K = source.model.table, of.tokens[of.kept].view(np.int64)
-    if table.pruned is not None:
-        tokens_K = table.pruned.of_feature(of.name, tokens_K)
-    parts = (torch.from_numpy(tokens_K[at : at + _CHUNK].copy()) for at in range(0, len(tokens_K), _CHUNK))
-    return np.concatenate([lookup(table, of.name, part).double().cpu().numpy() for part in parts])
-
-
-def _stand_in(of: FeatureValues) -> NDArray[np.int64]:
-    return np.full(len(of), -1)
+    tokens_K = torch.from_numpy(of.tokens[of.kept].view(np.int64))
+    parts = (lookup(source.model.table, of.name, part) for part in tokens_K.split(_CHUNK))
+    return np.concatenate([part.double().cpu().numpy() for part in parts])
 
 
 def _weights(of: FeatureValues) -> NDArray[np.float64]:
     """Of each kept value, ``[K]``: 1, and 1 for each that it stands in for already."""
-    stand_in_V = _stand_in(of)
+    stand_in_V = of.stood_in
     return np.bincount(stand_in_V[stand_in_V >= 0], minlength=len(of))[of.kept].astype(np.float64) + 1
 
 
 def _shared(of: FeatureValues, cluster_K: NDArray[np.int64]) -> Shared:
     """By the clusters of the kept values; of equally frequent ones the first stands in."""
-    place_K, before_V = np.flatnonzero(of.kept), _stand_in(of)
+    place_K, before_V = np.flatnonzero(of.kept), of.stood_in
     order_K = np.lexsort((place_K, -of.count[place_K], cluster_K))
     first_C = order_K[np.searchsorted(cluster_K[order_K], np.arange(cluster_K.max() + 1))]
     kept_V, stand_in_V = np.zeros(len(of), np.bool_), before_V.copy()

@@ -35,6 +35,7 @@ class Summary:
         rows, kept_rows: a row for each lookup of each value, before and after.
         values, kept: how many values were and are kept.
         occurrences: share of what was counted in the log that is of values that are kept; ``None`` if nobody counted.
+        sharing: how many values have a row together with another: those that one stands in for, and that one.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class Summary:
     values: int
     kept: int
     occurrences: float | None
+    sharing: int = 0
 
 
 def prune(
@@ -226,4 +228,10 @@ def _summary(before: Vocabulary, after: Vocabulary, names: Sequence[str], lookup
         values=sum(were.values()),
         kept=sum(are.values()),
         occurrences=stay / counted if counted else None,
+        sharing=sum(_sharing(after[name].stood_in) for name in names),
     )
+
+
+def _sharing(stand_in_V: NDArray[np.int64]) -> int:
+    there = stand_in_V[stand_in_V >= 0]
+    return len(there) + len(np.unique(there))

@@ -180,6 +180,23 @@ def test_dropped_values_stay_so(source: Trained) -> None:
     assert (found.stand_in_V[kept_V & ~found.kept_V] >= 0).all()
 
 
+def test_a_value_weighs_what_it_stands_in_for(source: Trained) -> None:
+    vocabulary = _vocabulary(source)
+    users, number = vocabulary["user"], np.arange(len(vocabulary["user"]))
+    stand_in_V = np.where(number % 4 == 1, number - 1, -1)
+    vocabulary["user"] = users.keep(stand_in_V < 0, stand_in_V)
+    found = share_alike(source, {"user": vocabulary["user"]}, keep=0.5)["user"]
+    points_KD = source.model.table.lookup("user", users.values).double().numpy()[stand_in_V < 0]
+    weights_K = 1.0 + (np.bincount(stand_in_V[stand_in_V >= 0], minlength=len(number)))[stand_in_V < 0]
+    merges = agglomerate(points_KD @ metrics(source)["user"], weights_K)
+    cluster_K = merges.clusters(merges.points - int(found.kept_V.sum()))
+    of_K = np.where(found.kept_V, number, found.stand_in_V)[stand_in_V < 0]
+    assert len(set(zip(cluster_K.tolist(), of_K.tolist(), strict=True))) == found.kept_V.sum() == len(set(cluster_K))
+    was = stand_in_V[stand_in_V >= 0]
+    now = np.where(found.kept_V[was], was, found.stand_in_V[was])
+    assert np.array_equal(found.stand_in_V[stand_in_V >= 0], now)
+
+
 def test_what_does_not_fit_is_refused(source: Trained) -> None:
     with pytest.raises(ConfigError, match="keep"):
         share_alike(source, _vocabulary(source))
