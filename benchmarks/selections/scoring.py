@@ -18,8 +18,8 @@ from embstore import models
 from embstore.ctr import CtrModel
 from embstore.run import Run
 from embstore.selection import FeatureGradientsSettings, LogBatches, Scores, fit
-from embstore.selection.methods import Rows, Search, Trained, score
 from embstore.selection.alike import share_alike
+from embstore.selection.methods import Rows, Search, Trained, score
 from embstore.threads import usable_cores
 from embstore.vocabulary import Vocabulary, exact_tokens
 
@@ -53,7 +53,8 @@ def kept_by(
     if found is not None:
         return task.pruned(task.best_D(found, share))
     source = Trained(model=model(), log=task.log(), columns=task.columns)
-    return share_alike(source, task.vocabulary, keep=share)
+    shared = share_alike(source, task.vocabulary, keep=share)
+    return Vocabulary({name: task.vocabulary[name].keep(*of) for name, of in shared.items()})
 
 
 def scores(
