@@ -3,8 +3,8 @@
     Retraining ──train(None)──> the full model ──a method──> scores ──train(kept)──> AUC on valid and test
 
 ``configs/CONFIG.yaml`` says how, alike for all methods: the same rows in the same order from the same seed. A dropped
-value is looked up as its feature's pruned token, by the run's own ``vocabulary``; it has no row. The share of values is
-that of all features' together.
+value is looked up as its feature's pruned token, or as its stand-in, by the run's own ``vocabulary``; it has no row.
+The share of values is that of all features' together.
 
 Suffixes: V values of a feature, D columns of a layout, A values of all features.
 """
@@ -125,13 +125,13 @@ class Retraining:
             out[name] = of.keep(kept_D[start : start + len(of)].copy())
         return Vocabulary(out)
 
-    def train(self, name: str, kept_D: NDArray[np.bool_] | None = None) -> Outcome:
-        """Train on the kept values, or on all."""
+    def train(self, name: str, kept: Vocabulary | None = None) -> Outcome:
+        """Train by a vocabulary of fewer values, or on all."""
         folder = self.folder / f"{self.config}-{self.seed}-{name}"
         config = self.settings.with_seed(self.seed, str(folder))
-        if kept_D is not None:
+        if kept is not None:
             where = self.folder / f"{self.config}-{self.seed}-{name}-vocabulary"
-            self.pruned(kept_D).to_parquet(where)
+            kept.to_parquet(where)
             config = replace(config, vocabulary=str(where))
         start = time.perf_counter()
         run = Run(config, models.build)

@@ -30,11 +30,12 @@ from embstore.embeddings.unified import UnifiedEmbedding
 from embstore.errors import ConfigError, DataError, LogError
 from embstore.logs import ParquetLog
 from embstore.models import build
+from embstore.progress import Progress, no_progress
 from embstore.run import Run
 from embstore.run_folder import RunFolder
 from embstore.run_vocabulary import VocabularySource
 from embstore.schema import Schema
-from embstore.selection import Scores
+from embstore.selection import Columns, Scores
 from embstore.selection.methods import Search, Trained, score
 from embstore.selection.methods.embedded import Others, Part, tried
 from embstore.settings import RunConfig
@@ -206,23 +207,37 @@ class Judge:
         return unknown, kept
 
 
-def by_trained(work: _Work, judge: Judge, options: Mapping[str, Any]) -> Scores:
-    """Scores by a trained model; with workers they do the batches."""
+def trained(
+    judge: Judge,
+    log: ParquetLog,
+    columns: Columns,
+    how: SelectionSettings,
+    *,
+    by: Runner,
+    threads: int | None = None,
+    progress: Progress = no_progress,
+) -> Trained:
+    """The model, and rows to try it on; with workers they do the batches."""
     assert judge.model is not None
-    how = work.settings
     source = Trained(
         model=judge.model,
-        log=work.log,
-        columns=work.columns,
+        log=log,
+        columns=columns,
         rows=how.rows,
         shuffle_window=how.shuffle_window,
         seed=how.seed,
-        threads=work.threads,
-        progress=work.progress,
+        threads=threads,
+        progress=progress,
     )
-    if not isinstance(work.by, Serial):
-        source = replace(source, others=_others(source, work.by))
-    return score(how.method, source, **options)
+    return source if isinstance(by, Serial) else replace(source, others=_others(source, by))
+
+
+def by_trained(work: _Work, judge: Judge, options: Mapping[str, Any]) -> Scores:
+    """Scores by a trained model."""
+    source = trained(
+        judge, work.log, work.columns, work.settings, by=work.by, threads=work.threads, progress=work.progress
+    )
+    return score(work.settings.method, source, **options)
 
 
 def by_search(work: _Work, judge: Judge, options: Mapping[str, Any]) -> Scores:

@@ -7,7 +7,7 @@ admit: {min_count: 2, expire_after: 30d}    which values the vocabulary keeps
 collisions: 0.1                             the first day takes as many rows as that needs, unless table.rows says
 node2vec: {graph: {pairs: [[user, item]]}}  rows start from vectors of a graph; see ``loop_node2vec``
 select: {options: {level: values}}          scores of fields and values; without, nothing is selected
-prune: {keep: 0.9}                          drops values: those of the least scores, or counts
+prune: {keep: 0.9}                          drops values: of the least scores or counts, or alike to others
 table: {dim: 16}                            table, model, training: as of a run
 publish: {store: store}
 output: runs/loop
@@ -63,18 +63,24 @@ class PruneSettings:
     """Which values are dropped: as of ``embstore.selection.pruning.prune``.
 
     Args:
-        by: ``scores`` of the selection, or ``count``.
+        by: ``scores`` of the selection, or ``count``; or ``alike``: those that yesterday's version treats as others, on
+            today's log, share their rows (``embstore.selection.alike``). On the first day none are dropped then.
         keep, rows, threshold: share of the rows to keep, or so many; and the least score (count) that is kept.
         per_feature: the budget is each feature's, not that of all together.
         at_least: so many values of a feature are kept in any case.
     """
 
-    by: Literal["scores", "count"] = "scores"
+    by: Literal["scores", "count", "alike"] = "scores"
     keep: float | None = None
     rows: int | None = None
     threshold: float | None = None
     per_feature: bool = False
     at_least: int = 1
+
+    def __post_init__(self) -> None:
+        if self.by == "alike" and self.threshold is not None:
+            found = f"threshold {self.threshold}"
+            raise ConfigError("config.prune by: alike", expected="keep or rows", found=found)
 
     @property
     def budget(self) -> dict[str, Any]:

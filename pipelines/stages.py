@@ -37,6 +37,7 @@ from .days import DayFolder, LoopFolder
 from .loop_settings import LoopSettings
 from .node2vec import run as walk
 from .selection import model_of, select
+from .sharing import JudgedBy, share
 from .train import load_ray
 from .train import train as train_on_ray
 from .vocabulary import VocabularySettings
@@ -245,19 +246,30 @@ class Day:
         return {"store": self.config.publish.store, "version": _version(self.before)}
 
     def _prune(self) -> None:
-        if self.config.prune is not None and self.config.prune.by == "scores" and self.day.done("select") is None:
+        how = self.config.prune
+        if how is None or self.day.done("prune") is not None:
+            return
+        if how.by == "scores" and self.day.done("select") is None:
             return  # nothing to prune by on the first day
-        if self.config.prune is not None and self.day.done("prune") is None:
-            before, how = Vocabulary.from_parquet(self.day.path / "vocabulary"), self.config.prune
-            scores = None
-            if how.by == "scores":
-                scores = read_scores(self.day.path / "selection", before)
+        if how.by == "alike" and self.before is None:
+            self._say("prune", "alike wants a trained model: nothing on the first day")
+            return
+        before, about = Vocabulary.from_parquet(self.day.path / "vocabulary"), dict[str, Any]()
+        if how.by == "alike":
+            assert self.before is not None
+            by = JudgedBy(store=self.config.publish.store, version=_version(self.before), log=self.source)
+            budget = {name: value for name, value in how.budget.items() if name != "threshold"}
+            done = share(before, by, **budget, lookups=self._lookups, workers=self.by.tasks, progress=self.progress)
+            after, about = done.vocabulary, {"lineage": done.lineage}
+        else:
+            scores = read_scores(self.day.path / "selection", before) if how.by == "scores" else None
             after = prune(before, scores, lookups=self._lookups, **how.budget)
-            after.to_parquet(self.day.room("pruned"))
-            _, total = summaries(before, after, self._lookups)
-            self.day.finish("prune", sha256=after.digest(), settings=asdict(how), **asdict(total))
-            share = "" if total.occurrences is None else f", {total.occurrences:.1%} of what was seen"
-            self._say("prune", f"{total.values - total.kept:,} values dropped, {total.kept:,} kept{share}")
+        after.to_parquet(self.day.room("pruned"))
+        _, total = summaries(before, after, self._lookups)
+        self.day.finish("prune", sha256=after.digest(), settings=asdict(how), **asdict(total), **about)
+        told = "" if total.occurrences is None else f", {total.occurrences:.1%} of what was seen"
+        told += f", {total.sharing:,} share a row with others" if total.sharing else ""
+        self._say("prune", f"{total.values - total.kept:,} values dropped, {total.kept:,} kept{told}")
 
     def _train(self) -> None:
         if self.day.done("train") is None:

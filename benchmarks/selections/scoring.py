@@ -1,8 +1,8 @@
 """Scores of each method, by the training log and, for some, the model that was trained on it with all values.
 
     values    all methods but ``autofield`` and ``lpfs``, which know fields alone
-    fields    all but ``frequency``, to which every field is in every row, and ``leave_out_together``, which is
-              ``leave_one_out`` there
+    fields    all but ``frequency``, to which every field is in every row, ``leave_out_together``, which is
+              ``leave_one_out`` there, and ``share_alike``, which is of values
 
 Methods that train gates train a model of their own, as long as any here, with the settings of their papers and code;
 rates of gates are larger for as many steps as there are here (some hundred, where the papers have ten thousands).
@@ -18,17 +18,19 @@ from embstore import models
 from embstore.ctr import CtrModel
 from embstore.run import Run
 from embstore.selection import FeatureGradientsSettings, LogBatches, Scores, fit
+from embstore.selection.alike import share_alike
 from embstore.selection.methods import Rows, Search, Trained, score
 from embstore.threads import usable_cores
-from embstore.vocabulary import exact_tokens
+from embstore.vocabulary import Vocabulary, exact_tokens
 
 FREQUENCY, RANDOM, FEATURE_GRADIENTS = "frequency", "random", "feature_gradients"
 TOGETHER = "leave_out_together"  # whose scores are for a share
-MODEL_BASED = (TOGETHER, "leave_one_out", "shark", "sfs", "permutation")
-QUICK = (FREQUENCY, RANDOM, "leave_one_out")
+ALIKE = "share_alike"  # which has no scores: what it drops has a stand-in
+MODEL_BASED = (ALIKE, TOGETHER, "leave_one_out", "shark", "sfs", "permutation")
+QUICK = (FREQUENCY, RANDOM, ALIKE)
 COUNTING = ("lift", "mutual_information", "lasso")
 METHODS = (FREQUENCY, RANDOM, *MODEL_BASED, *COUNTING, "optfs", FEATURE_GRADIENTS)
-FIELD_METHODS = (RANDOM, *MODEL_BASED[1:], *COUNTING, "optfs", "autofield", "lpfs", FEATURE_GRADIENTS)
+FIELD_METHODS = (RANDOM, *MODEL_BASED[2:], *COUNTING, "optfs", "autofield", "lpfs", FEATURE_GRADIENTS)
 SEARCH: dict[str, dict[str, Any]] = {
     "values": {"level": "values", "epochs": 8, "batches_per_step": 2},
     "fields": {"level": "both", "epochs": 8, "batches_per_step": 2},
@@ -38,6 +40,21 @@ GATES: dict[str, dict[str, Any]] = {
     "autofield": {"every": 1, "learning_rate": 1e-2},
     "lpfs": {"learning_rate": 1e-2},
 }
+
+
+def kept_by(
+    method: str, task: Retraining, model: Callable[[], CtrModel], share: float, found: Scores | None
+) -> Vocabulary:
+    """The vocabulary in which a method keeps this share of all values.
+
+    Args:
+        found: what ``scores`` says; not of ``share_alike``.
+    """
+    if found is not None:
+        return task.pruned(task.best_D(found, share))
+    source = Trained(model=model(), log=task.log(), columns=task.columns)
+    shared = share_alike(source, task.vocabulary, keep=share)
+    return Vocabulary({name: task.vocabulary[name].keep(*of) for name, of in shared.items()})
 
 
 def scores(

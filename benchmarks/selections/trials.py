@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.report import environment
 from benchmarks.retraining import Outcome, Retraining
-from benchmarks.selections.scoring import MODEL_BASED, TOGETHER, scores
+from benchmarks.selections.scoring import ALIKE, MODEL_BASED, TOGETHER, kept_by, scores
 from embstore import models
 from embstore.ctr import CtrModel
 from embstore.run import Run
@@ -180,11 +180,11 @@ def _values(work: Path, config: str, seed: int, method: str, shares: Sequence[fl
         start = time.process_time()
         if method == TOGETHER:
             found = scores(method, task, lambda: _model(task), keep=share)
-        elif found is None:
+        elif found is None and method != ALIKE:
             found = scores(method, task, lambda: _model(task))
-        taken, kept_D = time.process_time() - start, task.best_D(found, share)
-        name = f"{VALUES}-{method}-{share:g}"
-        _add(lines, task, (VALUES, method, share), partial(_anew, task, name, kept_D), score_cpu_seconds=taken)
+        kept = kept_by(method, task, lambda: _model(task), share, found)
+        taken, name = time.process_time() - start, f"{VALUES}-{method}-{share:g}"
+        _add(lines, task, (VALUES, method, share), partial(_anew, task, name, kept), score_cpu_seconds=taken)
 
 
 def _fields(work: Path, config: str, seed: int, method: str, counts: Sequence[int]) -> None:

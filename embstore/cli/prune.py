@@ -16,6 +16,7 @@ from embstore.cli.store import LocalPath, as_json_option
 Examples:
   embstore prune vocabulary --keep 0.5 --to pruned
   embstore prune vocabulary --rows 10e6 --by scores --scores scores --to pruned
+  embstore prune vocabulary --keep 0.5 --by alike --run runs/first --to pruned
   embstore prune vocabulary --keep 0.9 --per-feature --drop-field hour --schema schema.yaml \\
     --to pruned --to-schema pruned.yaml
   embstore train config.yaml --vocabulary pruned --set schema=pruned.yaml
@@ -28,13 +29,24 @@ Examples:
 @click.option("--per-feature", is_flag=True, help="The budget is each feature's, not that of all together.")
 @click.option("--at-least", type=click.IntRange(min=0), default=1, show_default=True, help="Values of a feature kept.")
 @click.option(
-    "--by", type=click.Choice(["count", "scores"]), default="count", show_default=True, help="What ranks them."
+    "--by",
+    type=click.Choice(["count", "scores", "alike"]),
+    default="count",
+    show_default=True,
+    help="What ranks them; or alike: those that a trained model treats alike share a row.",
 )
 @click.option(
     "--scores",
     type=click.Path(path_type=Path),
     help="A folder of embstore select, or folders feature=NAME of Parquet: value, score.",
 )
+@click.option("--run", help="Of --by alike: folder of the trained run that says so.")
+@click.option("--store", help="Of --by alike: store of the published version that says so.")
+@click.option("--version", default="latest", show_default=True, help="Version id, unique prefix of one, alias or tag.")
+@click.option(
+    "--log", "logs", multiple=True, help="Of --by alike: the log it is tried on.  [default: the one it learnt]"
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Of --by alike: by so many tasks of a Ray cluster.")
 @click.option("--drop-field", "drop_fields", multiple=True, help="A field to leave out altogether; again for more.")
 @click.option("--keep-fields", type=click.IntRange(min=1), help="Keep so many, the best by fields.parquet of --scores.")
 @click.option("--schema", type=click.Path(path_type=Path), help="What the columns mean: lookups, and for --to-schema.")
@@ -54,6 +66,11 @@ def prune(
     at_least: int,
     by: str,
     scores: Path | None,
+    run: str | None,
+    store: str | None,
+    version: str,
+    logs: tuple[str, ...],
+    workers: int | None,
     drop_fields: tuple[str, ...],
     keep_fields: int | None,
     schema: Path | None,
@@ -65,8 +82,8 @@ def prune(
 ) -> None:
     """Drop values of VOCABULARY, a folder that embstore vocab or Vocabulary.to_parquet wrote.
 
-    The values stay in it, marked: a run that is given it looks them up as their feature's pruned token
-    (docs/pruning.md).
+    The values stay in it, marked: a run that is given it looks them up as their feature's pruned token, or (--by alike)
+    as the value that stands in for them (docs/pruning.md).
     """
     from dataclasses import asdict
 
@@ -81,6 +98,11 @@ def prune(
 
     if (by == "scores" or keep_fields is not None) and scores is None:
         raise ConfigError("prune", expected="--scores FOLDER", found="none")
+    model = {"run": run, "store": store, "log": logs or None, "workers": workers}
+    if by != "alike" and (found := [name for name, given in model.items() if given is not None]):
+        raise ConfigError(f"--{found[0]}", expected="--by alike with it", found=f"--by {by}")
+    if by == "alike" and threshold is not None:
+        raise ConfigError("--by alike", expected="--keep or --rows", found="--threshold")
     if to_schema is not None and schema is None:
         raise ConfigError("--to-schema", expected="--schema FILE with it", found="none")
     declared = None if schema is None else Schema.from_yaml(schema)
@@ -96,17 +118,30 @@ def prune(
         declared_only = {of.name for of in declared.features} | {of.name for of in declared.dense}
         declared_only -= set(before)
     lookups = {} if declared is None else {of.name: of.lookups for of in declared.features}
-    after = pruning.prune(
-        before,
-        read_scores(scores, before) if by == "scores" and scores is not None else None,
-        keep=keep if keep is not None or rows is not None or threshold is not None else 1.0 if dropped else None,
-        rows=None if rows is None else count("--rows", rows),
-        threshold=threshold,
-        per_feature=per_feature,
-        at_least=at_least,
-        lookups=lookups,
-        drop_fields=[name for name in dropped if name not in declared_only],
-    )
+    budget: dict[str, Any] = {
+        "keep": keep if keep is not None or rows is not None or threshold is not None else 1.0 if dropped else None,
+        "rows": None if rows is None else count("--rows", rows),
+        "per_feature": per_feature,
+        "at_least": at_least,
+    }
+    drop_fields = tuple(name for name in dropped if name not in declared_only)
+    lineage: dict[str, Any] = {}
+    if by == "alike":
+        from contextlib import redirect_stdout
+        from sys import stderr
+
+        from embstore.cli.console import progress
+        from embstore.pipelines import sharing
+
+        judged = sharing.JudgedBy(run=run, store=store, version=version, log=logs or None)
+        pruning.check_budget(budget["keep"], budget["rows"], None, at_least)
+        rest = pruning.prune(before, keep=1.0, drop_fields=drop_fields)
+        with redirect_stdout(stderr):  # what Ray says of lost workers
+            done = sharing.share(rest, judged, **budget, lookups=lookups, workers=workers, progress=progress)
+        after, lookups, lineage = done.vocabulary, dict(done.lookups), {"lineage": done.lineage}
+    else:
+        scored = read_scores(scores, before) if by == "scores" and scores is not None else None
+        after = pruning.prune(before, scored, **budget, threshold=threshold, lookups=lookups, drop_fields=drop_fields)
     smaller = None if declared is None else pruning.without_fields(declared, dropped)
     after.to_parquet(target_folder)
     if to_schema is not None and smaller is not None:
@@ -128,6 +163,7 @@ def prune(
             "total": asdict(whole),
             "colliding_share": share,
             "table_rows": suggested,
+            **lineage,
         }
         click.echo(json.dumps(told))
         return
@@ -153,6 +189,9 @@ def _show(each: Any, whole: Any, gone: dict[str, int], dropped: list[str]) -> No
 
     rows = [line(name, of) for name, of in each.items()] + [line("all", whole)]
     titles = ["feature", "values", "kept", "rows", "rows kept", "of occurrences"]
+    if whole.sharing:
+        titles.append("sharing")
+        rows = [[*row, f"{of.sharing:,}"] for row, of in zip(rows, [*each.values(), whole], strict=True)]
     out.print(plain_table(titles, rows, numbers=True), highlight=False)
     if dropped:
         values = sum(gone.values())

@@ -35,6 +35,7 @@ class Summary:
         rows, kept_rows: a row for each lookup of each value, before and after.
         values, kept: how many values were and are kept.
         occurrences: share of what was counted in the log that is of values that are kept; ``None`` if nobody counted.
+        sharing: how many values have a row together with another: those that one stands in for, and that one.
     """
 
     rows: int
@@ -42,6 +43,7 @@ class Summary:
     values: int
     kept: int
     occurrences: float | None
+    sharing: int = 0
 
 
 def prune(
@@ -83,7 +85,7 @@ def prune(
     """
     from embstore.vocabulary import Vocabulary
 
-    _check_budget(keep, rows, threshold, at_least)
+    check_budget(keep, rows, threshold, at_least)
     for name in (*drop_fields, *(scores or ())):
         if name not in vocabulary:
             raise SchemaError(f"no feature {name!r} in the vocabulary", do=nearest(name, vocabulary))
@@ -153,7 +155,12 @@ def without_fields(schema: Schema, dropped: Sequence[str]) -> Schema:
     )
 
 
-def _check_budget(keep: float | None, rows: int | None, threshold: float | None, at_least: int) -> None:
+def check_budget(keep: float | None, rows: int | None, threshold: float | None, at_least: int) -> None:
+    """Refuse a budget that is none.
+
+    Raises:
+        ConfigError: saying so.
+    """
     if keep is None and rows is None and threshold is None:
         raise ConfigError("prune", expected="keep (a share), rows or a threshold", found="none of them")
     if keep is not None and rows is not None:
@@ -221,4 +228,10 @@ def _summary(before: Vocabulary, after: Vocabulary, names: Sequence[str], lookup
         values=sum(were.values()),
         kept=sum(are.values()),
         occurrences=stay / counted if counted else None,
+        sharing=sum(_sharing(after[name].stood_in) for name in names),
     )
+
+
+def _sharing(stand_in_V: NDArray[np.int64]) -> int:
+    there = stand_in_V[stand_in_V >= 0]
+    return len(there) + len(np.unique(there))

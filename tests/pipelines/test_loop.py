@@ -168,6 +168,26 @@ def test_a_day_is_judged_by_the_version_of_the_day_before(logs: Path, tmp_path: 
     )
 
 
+def test_values_that_the_version_of_the_day_before_treats_alike_share_rows(logs: Path, tmp_path: Path) -> None:
+    days = [logs / "day-1", logs / "day-2"]
+    first, second = run(tmp_path, days, select=None, prune={"by": "alike", "keep": 0.5})["days"]
+    assert list(first["stages"]) == ["vocabulary", "plan", "node2vec", "train"]
+    told, version = second["stages"]["prune"], Store(tmp_path / "store").open(_version(first))
+    assert told["lineage"]["model"] == {
+        "store": str(tmp_path / "store"),
+        "version": version.id,
+        "sha256": version.digest,
+    }
+    assert told["lineage"]["log"]["fingerprint"] == second["log"]["fingerprint"]
+    vocabulary = Store(tmp_path / "store").open(_version(second)).vocabulary
+    assert vocabulary is not None
+    assert sum(int((of.stood_in >= 0).sum()) for of in vocabulary.values()) == told["values"] - told["kept"]
+    assert told["kept_rows"] == told["rows"] // 2
+    assert told["sharing"] > told["values"] - told["kept"] > 0
+    with pytest.raises(ConfigError, match="keep or rows"):
+        parse(LoopSettings, settings(tmp_path, days, select=None, prune={"by": "alike", "threshold": 1}))
+
+
 def test_a_search_trains_as_the_day_s_run_would(logs: Path, tmp_path: Path) -> None:
     days = [logs / "day-1", logs / "day-2"]
     optfs = {"method": "optfs", "options": {"learning_rate": 0.03}}

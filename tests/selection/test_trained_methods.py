@@ -27,6 +27,7 @@ from embstore.selection.methods.embedded import EmbeddedBatch, Replacements, loo
 from embstore.selection.methods.left_out import LeaveOneOutSettings, leave_one_out
 from embstore.selection.methods.permutation import draws
 from embstore.selection.methods.taylor import gradients
+from embstore.token_filter import TokenFilter
 from embstore.vocabulary import Vocabulary
 
 ROWS = 60
@@ -222,7 +223,13 @@ def test_a_permutation_of_all_fields_costs_what_its_rows_lose(source: Trained) -
     np.testing.assert_allclose(scores.column_D, _shares(column_D), atol=1e-5)
 
 
-def test_entries_add_up_to_the_table_s_output(source: Trained) -> None:
+@pytest.mark.parametrize("pruned", [False, True])
+def test_entries_add_up_to_the_table_s_output(source: Trained, pruned: bool) -> None:
+    """Also where some values are looked up as the pruned token, one as another value."""
+    if pruned:
+        tags = source.columns.vocabulary["tags"]
+        kept_V, stand_in_V = np.arange(len(tags)) > 2, np.where(np.arange(len(tags)) == 1, 4, -1)
+        source.model.table.pruned = TokenFilter.of({"tags": tags.keep(kept_V, stand_in_V)})
     for batch in batches_of(source):
         for name, entries in batch.fields.items():
             at = source.model.table.slices[name]

@@ -242,8 +242,9 @@ def vectors(table: UnifiedEmbedding, batch: EmbeddedBatch, entries: Entries) -> 
 
 @torch.no_grad()
 def lookup(table: UnifiedEmbedding, name: str, tokens_E: Tensor) -> Tensor:
-    """The vector of each token of a feature."""
-    tokens = FeatureTokens.concatenate({name: (tokens_E, None)}, len(tokens_E)).to(table.weight.device)
+    """The vector of each token of a feature, of pruned ones that which they are looked up as."""
+    tokens = FeatureTokens.concatenate({name: (tokens_E, None)}, len(tokens_E))
+    tokens = (tokens if table.pruned is None else table.pruned(tokens)).to(table.weight.device)
     return table.kernel.forward(Request(tokens, table.plan.only(name)), table.table())
 
 
