@@ -1,6 +1,7 @@
 """Scores of each method, by the training log and, for some, the model that was trained on it with all values.
 
-    values    all methods but ``autofield`` and ``lpfs``, which know fields alone
+    values    all methods but ``autofield`` and ``lpfs``, which know fields alone; ``best_fields_share_alike`` first
+              leaves out fields that ``leave_one_out`` ranks last, as many as validation is best without
     fields    all but ``frequency``, to which every field is in every row, ``leave_out_together``, which is
               ``leave_one_out`` there, and ``share_alike``, which is of values
 
@@ -26,10 +27,11 @@ from embstore.vocabulary import Vocabulary, exact_tokens
 FREQUENCY, RANDOM, FEATURE_GRADIENTS = "frequency", "random", "feature_gradients"
 TOGETHER = "leave_out_together"  # whose scores are for a share
 ALIKE = "share_alike"  # which has no scores: what it drops has a stand-in
+BOTH = "best_fields_share_alike"  # the same of a model without the fields that it is better without
 MODEL_BASED = (ALIKE, TOGETHER, "leave_one_out", "shark", "sfs", "permutation")
 QUICK = (FREQUENCY, RANDOM, ALIKE)
 COUNTING = ("lift", "mutual_information", "lasso")
-METHODS = (FREQUENCY, RANDOM, *MODEL_BASED, *COUNTING, "optfs", FEATURE_GRADIENTS)
+METHODS = (FREQUENCY, RANDOM, BOTH, *MODEL_BASED, *COUNTING, "optfs", FEATURE_GRADIENTS)
 FIELD_METHODS = (RANDOM, *MODEL_BASED[2:], *COUNTING, "optfs", "autofield", "lpfs", FEATURE_GRADIENTS)
 SEARCH: dict[str, dict[str, Any]] = {
     "values": {"level": "values", "epochs": 8, "batches_per_step": 2},
@@ -52,8 +54,13 @@ def kept_by(
     """
     if found is not None:
         return task.pruned(task.best_D(found, share))
-    source = Trained(model=model(), log=task.log(), columns=task.columns)
-    shared = share_alike(source, task.vocabulary, keep=share)
+    return alike(task, model(), round(share * len(task.values_A)))
+
+
+def alike(task: Retraining, model: CtrModel, rows: int) -> Vocabulary:
+    """The vocabulary in which values that the model treats alike share so many rows."""
+    source = Trained(model=model, log=task.log(), columns=task.columns)
+    shared = share_alike(source, task.vocabulary, rows=rows)
     return Vocabulary({name: task.vocabulary[name].keep(*of) for name, of in shared.items()})
 
 

@@ -29,7 +29,7 @@ import torch
 
 from benchmarks.report import environment
 from benchmarks.retraining import Outcome, Retraining
-from benchmarks.selections.scoring import ALIKE, MODEL_BASED, TOGETHER, kept_by, scores
+from benchmarks.selections.scoring import ALIKE, BOTH, MODEL_BASED, TOGETHER, alike, kept_by, scores
 from embstore import models
 from embstore.ctr import CtrModel
 from embstore.run import Run
@@ -39,6 +39,7 @@ from embstore.settings import RunConfig
 from embstore.threads import usable_cores
 
 VALUES, FIELDS, ALL = "values", "fields", "all"
+_BEFORE = ((FIELDS, "leave_one_out"), (ALL, ALL))  # by whose trainings fields are left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,8 @@ class Plan:
         """Train what has no line in the work folder yet."""
         work.mkdir(parents=True, exist_ok=True)
         seeds = range(self.seeds)
-        kinds = [(_values, self.methods, self.shares), (_fields, self.field_methods, self.field_counts)]
+        methods = [method for method in self.methods if method != BOTH]
+        kinds = [(_values, methods, self.shares), (_fields, self.field_methods, self.field_counts)]
         jobs = [
             (method in MODEL_BASED, work_on, (work, self.config, seed, method, tuple(kept)))
             for work_on, methods, kept in kinds
@@ -80,6 +82,8 @@ class Plan:
         full = [(_full, (work, self.config, seed)) for seed in seeds]
         _done([*full, *(job for after, *job in jobs if not after)], processes, self, work)
         _done([job for after, *job in jobs if after], processes, self, work)
+        if BOTH in self.methods:
+            _done([(_both, (work, self.config, seed, tuple(self.shares))) for seed in seeds], processes, self, work)
 
     def reports(self, work: Path) -> list[Report]:
         """Of values and of fields; methods that have not all of their trials yet are left out."""
@@ -203,7 +207,8 @@ def _fields(work: Path, config: str, seed: int, method: str, counts: Sequence[in
         taken = time.process_time() - start
         best = best_fields(dict(zip(found.layout.fields, found.log_field_F.tolist(), strict=True)), keep=count)
         dropped = tuple(name for name in names if name not in best)
-        same = (line for line in lines.read() if line["seed"] == seed and line.get("dropped") == list(dropped))
+        of_seed = (line for line in lines.read() if (line["of"], line["seed"]) == (FIELDS, seed))
+        same = (line for line in of_seed if line["dropped"] == list(dropped))
         if (line := next(same, None)) is not None:
             lines.add({**line, "of": FIELDS, "method": method, "kept": kept, "score_cpu_seconds": taken})
             continue
@@ -211,6 +216,25 @@ def _fields(work: Path, config: str, seed: int, method: str, counts: Sequence[in
         name = f"{FIELDS}-{method}-{count}"
         told = {"dropped": list(dropped), "score_cpu_seconds": taken}
         _add(lines, whole, (FIELDS, method, kept), partial(_anew, task, name), **told)
+
+
+def _both(work: Path, config: str, seed: int, shares: Sequence[float]) -> None:
+    """A job: fields are left out, then values share rows, as many as where all fields have theirs."""
+    lines = Lines(work / f"{config}.jsonl")
+    left = [share for share in shares if lines.find(VALUES, BOTH, share, seed) is None]
+    if not left:
+        return
+    whole = Retraining(config=config, seed=seed, folder=work / "runs")
+    tried = [line for line in lines.read() if line["seed"] == seed and (line["of"], line["method"]) in _BEFORE]
+    dropped = max(tried, key=lambda line: line["valid"]).get("dropped", [])
+    task = WithoutFields(config=config, seed=seed, folder=whole.folder, dropped=tuple(dropped))
+    start = time.process_time()
+    model = _anew(task, BOTH).model
+    taken = time.process_time() - start
+    for share in left:
+        kept = alike(task, model, round(share * len(whole.values_A)))
+        told = {"dropped": dropped, "score_cpu_seconds": taken}
+        _add(lines, whole, (VALUES, BOTH, share), partial(_anew, task, f"{BOTH}-{share:g}", kept), **told)
 
 
 def _add(
