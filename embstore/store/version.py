@@ -227,7 +227,8 @@ class Version:
         return status(self, feature, tokens_N)
 
     def filtered(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """Tokens as they are looked up: those of values that the vocabulary drops as their stand-in's or the pruned one.
+        """Tokens as they are looked up: those of values that the vocabulary drops as their stand-in's or as the
+        pruned one.
 
         The same array when all stay; where a feature's vocabulary drops nothing, nothing is read either.
 
