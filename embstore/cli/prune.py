@@ -93,6 +93,7 @@ def prune(
     from embstore.schema import Schema
     from embstore.selection import pruning
     from embstore.selection.score_files import read_field_scores, read_scores
+    from embstore.store.export import refuse_existing
     from embstore.store.files import replace_small
     from embstore.vocabulary import Vocabulary
 
@@ -109,6 +110,7 @@ def prune(
         raise ConfigError("--by alike", expected="--keep or --rows", found="--threshold")
     if to_schema is not None and schema is None:
         raise ConfigError("--to-schema", expected="--schema FILE with it", found="none")
+    refuse_existing(target_folder)  # not after minutes of work
     declared = None if schema is None else Schema.from_yaml(schema)
     before = Vocabulary.from_parquet(vocabulary)
     dropped = list(drop_fields)

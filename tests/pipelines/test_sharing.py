@@ -16,11 +16,11 @@ from dying import dies_once
 
 from embstore.cli.prune import prune as command
 from embstore.config import parse
-from embstore.errors import ConfigError, EmbstoreError, SchemaError
+from embstore.errors import ConfigError, EmbstoreError, SchemaError, StoreError
 from embstore.feature_values import FeatureValues
 from embstore.logs import ParquetLog
 from embstore.models import build
-from embstore.pipelines import judging
+from embstore.pipelines import judging, sharing
 from embstore.pipelines.sharing import JudgedBy, Sharing, share
 from embstore.run import Run
 from embstore.selection import Columns
@@ -165,6 +165,23 @@ def test_what_does_not_fit_is_refused(world: World, given: list[Any], message: s
     with pytest.raises(EmbstoreError, match=message):
         _run(world.folder / "vocabulary", *given, "--to", tmp_path / "v")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_there_is_refused_before_the_work(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "share", None)
+    with pytest.raises(StoreError, match=str(tmp_path)):
+        _run(
+            world.folder / "vocabulary",
+            "--by",
+            "alike",
+            "--keep",
+            0.5,
+            *("--run", world.folder / "run"),
+            "--to",
+            tmp_path,
+        )
 
 
 def test_values_of_other_features_or_kinds_are_refused(world: World) -> None:
