@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,16 +30,8 @@ from embstore.store import Store
 from embstore.synthetic import SyntheticLog
 from embstore.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLICKS = SyntheticLog(rows=3_000, users=60, items=50)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are so small that threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class World:
