@@ -61,7 +61,7 @@ def agglomerate(
     """All merges of some points.
 
     Args:
-        points_ND: float64.
+        points_ND: float64, of one dimension or more.
         weights_N: float64, above 0; 1 each when not given.
         cell: points that are agglomerated together at most; of more the merges are nearly the cheapest.
         threads: all cores by default.
@@ -80,7 +80,7 @@ def agglomerate(
         raise ConfigError("agglomeration: cell", expected="2 points or more", found=f"{cell}")
     at_ND, size = np.ascontiguousarray(points_ND, np.float64), len(points_ND)
     weight_N = np.ones(size) if weights_N is None else np.ascontiguousarray(weights_N, np.float64)
-    if not size or not (np.abs(at_ND) < _LARGEST).all():
+    if at_ND.ndim != 2 or not at_ND.size or not (np.abs(at_ND) < _LARGEST).all():
         raise DataError("points", expected=f"one or more, of numbers below {_LARGEST:g}", found="none, or others")
     if weight_N.shape != (size,) or not ((weight_N > 0) & (weight_N < _LARGEST)).all():
         raise DataError("weights of points", expected=f"one above 0 and below {_LARGEST:g} for each", found="others")
