@@ -96,7 +96,7 @@ class FeatureValues:
         count: int64 ``[V]``, how often each was seen; 0 where nobody knows.
         kept: bool ``[V]``.
         stand_in: int64 ``[V]``: of a value that is not kept, the number of a kept one that it is looked up as; -1 where
-            none stands in. ``None``: all -1.
+            none stands in. All -1 become ``None``, which says the same.
         clicks: int64 ``[V]``, or ``None``.
         first_seen, last_seen: Arrow timestamps, dates or int64 ``[V]``, null where nobody knows; or ``None``.
         unseen: ``"prune"``: values that are not here are looked up as the pruned token, too.
@@ -141,6 +141,8 @@ class FeatureValues:
             raise DataError(where, expected="counts of 0 or more, flags of true or false", found="others")
         if self.stand_in is not None:
             self._check_stand_ins(self.stand_in)
+            if (self.stand_in < 0).all():  # a version would say that it has none, and hold a column of them
+                object.__setattr__(self, "stand_in", None)
         if len(values) > 1 and not pc.all(pc.less(values[:-1], values[1:])).as_py():
             raise DataError(where, expected="each once, ascending", found="others")
         if self.kind in ("string", "binary") and (pc.max(pc.binary_length(values)).as_py() or 0) > MAX_BYTES:
@@ -215,8 +217,7 @@ class FeatureValues:
     @cached_property
     def known(self) -> TokenStatus:
         """What tokens are, by these values."""
-        pruned = ~self.kept if self.stand_in is None else ~self.kept & (self.stand_in < 0)
-        return TokenStatus(self.tokens[~pruned], self.tokens[pruned])
+        return TokenStatus(self.tokens[~self.pruned], self.tokens[self.pruned])
 
     @cached_property
     def pruned_tokens(self) -> PrunedTokens:
@@ -226,12 +227,17 @@ class FeatureValues:
         return PrunedTokens.of(self)
 
     @property
+    def pruned(self) -> NDArray[np.bool_]:
+        """Which values are looked up as the pruned token: dropped ones without a stand-in, bool ``[V]``."""
+        return ~self.kept & (self.stood_in < 0)
+
+    @property
     def prunes(self) -> bool:
         """Whether any token is looked up as another."""
         return self.unseen == "prune" or not self.kept.all()
 
     def filtered(self, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """Tokens as they are looked up; no copy when all stay."""
+        """Tokens as they are looked up; the same array when all stay."""
         return self.pruned_tokens.replaced(tokens_N) if self.prunes else tokens_N
 
     def keep(self, kept: NDArray[np.bool_], stand_in: NDArray[np.int64] | None = None) -> FeatureValues:
@@ -239,8 +245,6 @@ class FeatureValues:
         if stand_in is None and self.stand_in is not None:
             stand_in = np.where(~kept & (self.stand_in >= 0), self.stand_in, -1)
             stand_in = np.where((stand_in >= 0) & kept[stand_in], stand_in, -1)
-        if stand_in is not None and (stand_in < 0).all():
-            stand_in = None
         return replace(self, kept=kept, stand_in=stand_in)
 
     def same(self, other: FeatureValues) -> bool:

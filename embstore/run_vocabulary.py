@@ -1,4 +1,4 @@
-"""The vocabulary of a run: values it has dropped are looked up as their feature's pruned token; it is published.
+"""The vocabulary of a run: values it has dropped are looked up as others, or as the pruned token; it is published.
 
 vocabulary: pruned                                   a folder, of Vocabulary.to_parquet or of a vocabulary job
 vocabulary: {path: pruned, unseen: prune}            values that are not in it are pruned as well
@@ -152,7 +152,7 @@ class RunVocabulary:
 
     @cached_property
     def filter(self) -> TokenFilter | None:
-        """Which values are looked up as the pruned token: by its own vocabulary, or that of its version."""
+        """Which values are looked up as others, or as the pruned token: by its own vocabulary, or its version's."""
         from embstore.token_filter import TokenFilter
 
         if self.source is None:

@@ -81,7 +81,8 @@ class RunConfig:
         model: ``name`` of a model in ``embstore.models`` (``dcn`` when not given) and its settings.
         training: how to train.
         vocabulary: a folder (or ``{path:}``, ``{store:, version:}``) whose dropped values are looked up as their
-            feature's pruned token. A run that goes on from a version has the version's, unless it names one.
+            stand-ins, or as their feature's pruned token. A run that goes on from a version has the version's, unless
+            it names one.
         start: a published version to go on from; its schema, table and model are the run's.
         publish: where to publish on the way and at the end.
         output: folder of the run.

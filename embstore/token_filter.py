@@ -64,7 +64,7 @@ class TokenFilter:
         return replace(tokens, values_N=out_N)
 
     def of_feature(self, name: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """Tokens of one feature, uint64 or their bits as int64; no copy when none is pruned."""
+        """Tokens of one feature, uint64 or their bits as int64; the same array when all stay."""
         return self.features[name].replaced(tokens_N) if name in self.features else tokens_N
 
     def _on_host(self, tokens: FeatureTokens) -> FeatureTokens:
@@ -128,7 +128,7 @@ class PrunedTokens:
         return int(prune(token_N, self.places_P2, self.others_too, _MISSING, _PRUNED))
 
     def replaced(self, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """The same of uint64 or their bits as int64, into a new array; no copy when all stay."""
+        """The same of uint64 or their bits as int64, into a new array; the one that is given when all stay."""
         out_N = np.array(tokens_N)
         return out_N if self.on_host(out_N.view(np.int64)) else tokens_N
 

@@ -146,7 +146,7 @@ class Vocabulary(Mapping[str, FeatureValues]):
         return self[feature].known.of(tokens_N)
 
     def filtered(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """Tokens as they are looked up; no copy when all stay.
+        """Tokens as they are looked up; the same array when all stay.
 
         Those of dropped values become their stand-in's or the pruned one, as do unseen ones where these are pruned.
 
@@ -195,7 +195,7 @@ def exact_tokens(
 
     Args:
         log: usually the training log.
-        pruned: which values are looked up as the pruned token, which then is one of the tokens.
+        pruned: which values are looked up as others or as the pruned token, which then are among the tokens.
         progress: called with the number of rows after each chunk read.
         group: whose ranks read a part of the log each; all have the tokens of the whole.
 

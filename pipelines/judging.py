@@ -46,7 +46,7 @@ from .runners import Runner, Serial
 if TYPE_CHECKING:
     from embstore.feature_values import FeatureValues
 
-    from .selection import SelectionSettings, _Work
+    from .selection import SelectionSettings, Work
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -232,16 +232,30 @@ def trained(
     return source if isinstance(by, Serial) else replace(source, others=_others(source, by))
 
 
-def by_trained(work: _Work, judge: Judge, options: Mapping[str, Any]) -> Scores:
-    """Scores by a trained model."""
+def by_trained(work: Work, judge: Judge, options: Mapping[str, Any]) -> Scores:
+    """Scores by a trained model.
+
+    Args:
+        options: of the method.
+
+    Raises:
+        ConfigError, SchemaError, DataError: as ``embstore.selection.methods.score``.
+    """
     source = trained(
         judge, work.log, work.columns, work.settings, by=work.by, threads=work.threads, progress=work.progress
     )
     return score(work.settings.method, source, **options)
 
 
-def by_search(work: _Work, judge: Judge, options: Mapping[str, Any]) -> Scores:
-    """Scores by the gates of a new model, trained here."""
+def by_search(work: Work, judge: Judge, options: Mapping[str, Any]) -> Scores:
+    """Scores by the gates of a new model, trained here.
+
+    Args:
+        options: of the method.
+
+    Raises:
+        ConfigError, SchemaError, DataError: as ``embstore.selection.methods.score``.
+    """
     assert judge.config is not None
     valid, how = judge.config.logs.valid, judge.config.training
     with TemporaryDirectory(prefix="embstore-search-") as scratch:

@@ -26,6 +26,7 @@ from embstore.continuous import PublishSettings, StartSettings
 from embstore.errors import ConfigError, LogError
 from embstore.schema import Schema
 from embstore.selection import Cross
+from embstore.selection.pruning import check_budget
 from embstore.settings import RunConfig, TableSettings
 from embstore.training_settings import TrainingSettings
 from embstore.warm_start import WarmStartSettings
@@ -78,6 +79,7 @@ class PruneSettings:
     at_least: int = 1
 
     def __post_init__(self) -> None:
+        check_budget(self.keep, self.rows, self.threshold, self.at_least)
         if self.by == "alike" and self.threshold is not None:
             found = f"threshold {self.threshold}"
             raise ConfigError("config.prune by: alike", expected="keep or rows", found=found)

@@ -163,7 +163,7 @@ def select(
         seed=settings.seed,
     )
     with runner(workers, address) as by:
-        work = _Work(settings, log, columns, by, threads or usable_cores(), progress)
+        work = Work(settings, log, columns, by, threads or usable_cores(), progress)
         try:
             scores, found = how.score(work, judge)
         except GroupError as error:
@@ -200,7 +200,7 @@ def select(
     return said
 
 
-class _Work:
+class Work:
     """A log's batches, and who makes them."""
 
     def __init__(
@@ -268,7 +268,7 @@ class _How:
     """How a method goes about it: what opens the model it judges by, and what gives the scores, and what was found."""
 
     judge: Callable[[SelectionSettings], Judge] | None = None
-    score: Callable[[_Work, Any], tuple[Scores, dict[str, Any]]]
+    score: Callable[[Work, Any], tuple[Scores, dict[str, Any]]]
 
 
 def _how(settings: SelectionSettings, workers: int | None) -> _How:
@@ -306,7 +306,7 @@ def _check_given(settings: SelectionSettings, kind: str | None) -> None:
         raise ConfigError(f"config: the model of method {settings.method!r}", expected=expected, found=found)
 
 
-def _feature_gradients(work: _Work, how: FeatureGradientsSettings) -> tuple[Scores, dict[str, Any]]:
+def _feature_gradients(work: Work, how: FeatureGradientsSettings) -> tuple[Scores, dict[str, Any]]:
     """As ``embstore.selection.fit``."""
     statistics = work.statistics()
     first = work.batches()

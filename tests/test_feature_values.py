@@ -155,7 +155,9 @@ def test_stand_ins_are_values_that_are_kept() -> None:
     fewer = values.keep(np.array([False, False, False, True]))
     assert fewer.stood_in.tolist() == [-1, -1, 3, -1]
     assert fewer.known.of(values.tokens).tolist() == [ValueStatus.PRUNED] * 2 + [ValueStatus.KNOWN] * 2
+    assert fewer.pruned.tolist() == [True, True, False, False]
     assert fewer.keep(np.ones(4, bool)).stand_in is None
+    assert FeatureValues.of("user", users, kept=[True, True, False, False], stand_in=[None] * 4).stand_in is None
     assert not values.same(values.keep(values.kept, np.array([-1, 3, 0, -1])))
     for kept, stand_in in (
         ([True, True], [None, "a"]),  # of a kept one

@@ -42,7 +42,7 @@ Examples:
 )
 @click.option("--run", help="Of --by alike: folder of the trained run that says so.")
 @click.option("--store", help="Of --by alike: store of the published version that says so.")
-@click.option("--version", default="latest", show_default=True, help="Version id, unique prefix of one, alias or tag.")
+@click.option("--version", help="Of --store: version id, unique prefix of one, alias or tag.  [default: latest]")
 @click.option(
     "--log", "logs", multiple=True, help="Of --by alike: the log it is tried on.  [default: the one it learnt]"
 )
@@ -68,7 +68,7 @@ def prune(
     scores: Path | None,
     run: str | None,
     store: str | None,
-    version: str,
+    version: str | None,
     logs: tuple[str, ...],
     workers: int | None,
     drop_fields: tuple[str, ...],
@@ -93,18 +93,24 @@ def prune(
     from embstore.schema import Schema
     from embstore.selection import pruning
     from embstore.selection.score_files import read_field_scores, read_scores
+    from embstore.store.export import refuse_existing
     from embstore.store.files import replace_small
     from embstore.vocabulary import Vocabulary
 
     if (by == "scores" or keep_fields is not None) and scores is None:
         raise ConfigError("prune", expected="--scores FOLDER", found="none")
-    model = {"run": run, "store": store, "log": logs or None, "workers": workers}
+    model = {"run": run, "store": store, "version": version, "log": logs or None, "workers": workers}
     if by != "alike" and (found := [name for name, given in model.items() if given is not None]):
         raise ConfigError(f"--{found[0]}", expected="--by alike with it", found=f"--by {by}")
+    if version is not None and store is None:
+        raise ConfigError("--version", expected="--store with it", found="none")
+    if by != "scores" and scores is not None and keep_fields is None:
+        raise ConfigError("--scores", expected="--by scores or --keep-fields with it", found=f"--by {by}")
     if by == "alike" and threshold is not None:
         raise ConfigError("--by alike", expected="--keep or --rows", found="--threshold")
     if to_schema is not None and schema is None:
         raise ConfigError("--to-schema", expected="--schema FILE with it", found="none")
+    refuse_existing(target_folder)  # not after minutes of work
     declared = None if schema is None else Schema.from_yaml(schema)
     before = Vocabulary.from_parquet(vocabulary)
     dropped = list(drop_fields)
@@ -133,7 +139,7 @@ def prune(
         from embstore.cli.console import progress
         from embstore.pipelines import sharing
 
-        judged = sharing.JudgedBy(run=run, store=store, version=version, log=logs or None)
+        judged = sharing.JudgedBy(run=run, store=store, version=version or "latest", log=logs or None)
         pruning.check_budget(budget["keep"], budget["rows"], None, at_least)
         rest = pruning.prune(before, keep=1.0, drop_fields=drop_fields)
         with redirect_stdout(stderr):  # what Ray says of lost workers

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from embstore.cli.jobs import job_options, job_settings
+from embstore.cli.log_job import log_job_options, log_job_settings
 
 _SHOWN = 20
 
@@ -25,7 +25,7 @@ Examples:
   embstore select --config selection.yaml --workers 8
 """
 )
-@job_options(
+@log_job_options(
     click.option("--vocabulary", help="Folder of the values that are judged; other features are hashed."),
     click.option("--method", help="How they are judged.  [default: feature_gradients]"),
     click.option("--run", help="Folder of the trained run to judge by; to train one: a run's YAML file or folder."),
@@ -61,7 +61,7 @@ def select(
     from embstore.config import parse
     from embstore.pipelines import selection as job
 
-    data = job_settings(config, logs, given)
+    data = log_job_settings(config, logs, given)
     if keep is not None:
         options = (*options, f"keep={keep}")
     for option in options:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from embstore.cli.jobs import job_options, job_settings
+from embstore.cli.log_job import log_job_options, log_job_settings
 from embstore.cli.store import as_json_option
 
 
@@ -42,7 +42,7 @@ Examples:
   embstore vocab build --config vocabulary.yaml --workers 8
 """
 )
-@job_options(
+@log_job_options(
     click.option("--time", help="Column of timestamps, dates or integers: first and last seen."),
     click.option("--min-count", type=int, help="Keep values seen at least so often."),
     click.option("--min-age", help="Keep values first seen so long before the latest row, e.g. 2d."),
@@ -70,7 +70,7 @@ def build(logs: tuple[str, ...], config: Path | None, workers: int | None, as_js
     for name in ("min_age", "expire_after"):
         if asked.get(name, "").lstrip("-").isdigit():
             asked[name] = int(asked[name])
-    data = job_settings(config, logs, given)
+    data = log_job_settings(config, logs, given)
     if asked and isinstance(data.get("admit", {}), dict):
         data["admit"] = {**data.get("admit", {}), **asked}
     settings = parse(job.VocabularySettings, data)

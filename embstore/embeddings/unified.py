@@ -67,8 +67,8 @@ class UnifiedEmbedding(nn.Module):
         device: where the table lies.
         rows: ``[N, D]`` of a table laid out alike (hashed rows, then exact blocks) to take instead of new ones, as they
             lie: nothing is copied.
-        pruned: which values are looked up as their feature's pruned token, wherever they are looked up: of a vocabulary
-            (``TokenFilter.of``).
+        pruned: which values are looked up as others or as their feature's pruned token, wherever they are looked up: of
+            a vocabulary (``TokenFilter.of``).
         group: processes that share the rows; each makes the table and calls it with batches of its own, all in step.
 
     ``shard`` are the rows that are here, all of them without a group; buffers hold those alone.

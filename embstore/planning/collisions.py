@@ -112,7 +112,7 @@ class Sizing:
 
 
 def cardinalities(vocabulary: Mapping[str, Any], lookups: Mapping[str, int] | None = None) -> list[Cardinality]:
-    """Of a ``Vocabulary``'s kept values, and the pruned one where there is one.
+    """Of a ``Vocabulary``'s kept values, and the pruned one where any value is looked up as that.
 
     Args:
         lookups: of features; one where not given.
@@ -120,7 +120,7 @@ def cardinalities(vocabulary: Mapping[str, Any], lookups: Mapping[str, int] | No
     return [
         Cardinality(
             name=name,
-            values=int(of.kept.sum()) + bool(of.prunes),
+            values=int(of.kept.sum()) + bool(of.unseen == "prune" or of.pruned.any()),
             occurrences=int(of.count.sum()),
             lookups=(lookups or {}).get(name, 1),
         )

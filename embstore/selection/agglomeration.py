@@ -61,7 +61,7 @@ def agglomerate(
     """All merges of some points.
 
     Args:
-        points_ND: float64.
+        points_ND: float64, of one dimension or more.
         weights_N: float64, above 0; 1 each when not given.
         cell: points that are agglomerated together at most; of more the merges are nearly the cheapest.
         threads: all cores by default.
@@ -80,7 +80,7 @@ def agglomerate(
         raise ConfigError("agglomeration: cell", expected="2 points or more", found=f"{cell}")
     at_ND, size = np.ascontiguousarray(points_ND, np.float64), len(points_ND)
     weight_N = np.ones(size) if weights_N is None else np.ascontiguousarray(weights_N, np.float64)
-    if not size or not (np.abs(at_ND) < _LARGEST).all():
+    if at_ND.ndim != 2 or not at_ND.size or not (np.abs(at_ND) < _LARGEST).all():
         raise DataError("points", expected=f"one or more, of numbers below {_LARGEST:g}", found="none, or others")
     if weight_N.shape != (size,) or not ((weight_N > 0) & (weight_N < _LARGEST)).all():
         raise DataError("weights of points", expected=f"one above 0 and below {_LARGEST:g} for each", found="others")
@@ -141,7 +141,9 @@ def _cells(at_ND: NDArray[np.float64], weight_N: NDArray[np.float64], most: int)
         mean_D, covariance_DD = np.zeros(at_ND.shape[1]), np.zeros((at_ND.shape[1],) * 2)
         _moments(part_ND, weight_N[of], mean_D, covariance_DD)
         along_D = np.linalg.eigh(covariance_DD)[1][:, -1]
-        order = np.argsort((part_ND - mean_D) @ along_D, kind="stable")
+        place_N = np.empty(len(part_ND))
+        _project(part_ND, mean_D, along_D, place_N)
+        order = np.argsort(place_N, kind="stable")
         open_ones += [np.sort(of[order[len(of) // 2 :]]), np.sort(of[order[: len(of) // 2]])]
     return cells
 
@@ -179,6 +181,16 @@ def _moments(at_ND, weight_N, mean_D, covariance_DD):  # type: ignore[no-untyped
             off = weight_N[n] * (at_ND[n, d] - mean_D[d])
             for e in range(d + 1):
                 covariance_DD[d, e] += off * (at_ND[n, e] - mean_D[e])  # eigh reads the lower half
+
+
+@compiled(nogil=True)
+def _project(at_ND, mean_D, along_D, place_N):  # type: ignore[no-untyped-def]
+    """How far each point is along a direction; not a product of a matrix, for the same reason."""
+    for n in range(len(at_ND)):
+        total = 0.0
+        for d in range(len(mean_D)):
+            total += (at_ND[n, d] - mean_D[d]) * along_D[d]
+        place_N[n] = total
 
 
 @compiled(nogil=True)

@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embstore.errors import SchemaError, nearest
+from embstore.errors import DataError, SchemaError, nearest
 from embstore.feature_values import FeatureValues
 from embstore.selection.agglomeration import Merges, agglomerate, cut
 from embstore.selection.methods.embedded import EmbeddedBatch, Trained, lookup
@@ -90,7 +90,9 @@ def share_alike(
     with source.progress("share", sum(int(of.kept.sum()) for of in vocabulary.values())) as bar:
         for name, of in vocabulary.items():
             if of.kept.any():
-                points_KD = _vectors(source, of) @ scales[name]
+                vectors_KD = _vectors(source, of)
+                _check_finite(vectors_KD, f"vectors of {name!r}")
+                points_KD = vectors_KD @ scales[name]
                 merges[name] = agglomerate(points_KD, _weights(of), threads=source.threads)
             bar.advance(int(of.kept.sum()))
     shared = {name: Shared(of.kept, of.stood_in) for name, of in vocabulary.items()}
@@ -106,14 +108,26 @@ def share_alike(
 
 
 def metrics(source: Trained) -> dict[str, NDArray[np.float64]]:
-    """Of each feature a root of M, float64 ``[D, D]``: differences of vectors times it are as long as M says."""
+    """Of each feature a root of M, float64 ``[D, D]``: differences of vectors times it are as long as M says.
+
+    Raises:
+        DataError: no labels, or of one class; or gradients that are not finite.
+    """
     names = source.columns.layout.names
     sums = reduce(lambda one, other: [a + b for a, b in zip(one, other, strict=True)], source.each(_products))
     found = {}
     for name, sum_DD, weight in zip(names, sums[::2], sums[1::2], strict=True):
-        values_D, axes_DD = np.linalg.eigh((sum_DD / weight.clamp(min=1e-300)).numpy())
+        mean_DD = (sum_DD / weight.clamp(min=1e-300)).numpy()
+        _check_finite(mean_DD, f"gradients by vectors of {name!r}")
+        values_D, axes_DD = np.linalg.eigh(mean_DD)
         found[name] = axes_DD * np.sqrt(np.maximum(values_D, 0.0))
     return found
+
+
+def _check_finite(numbers: NDArray[np.float64], what: str) -> None:
+    if not np.isfinite(numbers).all():
+        do = "take a model whose training has not diverged"
+        raise DataError(what, expected="finite numbers", found="others", do=do)
 
 
 def _products(source: Trained, batch: EmbeddedBatch, number: int) -> list[Tensor]:

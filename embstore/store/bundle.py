@@ -132,8 +132,9 @@ class Bundle:
             a new one when absent.
         columns: Arrow type, as text, of the log's column of each feature; a feature whose type is not known is absent.
         optimizer: what training goes on from; not needed to read.
-        vocabulary: the values that features take; a value it has dropped is looked up as the feature's pruned token. A
-            delta without has its base's. Of several processes that publish together, the first one's counts.
+        vocabulary: the values that features take; a value it has dropped is looked up as its stand-in, or as the
+            feature's pruned token. A delta without has its base's. Of several processes that publish together, the
+            first one's counts.
         compacts: id of the delta whose rows these are; for ``Store.compact``.
         shard: the rows of the table, and of the optimizer's tensors, that are in this process, when several publish
             together; all when not given.

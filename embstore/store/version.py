@@ -227,9 +227,10 @@ class Version:
         return status(self, feature, tokens_N)
 
     def filtered(self, feature: str, tokens_N: NDArray[Any]) -> NDArray[Any]:
-        """Tokens as they are looked up: those of values that the vocabulary prunes as the pruned token.
+        """Tokens as they are looked up: those of values that the vocabulary drops as their stand-in's or as the
+        pruned one.
 
-        No copy when there are none; where a feature's vocabulary prunes nothing, nothing is read either.
+        The same array when all stay; where a feature's vocabulary drops nothing, nothing is read either.
 
         Raises:
             CorruptVersionError: its vocabulary is not what was published.

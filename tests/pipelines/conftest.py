@@ -1,4 +1,4 @@
-"""A Ray cluster and a run on it that nothing disturbs."""
+"""A Ray cluster and a run on it that nothing disturbs; torch with one thread."""
 
 from __future__ import annotations
 
@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from shown import Shown
 from watched import WORKERS, Recording, run_config, write_logs
 
 from embstore.pipelines.train import train
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """The models are so small that threads would wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

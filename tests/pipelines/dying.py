@@ -24,14 +24,15 @@ TASKS = (
 
 
 def dies_once(function: Callable[..., Any], death: Path) -> Callable[..., Any]:
-    """The function in a worker that is killed the first time that it is asked for it."""
+    """The function, of which the first worker that calls it dies; not the process that makes it."""
+    here = os.getpid()
 
-    def dying(*arguments: Any) -> Any:
-        if not death.exists():
+    def dying(*arguments: Any, **named: Any) -> Any:
+        if os.getpid() != here and not death.exists():
             death.touch()
             os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(60)
-        return function(*arguments)
+        return function(*arguments, **named)
 
     return dying
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from click.testing import CliRunner
 from dying import TASKS, dies_once
 from shown import Shown
@@ -37,6 +35,7 @@ from embstore.store import Store
 from embstore.synthetic import SyntheticLog
 from embstore.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 ROWS = 4_000
 CLICKS = SyntheticLog(rows=ROWS, users=60, items=50)
 ORDER: dict[str, Any] = {"rows": 512, "shuffle_window": 1024, "hashed": 64}
@@ -80,15 +79,6 @@ class World:
     @property
     def columns(self) -> Columns:
         return Columns(schema=replace(self.schema, group=None), vocabulary=self.vocabulary, hashed=64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are so small that threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -225,6 +225,8 @@ def test_two_loops_in_one_folder(logs: Path, tmp_path: Path) -> None:
     [
         ({"collisions": 0}, "a share between 0 and 1"),
         ({"select": None}, "select, which scores the values"),
+        ({"prune": {"by": "alike"}}, "keep .*rows"),
+        ({"prune": {"by": "count", "keep": 2}}, "a share, 0 to 1"),
         ({"publish": {"store": "s", "vocabulary": True}}, "what the loop counts is published"),
         ({"time": None, "admit": {"expire_after": "2d"}}, "a time column"),
         ({"schema": None}, "a schema, or the label"),

@@ -7,11 +7,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dying import dies_once
 from looped import published, run, settings, write_days
 
 from embstore.errors import GroupError
@@ -76,20 +76,6 @@ TASKS = [
 ]
 
 
-def _dying(function: Any, said: Path) -> Any:
-    """Of a function that workers call: the first of them that does dies of it."""
-    here = os.getpid()
-
-    def dying(*arguments: Any, **named: Any) -> Any:
-        if os.getpid() != here and not said.exists():
-            said.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(60)
-        return function(*arguments, **named)
-
-    return dying
-
-
 def test_by_workers_it_is_the_same_bytes(
     cluster: str, days: list[Path], undisturbed: list[Any], tmp_path: Path
 ) -> None:
@@ -104,7 +90,7 @@ def test_a_worker_killed_in_each_kind_of_task_leaves_no_trace(
     deaths = tmp_path / "deaths"
     deaths.mkdir()
     for module, name in TASKS:
-        monkeypatch.setattr(module, name, _dying(getattr(module, name), deaths / name))
+        monkeypatch.setattr(module, name, dies_once(getattr(module, name), deaths / name))
     run(tmp_path, days, workers=2, **_more(tmp_path))
     assert sorted(path.name for path in deaths.iterdir()) == sorted(name for _, name in TASKS)
     assert _all(tmp_path) == undisturbed
@@ -124,7 +110,7 @@ def test_workers_that_die_too_often_are_an_error_and_the_same_call_goes_on(
     with monkeypatch.context() as failing:
         failing.setattr(runners, "_RETRIES", 0)
         failing.setitem(vocabulary.build.__kwdefaults__, "restarts", 0)
-        failing.setattr(module, name, _dying(getattr(module, name), tmp_path / "died"))
+        failing.setattr(module, name, dies_once(getattr(module, name), tmp_path / "died"))
         with pytest.raises(GroupError):
             run(tmp_path, days[:1], workers=2, **_more(tmp_path))
     assert not (tmp_path / "store").exists()
@@ -138,7 +124,7 @@ def test_trained_by_workers_of_which_one_is_killed(
 ) -> None:
     for name in ("whole", "killed"):
         if name == "killed":
-            monkeypatch.setattr(stages, "build", _dying(stages.build, tmp_path / "died"))
+            monkeypatch.setattr(stages, "build", dies_once(stages.build, tmp_path / "died"))
         folder = tmp_path / name
         run(folder, days[:1], train_workers=2, **{**_more(folder), "select": None, "prune": None})
     assert (tmp_path / "died").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ from dying import dies_once
 
 from embstore.cli.prune import prune as command
 from embstore.config import parse
-from embstore.errors import ConfigError, EmbstoreError, SchemaError
+from embstore.errors import ConfigError, EmbstoreError, SchemaError, StoreError
 from embstore.feature_values import FeatureValues
 from embstore.logs import ParquetLog
 from embstore.models import build
-from embstore.pipelines import judging
+from embstore.pipelines import judging, sharing
 from embstore.pipelines.sharing import JudgedBy, Sharing, share
 from embstore.run import Run
 from embstore.selection import Columns
@@ -31,16 +30,8 @@ from embstore.store import Store
 from embstore.synthetic import SyntheticLog
 from embstore.vocabulary import Vocabulary
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CLICKS = SyntheticLog(rows=3_000, users=60, items=50)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are so small that threads would wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class World:
@@ -154,6 +145,9 @@ def test_the_command_and_training_by_what_it_wrote(world: World, half: Sharing, 
         (["--by", "alike", "--threshold", 2, "--run", "RUN"], "found --threshold"),
         (["--keep", 0.5, "--run", "RUN"], "--run; expected --by alike"),
         (["--keep", 0.5, "--workers", 2], "--workers; expected --by alike"),
+        (["--keep", 0.5, "--version", "latest"], "--version; expected --by alike"),
+        (["--by", "alike", "--keep", 0.5, "--run", "RUN", "--version", "latest"], "--version; expected --store"),
+        (["--by", "alike", "--keep", 0.5, "--run", "RUN", "--scores", "s"], "--scores; expected --by scores or"),
         (["--by", "alike", "--keep", 0.5, "--run", "nowhere"], "the folder of a run"),
     ],
 )
@@ -162,6 +156,23 @@ def test_what_does_not_fit_is_refused(world: World, given: list[Any], message: s
     with pytest.raises(EmbstoreError, match=message):
         _run(world.folder / "vocabulary", *given, "--to", tmp_path / "v")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_there_is_refused_before_the_work(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "share", None)
+    with pytest.raises(StoreError, match=str(tmp_path)):
+        _run(
+            world.folder / "vocabulary",
+            "--by",
+            "alike",
+            "--keep",
+            0.5,
+            *("--run", world.folder / "run"),
+            "--to",
+            tmp_path,
+        )
 
 
 def test_values_of_other_features_or_kinds_are_refused(world: World) -> None:

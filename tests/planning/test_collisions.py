@@ -134,10 +134,12 @@ def test_occurrences_count_by_how_often_they_were_seen() -> None:
     of = {
         "a": FeatureValues.of("a", [1, 2, 3], count=[5, 1, 1], kept=[True, False, True]),
         "b": FeatureValues.of("b", ["x"], count=[2]),
+        "c": FeatureValues.of("c", ["x", "y"], count=[2, 1], kept=[True, False], stand_in=[None, "x"]),
     }
     assert cardinalities(Vocabulary(of), {"b": 2}) == [
         Cardinality(name="a", values=3, occurrences=7),  # two that are kept, and the pruned one
         Cardinality(name="b", values=1, occurrences=2, lookups=2),
+        Cardinality(name="c", values=1, occurrences=3),  # what is dropped has the row of the other
     ]
 
 

@@ -152,7 +152,13 @@ def test_rows_that_a_merge_saves_count() -> None:
 
 
 def test_what_can_not_be_agglomerated_is_refused() -> None:
-    for points_ND in (np.empty((0, 3)), np.array([[1.0], [np.nan]]), np.array([[1.0], [1e200]])):
+    for points_ND in (
+        np.empty((0, 3)),
+        np.empty((3, 0)),
+        np.ones(3),
+        np.array([[1.0], [np.nan]]),
+        np.array([[1.0], [1e200]]),
+    ):
         with pytest.raises(DataError, match="points"):
             agglomerate(points_ND)
     for weights_N in (np.ones(2), np.array([1.0, 0.0, 1.0]), np.array([1.0, np.inf, 1.0])):

@@ -14,7 +14,7 @@ import torch
 
 from embstore.ctr import CtrModel
 from embstore.embeddings.unified import UnifiedEmbedding
-from embstore.errors import ConfigError, SchemaError
+from embstore.errors import ConfigError, DataError, SchemaError
 from embstore.feature_values import FeatureValues
 from embstore.logs import ParquetLog
 from embstore.models import build
@@ -204,3 +204,22 @@ def test_what_does_not_fit_is_refused(source: Trained) -> None:
         share_alike(source, _vocabulary(source), keep=0.5, rows=3)
     with pytest.raises(SchemaError, match="did you mean 'user'"):
         share_alike(source, {"users": FeatureValues.of("users", [1, 2])}, keep=0.5)
+
+
+def test_models_that_have_diverged_are_refused(source: Trained) -> None:
+    """By a value's vector, though the log lacks the value, and by gradients."""
+    table, users = source.model.table, source.columns.vocabulary["user"]
+    absent = next(value for value in range(1000, 2000) if _rows_of(table, [value]).isdisjoint(_rows_of(table, users)))
+    table.weight[list(_rows_of(table, [absent]))] = torch.inf
+    with pytest.raises(DataError, match="vectors of 'user'"):
+        share_alike(source, {"user": FeatureValues.of("user", [1, absent])}, keep=0.5)
+    with torch.no_grad():
+        next(source.model.network.parameters()).fill_(torch.inf)
+    with pytest.raises(DataError, match="gradients by vectors of 'user'"):
+        share_alike(source, _vocabulary(source), keep=0.5)
+
+
+def _rows_of(table: UnifiedEmbedding, values: Any) -> set[int]:
+    tokens = values.tokens if isinstance(values, FeatureValues) else FeatureValues.of("user", values).tokens
+    (lookup,) = table.plan.only("user").lookups
+    return set(table.plan.only("user").rows_of(lookup, torch.from_numpy(tokens.view(np.int64))).tolist())

@@ -192,6 +192,17 @@ def test_a_stand_in_is_looked_up_instead(plain: Version, tmp_path: Path) -> None
         read_vocabulary({**version.manifest, "format": 4}, version.files, "here")
 
 
+def test_stand_ins_for_no_value_are_none(plain: Version, tmp_path: Path) -> None:
+    """As a Parquet file may have the column, with nothing in it."""
+    none = FeatureValues.of("user", ["ann", "eve"], kept=[True, False], stand_in=pa.array([None, None], pa.string()))
+    version = Store(tmp_path).publish(replace(plain.bundle(), vocabulary=Vocabulary({"user": none})))
+    assert version.manifest["format"] == 3
+    found = Store(tmp_path).open().vocabulary
+    assert found is not None
+    assert found["user"].same(none)
+    assert found.digest() == Vocabulary({"user": replace(none, stand_in=None)}).digest()
+
+
 def test_status_by_vocabulary_by_exact_tokens_and_by_neither(plain: Version, tmp_path: Path) -> None:
     only = Vocabulary({name: of for name, of in vocabulary(user=[""]).items() if name == "user"})
     version = Store(tmp_path).publish(replace(plain.bundle(), vocabulary=only))

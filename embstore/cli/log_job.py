@@ -28,7 +28,7 @@ _AFTER: tuple[Callable[[Any], Any], ...] = (
 )
 
 
-def job_options(*own: Callable[[Any], Any]) -> Callable[[Command], Command]:
+def log_job_options(*own: Callable[[Any], Any]) -> Callable[[Command], Command]:
     """A decorator: LOGS and the options of every job, a command's own ones between."""
 
     def decorate(command: Command) -> Command:
@@ -39,7 +39,7 @@ def job_options(*own: Callable[[Any], Any]) -> Callable[[Command], Command]:
     return decorate
 
 
-def job_settings(config: Path | None, logs: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
+def log_job_settings(config: Path | None, logs: tuple[str, ...], given: dict[str, Any]) -> dict[str, Any]:
     """The settings of a job as plain values: those of its file, and before them what options say."""
     from embstore.config import load_yaml
 
