@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
@@ -154,11 +155,13 @@ class Report:
     def plot(self, axes: Any) -> None:
         """Test AUC by share kept, into axes of matplotlib; bars are deviations over seeds."""
         full = [one.test for one in self.full.values()]
-        for name in self.methods:
+        looks = itertools.product(("-", "--", ":"), (f"C{number}" for number in range(10)))  # no two curves alike
+        for name, (style, color) in zip(self.methods, looks, strict=False):
             curve = [self.quality(name, kept) for kept in self.shares]
             middle = [statistics.fmean(of) for of in (*curve, full)]
             spread = [_deviation(of) or 0.0 for of in (*curve, full)]
-            axes.errorbar([*self.shares, 1.0], middle, yerr=spread, label=name, marker="o", markersize=3, capsize=2)
+            look = {"linestyle": style, "color": color, "marker": "o", "markersize": 3, "capsize": 2}
+            axes.errorbar([*self.shares, 1.0], middle, yerr=spread, label=name, **look)
         axes.axhline(statistics.fmean(full), color="grey", linewidth=0.8, linestyle=":")
         axes.set(title=self.title, xlabel=f"share of {self.of} kept", ylabel="test AUC")
         axes.legend(fontsize="small")
