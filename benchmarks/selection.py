@@ -91,7 +91,7 @@ def judged(data: str, plan: Plan, work: Path) -> Part | None:
     if not reports:
         return None
     claims: dict[str, dict[str, Any]] = {}
-    if VALUES in reports and {FREQUENCY, RANDOM} < set(reports[VALUES].methods):
+    if VALUES in reports and {FREQUENCY} < set(reports[VALUES].methods):
         claims |= _of_values(data, reports[VALUES])
     if FIELDS in reports and RANDOM in reports[FIELDS].methods:
         report = reports[FIELDS]
@@ -107,7 +107,7 @@ def _of_values(data: str, report: Report) -> dict[str, dict[str, Any]]:
     full, kept = mean(one.test for one in report.full.values()), mean(report.quality(best, half))
     claims = {f"auc_loss_at_half_rows_{data}": claim(full - kept, "AUC", f"all values ({best})", full)}
     claims[f"auc_loss_at_half_rows_{data}"]["ratio"] = kept / full
-    gains = [(FREQUENCY, share) for share in report.shares] + [(RANDOM, half)]
+    gains = [(FREQUENCY, share) for share in report.shares] + [(RANDOM, half)] * (RANDOM in report.methods)
     for other, share in gains:
         gain, peer = mean(report.difference(best, share, to=other)), mean(report.quality(other, share))
         name = f"auc_gain_over_{other}_at_{SHARES[share]}_rows_{data}"
