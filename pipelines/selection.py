@@ -36,7 +36,7 @@ from embstore.selection import (
     Scores,
     SparseBatch,
 )
-from embstore.selection.feature_gradients import SAMPLE, gradients
+from embstore.selection.feature_gradients import SAMPLE, few_steps, gradients
 from embstore.selection.learnability import BatchGradient, Weights, batch_gradient
 from embstore.selection.standardization import Standardization, Statistics
 from embstore.store.export import appearing
@@ -343,14 +343,17 @@ def _feature_gradients(work: _Work, how: FeatureGradientsSettings) -> tuple[Scor
     standardization = Standardization.of(statistics, sample, rare=how.rare, seed=how.seed)
     del sample
     search, steps, last = FeatureGradients(work.layout, standardization, how), 0, None
+    per_step = how.per_step(statistics.batches)
     with work.progress("search", work.rows * how.epochs) as bar:
         for _ in range(how.epochs):
             rest = work.batches()
-            while group := list(islice(rest, how.batches_per_step)):
+            while group := list(islice(rest, per_step)):
                 last = search.step(work.gradients(group, search.weights()))
                 steps += 1
                 bar.advance(last.rows)
     assert last is not None
+    if (hint := few_steps(steps)) is not None:
+        work.progress.say(hint)
     return search.scores(), {"steps": steps, "loss": last.loss, "learnability": last.learnability}
 
 
