@@ -479,6 +479,11 @@ def _notes(result: Mapping[str, Any], trainer: Trainer) -> list[str]:
         if rate in (0, 1):
             notes.append(f"warning: every label of the {name} log is {rate:.0f}; its AUC is undefined")
     if at.step < FEW_STEPS:
-        steps = f"only {at.step} step" + "s" * (at.step != 1)
-        notes.append(f"hint: {steps}; a smaller training.batch_size or more training.epochs may learn more")
+        notes.append(few_steps(at.step))
     return notes
+
+
+def few_steps(steps: int) -> str:
+    """What is said of less than ``FEW_STEPS``."""
+    count = f"only {steps} step" + "s" * (steps != 1)
+    return f"hint: {count}; a smaller training.batch_size or more training.epochs may learn more"

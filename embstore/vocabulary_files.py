@@ -272,7 +272,12 @@ class VocabularyFolder:
         for what, value in ours.items():
             was = getattr(self.lineage, what)
             if was != value:
-                raise SchemaError(f"{what} of vocabulary {self.path}", expected=repr(value), found=repr(was))
+                given, made = ("none" if of is None else repr(of) for of in (value, was))
+                do = ""
+                if what != "time_type":
+                    do = f"leave --{what} out" if was is None else f"give --{what} {was}"
+                    do += ", or count from scratch"
+                raise SchemaError(f"{what} of vocabulary {self.path}", expected=given, found=made, do=do)
         told = [told_of(feature) for feature in features]
         if list(self.lineage.features) != told:
             names = [entry["name"] for entry in self.lineage.features]

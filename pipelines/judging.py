@@ -31,7 +31,7 @@ from embstore.errors import ConfigError, DataError, LogError
 from embstore.logs import ParquetLog
 from embstore.models import build
 from embstore.progress import Progress, no_progress
-from embstore.run import Run
+from embstore.run import FEW_STEPS, Run, few_steps
 from embstore.run_folder import RunFolder
 from embstore.run_vocabulary import VocabularySource
 from embstore.schema import Schema
@@ -273,6 +273,8 @@ def by_search(work: Work, judge: Judge, options: Mapping[str, Any]) -> Scores:
             seed=how.seed,
             progress=work.progress,
         )
+        if source.steps < FEW_STEPS:
+            work.progress.say(few_steps(source.steps))
         return score(work.settings.method, source, **options)
 
 

@@ -32,7 +32,7 @@ from embstore.training_settings import TrainingSettings
 from embstore.warm_start import WarmStartSettings
 
 from .loop_node2vec import Node2vecSettings
-from .selection import FEATURE_GRADIENTS, SelectionSettings
+from .selection import FEATURE_GRADIENTS, SelectionSettings, check_numbers, method_settings, model_of
 
 _NOT_DECIDING = ("days", "publish", "promote", "output")
 
@@ -52,6 +52,16 @@ class SelectSettings:
     hashed: int = 65_536
     crosses: tuple[Cross, ...] = ()
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        needs = model_of(self.method, where="config.select.method")
+        method_settings(self.method, self.options, where="config.select.options")
+        check_numbers(self, where="config.select")
+        if self.crosses and needs is not None:
+            found = f"method {self.method!r}"
+            raise ConfigError(
+                "config.select.crosses", expected="a method of rows alone", found=found, do="leave them out"
+            )
 
     def job(self, log: str, schema: Schema, vocabulary: str, output: str, **model: Any) -> SelectionSettings:
         """Of a day's log; ``model`` is what of ``run``, ``store`` and ``version`` the method judges by."""
@@ -145,6 +155,8 @@ class LoopSettings:
         if self.prune is not None and self.prune.by == "scores" and self.select is None:
             do = "add select, or by: count"
             raise ConfigError("config.prune", expected="select, which scores the values", found="none", do=do)
+        if self.select is not None and self.select.method == "autofield" and self.valid is None:
+            raise ConfigError("config.select.method 'autofield'", expected="a log valid", found="none", do="add valid")
         table, of = parse(TableSettings, self.table, where="config.table"), self.node2vec
         if of is not None and of.sets_rows and of.skip_gram.dim < table.dim:
             expected, do = f"{table.dim} (table.dim) or more", "rows can't start from narrower vectors"

@@ -36,7 +36,7 @@ from embstore.selection import (
     Scores,
     SparseBatch,
 )
-from embstore.selection.feature_gradients import SAMPLE, gradients
+from embstore.selection.feature_gradients import SAMPLE, few_steps, gradients
 from embstore.selection.learnability import BatchGradient, Weights, batch_gradient
 from embstore.selection.standardization import Standardization, Statistics
 from embstore.store.export import appearing
@@ -89,18 +89,46 @@ class SelectionSettings(LogJob):
     output: str = "selection"
 
     def __post_init__(self) -> None:
-        for name in ("hashed", "rows", "shuffle_window"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"config.{name}", expected="1 or more", found=str(getattr(self, name)))
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError("config.seed", expected="0 to 2^63 - 1", found=str(self.seed))
+        check_numbers(self, where="config")
         if self.run is None and self.store is None:
             if self.log is None:  # it may be a model that lacks, which has one
                 _check_given(self, model_of(self.method))
             super().__post_init__()
 
 
-def model_of(method: str) -> str | None:
+def check_numbers(settings: Any, *, where: str) -> None:
+    """Refuse numbers of a job, or of a loop's stage, that can't be.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
+    for name in ("hashed", "rows", "shuffle_window"):
+        if (found := getattr(settings, name)) < 1:
+            raise ConfigError(f"{where}.{name}", expected="1 or more", found=str(found))
+    if not 0 <= settings.seed < 2**63:
+        raise ConfigError(f"{where}.seed", expected="0 to 2^63 - 1", found=str(settings.seed))
+
+
+def method_settings(method: str, options: dict[str, Any], *, where: str = "config.options") -> Any:
+    """A method's settings, of plain values.
+
+    Raises:
+        ConfigError: an unknown method or setting, or one that can't be.
+    """
+    kind: type = FeatureGradientsSettings
+    if method != FEATURE_GRADIENTS:
+        from embstore.selection.methods import described
+
+        kind = described(method)[0]
+    own, of_job = ({of.name for of in fields(each)} for each in (kind, SelectionSettings))
+    for name in options:
+        if name in of_job - own:
+            do = "it is the job's: it stands beside options in the YAML (embstore select --config), not in it"
+            raise ConfigError(f"{where}: {name!r} is no setting of method {method!r}", do=do)
+    return parse(kind, options, where=where)
+
+
+def model_of(method: str, *, where: str = "config.method") -> str | None:
     """The model that a method needs: ``"trained"``, or ``"run"``, one to train as that says; ``None``: rows alone."""
     if method == FEATURE_GRADIENTS:
         return None
@@ -108,7 +136,7 @@ def model_of(method: str) -> str | None:
 
     if method not in names():
         known = (FEATURE_GRADIENTS, *names())
-        raise ConfigError(f"config.method: unknown {method!r}", do=nearest(method, known))
+        raise ConfigError(f"{where}: unknown {method!r}", do=nearest(method, known))
     return "trained" if method in names(Trained) else "run" if method in names(Search) else None
 
 
@@ -275,12 +303,12 @@ def _how(settings: SelectionSettings, workers: int | None) -> _How:
     """Unknown methods and settings, and a model that lacks or is one too many, are told before anything is read."""
     kind, method = model_of(settings.method), settings.method
     _check_given(settings, kind)
+    how = method_settings(method, settings.options)
     if method == FEATURE_GRADIENTS:
-        how = parse(FeatureGradientsSettings, settings.options, where="config.options")
         return _How(score=lambda work, _: _feature_gradients(work, how))
-    from embstore.selection.methods import Rows, described, score
+    from embstore.selection.methods import Rows, score
 
-    options = vars(parse(described(method)[0], settings.options, where="config.options"))
+    options = vars(how)
     if kind is None:
         return _How(score=lambda work, _: (score(method, Rows(batches=work, layout=work.layout), **options), {}))
     from .judging import Judge, by_search, by_trained
@@ -315,14 +343,17 @@ def _feature_gradients(work: Work, how: FeatureGradientsSettings) -> tuple[Score
     standardization = Standardization.of(statistics, sample, rare=how.rare, seed=how.seed)
     del sample
     search, steps, last = FeatureGradients(work.layout, standardization, how), 0, None
+    per_step = how.per_step(statistics.batches)
     with work.progress("search", work.rows * how.epochs) as bar:
         for _ in range(how.epochs):
             rest = work.batches()
-            while group := list(islice(rest, how.batches_per_step)):
+            while group := list(islice(rest, per_step)):
                 last = search.step(work.gradients(group, search.weights()))
                 steps += 1
                 bar.advance(last.rows)
     assert last is not None
+    if (hint := few_steps(steps)) is not None:
+        work.progress.say(hint)
     return search.scores(), {"steps": steps, "loss": last.loss, "learnability": last.learnability}
 
 

@@ -20,7 +20,7 @@ from commands import invoke
 
 from embstore.cli import cli, commands, main
 from embstore.embeddings.unified import UnifiedEmbedding
-from embstore.errors import EmbstoreError
+from embstore.errors import EmbstoreError, Interrupted
 from embstore.settings import RunConfig
 from embstore.store import Store, open_tensors
 from embstore.synthetic import SyntheticLog
@@ -375,6 +375,17 @@ def test_ctrl_c_is_one_line_and_exit_code_130(
         main()
     assert stopped.value.code == 130
     assert capsys.readouterr().err.strip() == "stopped"
+
+
+@pytest.mark.parametrize("name", ["loop", "node2vec"])
+def test_ctrl_c_says_what_goes_on(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("embstore.config.load_yaml", interrupted)
+    for more, said in (((), "stopped; the same command goes on"), (("--fresh",), "same command without --fresh goes")):
+        with pytest.raises(Interrupted, match=said):
+            invoke(name, tmp_path / "absent.yaml", *more)
 
 
 def test_the_package_runs_as_a_module() -> None:

@@ -93,8 +93,9 @@ def _pass(batches: list[SparseBatch], layout: Layout, standardization: Standardi
         statistics.add(batch)
     settings = FeatureGradientsSettings(level="values", threads=usable_cores())
     search = FeatureGradients(layout, standardization, settings)
-    for at in range(0, len(batches), settings.batches_per_step):
-        search.step(gradients(batches[at : at + settings.batches_per_step], search.weights(), settings.threads))
+    per_step = settings.per_step(len(batches))
+    for at in range(0, len(batches), per_step):
+        search.step(gradients(batches[at : at + per_step], search.weights(), settings.threads))
 
 
 def _csr(batches: list[SparseBatch], columns: int) -> tuple[scipy.sparse.csr_matrix, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import click
 
 from embstore.cli.store import LocalPath, as_json_option
 from embstore.cli.train import override
+from embstore.errors import Interrupted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -24,7 +26,15 @@ def job_options(*, example: str, folder: str, output: str, fresh: str) -> Callab
         fresh: what ``--fresh`` does.
     """
 
-    def decorate(command: Command) -> Command:
+    def decorate(of: Command) -> Any:
+        @wraps(of)
+        def command(*args: Any, fresh: bool, **given: Any) -> Any:
+            try:
+                return of(*args, fresh=fresh, **given)
+            except KeyboardInterrupt:
+                same = "the same command without --fresh" if fresh else "the same command"
+                raise Interrupted(f"stopped; {same} goes on behind what was done") from None
+
         for option in (
             as_json_option,
             click.option("--fresh", is_flag=True, help=fresh),

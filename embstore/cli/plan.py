@@ -29,7 +29,9 @@ Examples:
   embstore plan --vocabulary vocabulary --target 0.1 --plot collisions.png
 """
 )
-@click.option("--rows", help="Rows of the table: 10e9, 10G, 10_000_000_000.")
+@click.option(
+    "--rows", help="Rows of the table: 10e9, 10G, 10_000_000_000.  [default: the config's, or what --target needs]"
+)
 @click.option("--dim", type=int, help="Numbers per row.")
 @click.option("--dtype", help="fp32, fp16 or bf16.  [default: fp32]")
 @click.option("--optimizer", help="rowwise_adagrad, adagrad, adam or sgd.  [default: rowwise_adagrad]")
@@ -114,6 +116,10 @@ def plan(
 
     links = {key: given.pop(key) for key in ("memory_gb", "memory_gbps", "host_memory_gb", "intra_gbps", "inter_gbps")}
     speed = None if samples_per_second is None else float(count("--samples-per-second", samples_per_second))
+    if sizing is not None and given["rows"] is None and config is None:
+        if sizing.shared_rows is None:
+            raise ConfigError("--target", expected="a share that some table has, or --rows", found=str(target))
+        given["rows"] = str(sizing.rows)
     work = _workload(config, schema, given)
     on = _machine(device, ranks_per_host, read_rates(rates) if rates else {}, links)
     found = None if world is None else predict(work, on, world)

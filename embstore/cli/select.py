@@ -32,7 +32,13 @@ Examples:
     click.option("--store", help="Store of the published version to judge by."),
     click.option("--version", help="Version id, unique prefix of one, alias or tag.  [default: latest]"),
     click.option("--keep", type=float, metavar="SHARE", help="Of leave_out_together: the share that will be kept."),
-    click.option("--set", "options", multiple=True, metavar="KEY=VALUE", help="A setting of the method, e.g. order=2."),
+    click.option(
+        "--set",
+        "options",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="A setting of the method, e.g. order=2; the job's are in --config.",
+    ),
 )
 def select(
     logs: tuple[str, ...],

@@ -28,7 +28,7 @@ class _Group(click.Group):
 Examples:
   embstore vocab logs/ --label click --time timestamp --to vocabulary
   embstore vocab logs/day-2 --schema schema.yaml --time timestamp --from vocabulary --to vocabulary-2
-  embstore vocab diff vocabulary vocabulary-2
+  embstore vocab diff logs/day-1 logs/day-2 --schema schema.yaml
 """,
 )
 def vocab() -> None:
@@ -89,7 +89,7 @@ def build(logs: tuple[str, ...], config: Path | None, workers: int | None, as_js
 @vocab.command(
     epilog="""\b
 Examples:
-  embstore vocab diff vocabulary vocabulary-2
+  embstore vocab diff monday tuesday
   embstore vocab diff logs/monday logs/tuesday --schema schema.yaml
 """
 )
@@ -101,7 +101,8 @@ def diff(before: str, after: str, schema: Path | None, as_json: bool) -> None:
     """Say which values are new in AFTER, gone or shifted, and how far each feature has drifted.
 
     BEFORE and AFTER are vocabularies or, with --schema, logs. The stability index (psi) is defined in
-    docs/vocabulary.md; above 0.25 a feature is commonly said to have drifted.
+    docs/vocabulary.md; above 0.25 a feature is commonly said to have drifted. Nothing is gone from a vocabulary made
+    --from BEFORE: compare days that were counted alone.
     """
     from dataclasses import asdict
 

@@ -39,7 +39,9 @@ from embstore.threads import share
 
 LEVELS = ("fields", "values", "both")
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+_BATCHES_PER_STEP = 8
 SAMPLE = 16  # batches in which the largest eigenvalue is looked for
+FEW_STEPS = 12  # fewer than this, but more than one, rank values badly: see ``FeatureGradientsSettings.per_step``
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +55,7 @@ class FeatureGradientsSettings:
         start: x of every score before the first step.
         learning_rate: of Adam.
         epochs: passes over the batches.
-        batches_per_step: averaged before each step.
+        batches_per_step: averaged before each step; by default 8, and what ``per_step`` says for a short log.
         rare: values that come less often than this in a batch count for less, see ``standardization``.
         threads: that take a batch each.
         seed: of the start of the power iteration.
@@ -65,7 +67,7 @@ class FeatureGradientsSettings:
     start: float = 0.0
     learning_rate: float = 0.1
     epochs: int = 1
-    batches_per_step: int = 8
+    batches_per_step: int | None = None
     rare: float = 1.0
     threads: int = 1
     seed: int = 0
@@ -75,8 +77,8 @@ class FeatureGradientsSettings:
         if self.level not in LEVELS:
             raise ConfigError("selection.level", expected=" or ".join(LEVELS), found=repr(self.level))
         for name in ("epochs", "batches_per_step", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"selection.{name}", expected="1 or more", found=str(getattr(self, name)))
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise ConfigError(f"selection.{name}", expected="1 or more", found=str(given))
         for name in ("penalty", "learning_rate"):
             if not 0 <= getattr(self, name) < np.inf:
                 raise ConfigError(f"selection.{name}", expected="0 or more", found=str(getattr(self, name)))
@@ -84,6 +86,22 @@ class FeatureGradientsSettings:
             raise ConfigError("selection.rare", expected="above 0", found=str(self.rare))
         if not abs(self.start) < np.inf:
             raise ConfigError("selection.start", expected="a number", found=str(self.start))
+
+    def per_step(self, batches: int) -> int:
+        """How many of a log's batches are averaged before each step.
+
+        Adam divides a gradient by its size. The first step keeps the gradients' order, by its epsilon alone; in the
+        next ones what counts is how steady each is, and few large means are all as steady as can be. So a log too
+        short for ``FEW_STEPS`` steps makes one, and a longer one at least that many, of fewer batches.
+
+        >>> [FeatureGradientsSettings().per_step(batches) for batches in (6, 12, 48, 96, 1000)]
+        [6, 1, 4, 8, 8]
+        """
+        if self.batches_per_step is not None:
+            return self.batches_per_step
+        if self.epochs == 1 and batches < FEW_STEPS:
+            return max(1, batches)
+        return max(1, min(_BATCHES_PER_STEP, batches * self.epochs // FEW_STEPS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,14 +236,24 @@ def fit(
         raise DataError("batches to select features by", expected="at least one", found="none")
     standardization = Standardization.of(statistics, sample, rare=settings.rare, seed=settings.seed)
     del sample
-    search = FeatureGradients(layout, standardization, settings)
+    search, per_step = FeatureGradients(layout, standardization, settings), settings.per_step(statistics.batches)
     for _ in range(settings.epochs):
         rest = iter(batches)
-        while group := list(islice(rest, settings.batches_per_step)):
+        while group := list(islice(rest, per_step)):
             step = search.step(gradients(group, search.weights(), settings.threads))
             if progress is not None:
                 progress(step)
     return search.scores()
+
+
+def few_steps(steps: int) -> str | None:
+    """What a person should know of scores that so many steps found, if anything."""
+    if steps == 1:
+        return "hint: only 1 step: scores rank by what each says by itself, and lie close together; more rows say more"
+    if steps < FEW_STEPS:
+        do = "leave batches_per_step out, or take more epochs"
+        return f"hint: only {steps} steps, by which values are ranked badly; {do}"
+    return None
 
 
 def gradients(batches: Sequence[SparseBatch], weights: Weights, threads: int) -> list[BatchGradient]:

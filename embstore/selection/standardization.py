@@ -36,7 +36,7 @@ class Statistics:
     def __init__(self, layout: Layout) -> None:
         dense = len(layout.dense)
         self.layout = layout
-        self.rows = self.positives = 0
+        self.batches = self.rows = self.positives = 0
         self.count_D, self.square_D = np.zeros(layout.sparse, np.int64), np.zeros(layout.sparse, np.int64)
         self.dense_rows_C = np.zeros(dense, np.int64)
         self.dense_sum_C, self.dense_square_C = np.zeros(dense), np.zeros(dense)
@@ -50,6 +50,7 @@ class Statistics:
         self.layout.check(batch)
         seen_D = np.zeros(self.layout.sparse, np.int32)
         _count(batch.indptr_N, batch.indices_E, seen_D, self.count_D, self.square_D)
+        self.batches += 1
         self.rows += len(batch)
         self.positives += int(batch.labels_N.sum())
         dense_NC = batch.dense_NC.astype(np.float64)
@@ -59,6 +60,7 @@ class Statistics:
 
     def merge(self, other: Statistics) -> None:
         """Count what another has counted."""
+        self.batches += other.batches
         self.rows += other.rows
         self.positives += other.positives
         for name in ("count_D", "square_D", "dense_rows_C", "dense_sum_C", "dense_square_C"):

@@ -107,7 +107,7 @@ class Supervisor:
         done, _ = await asyncio.wait((asked, *keepers), return_when=asyncio.FIRST_COMPLETED)
         self._asked.set()
         failures = [task.exception() for task in done if task is not asked and task.exception()]
-        await self._end(keepers)
+        await self._end(keepers, logging.DEBUG if failures else logging.INFO)  # what never ran doesn't end
         if failures and failures[0] is not None:
             raise failures[0]
         if self._asked_again.is_set():
@@ -118,9 +118,9 @@ class Supervisor:
             self._asked_again.set()
         self._asked.set()
 
-    async def _end(self, keepers: list[asyncio.Task[None]]) -> None:
+    async def _end(self, keepers: list[asyncio.Task[None]], level: int) -> None:
         """Let workers answer what they have begun, unless it takes too long or a second signal comes."""
-        log.info("ending")
+        log.log(level, "ending")
         self._compiled.set()
         for worker in list(self._workers.values()):
             _send(worker, signal.SIGTERM)
@@ -134,7 +134,7 @@ class Supervisor:
                 log.warning("killed: it did not end", extra={"fields": {"worker": number, "worker_pid": worker.pid}})
                 _send(worker, signal.SIGKILL)
         await ended
-        log.info("ended")
+        log.log(level, "ended")
 
     async def _keep(self, number: int) -> None:
         """Have a worker of that number, again and again."""

@@ -44,7 +44,7 @@ def resolve(state: State, ref: str, place: Place) -> str:
     do = nearest(ref, state.living, also=(*aliases, *state.tags))
     if ref == PRODUCTION:  # what readers ask for who name nothing: it is known by no other name
         command = shlex.join(["embstore", "promote", "latest", "--store", str(place)])
-        do = f"`{command}` lets it mean the last version; {do}"
+        do = f"`{command}` lets it mean the last version, which latest means by itself (serve --alias latest); {do}"
     raise VersionNotFoundError(f"no version {ref!r} in {place}", do=do)
 
 

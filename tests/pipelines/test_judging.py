@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -136,6 +137,9 @@ def test_a_search_trains_a_model_as_a_run_says(world: World, method: str, tmp_pa
     world.select(tmp_path / "settings", method=method, run=world.config, options={"learning_rate": 0.02})
     assert _bytes(tmp_path / "yaml") == _bytes(tmp_path / "folder") == _bytes(tmp_path / "settings")
     assert told["lineage"]["model"]["settings"]["table"]["rows"] == 500
+    shown, given = Shown(), world.settings(tmp_path / "shown", method=method, run=world.config)
+    select(parse(SelectionSettings, given), progress=shown)
+    assert sum(bool(re.match(r"hint: only \d+ steps; a smaller training\.", line)) for line in shown.lines) == 1
     run = Run(parse(RunConfig, {**world.config, "output": str(tmp_path / "run")}), build)
     how = run.config.training
     columns, valid = world.columns, ParquetLog(world.logs["valid"], world.columns.schema)

@@ -121,11 +121,25 @@ def test_methods_that_take_rows(method: str, log: Path, tmp_path: Path) -> None:
         assert scores.top_fields(1) == ("good",)
 
 
+@pytest.mark.parametrize(
+    ("options", "hint"),
+    [({}, "only 1 step: "), ({"batches_per_step": 8, "epochs": 2}, "only 2 steps, "), ({"epochs": 3}, None)],
+)
+def test_few_steps_are_said(options: dict[str, Any], hint: str | None, log: Path, tmp_path: Path) -> None:
+    shown = Shown()
+    settings = _settings(log, tmp_path / "v", rows=ROWS // 5, shuffle_window=ROWS, options=options)
+    found = select(settings, progress=shown)["found"]
+    hints = [line for line in shown.lines if line.startswith("hint")]
+    assert [line for line in hints if hint and hint in line] == hints
+    assert bool(hints) == (hint is not None) == (found["steps"] < 12)
+
+
 def test_what_fails_leaves_nothing(log: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="a name that is free"):
         select(_settings(log, log))
     for given, error, message in (
         ({"method": "feature_gradient"}, ConfigError, "feature_gradients"),
+        ({"options": {"rows": -3}}, ConfigError, "beside options in the YAML"),
         ({"method": "sfs"}, ConfigError, "the folder of a trained one"),
         ({"options": {"ordr": 2}}, ConfigError, "order"),
         ({"method": "lift", "options": {"smoothin": 2}}, ConfigError, "smoothing"),

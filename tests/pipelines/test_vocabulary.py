@@ -93,8 +93,11 @@ def test_yesterday_and_today_are_both_days(
     assert [of["rows"] for of in today["lineage"]["logs"]] == [52_500, 7_500]
     with pytest.raises(ConfigError, match="which it has"):
         build(_settings(logs / "past", tmp_path / "twice", previous=str(tmp_path / "v")))
-    with pytest.raises(SchemaError, match=r"time of vocabulary .*expected None; found 'timestamp'"):
+    with pytest.raises(SchemaError, match=r"time of vocabulary .*; give --time timestamp, or count from scratch"):
         build(_settings(logs / "today", tmp_path / "w", previous=str(tmp_path / "v"), time=None, admit=Admission()))
+    build(_settings(logs / "past", tmp_path / "timeless", time=None, admit=Admission()))
+    with pytest.raises(SchemaError, match=r"time of vocabulary .*found none.*; leave --time out, or count"):
+        build(_settings(logs / "today", tmp_path / "w", previous=str(tmp_path / "timeless")))
     with pytest.raises(SchemaError, match="the features device; found user_id, item_id"):
         build(_settings(logs / "today", tmp_path / "w", previous=str(tmp_path / "v"), features=("device",)))
     part = tmp_path / "v" / "feature=device" / "part-0.parquet"

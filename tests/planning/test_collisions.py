@@ -170,6 +170,19 @@ def test_the_command(vocabulary: Path, tmp_path: Path) -> None:
     assert told["collisions"]["features"][0]["cardinality"]["lookups"] == Feature(name="user", lookups=2).lookups
 
 
+def test_the_cost_of_the_rows_that_a_target_needs(vocabulary: Path, tmp_path: Path) -> None:
+    """The case: with --dim it wanted --rows, though without it takes those that reach the target."""
+    schema = tmp_path / "schema.yaml"
+    schema.write_text("features: [{name: user}, {name: hour}]\n")
+    flags = ("plan", "--vocabulary", vocabulary, "--schema", schema, "--target", 0.2)
+    told = json.loads(invoke(*flags, "--dim", 16, "--json").stdout)
+    alone = json.loads(invoke(*flags, "--json").stdout)
+    assert told["collisions"] == alone["collisions"]
+    assert told["workload"]["rows"] == alone["collisions"]["shared_rows"]
+    with pytest.raises(ConfigError, match="a share that some table has, or --rows"):
+        invoke("plan", "--vocabulary", vocabulary, "--target", 1e-12, "--dim", 16)
+
+
 def test_the_picture(vocabulary: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     invoke("plan", "--vocabulary", vocabulary, "--plot", tmp_path / "found.png")

@@ -45,6 +45,13 @@ def _standardization(layout: Layout, batches: list[SparseBatch]) -> Standardizat
     return Standardization.of(statistics, batches)
 
 
+def test_batches_of_a_step() -> None:
+    plain = FeatureGradientsSettings()
+    assert [plain.per_step(batches) for batches in (1, 11, 12, 23, 24, 95, 96, 10_000)] == [1, 11, 1, 1, 2, 7, 8, 8]
+    assert FeatureGradientsSettings(epochs=3).per_step(6) == 1
+    assert FeatureGradientsSettings(batches_per_step=5).per_step(6) == 5
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("order", [1, 2, 4])
 def test_steps_are_those_of_torch(level: str, order: int) -> None:
@@ -188,3 +195,15 @@ def test_what_can_not_be_searched() -> None:
     ):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             replace(FeatureGradientsSettings(), **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("batches", "steps"), [(6, 1), (10, 1), (24, 12)])
+def test_short_logs(batches: int, steps: int) -> None:
+    """The case: two or three steps of eight batches each put values without effect before planted ones."""
+    planted, seen = PlantedBatches(batches=batches, columns=5_000), list[Step]()
+    fit(planted, planted.layout, FeatureGradientsSettings(), progress=seen.append)
+    assert len(seen) == steps
+    assert _found(planted, FeatureGradientsSettings(level="both"))[0] == 1.0
+    assert _found(planted, FeatureGradientsSettings(level="values"))[1] == 1.0
+    if batches > 8:
+        assert _found(planted, FeatureGradientsSettings(level="values", batches_per_step=8))[1] < 0.5

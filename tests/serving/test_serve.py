@@ -95,10 +95,12 @@ def test_what_it_does_not_start_with(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_worker_cannot_start_for_is_said_once(shop: Store) -> None:
+def test_what_a_worker_cannot_start_for_is_said_once(shop: Store, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "embstore.serving")
     settings = ServeSettings(store=str(shop.root), alias="prod", http_port=0, grpc_port=None, workers=2)
     with pytest.raises(VersionNotFoundError, match=r"'prod'.*known: .*production"):
         Supervisor(settings).run()
+    assert not {"ending", "ended"} & {record.message for record in caplog.records}
 
 
 @pytest.mark.slow
