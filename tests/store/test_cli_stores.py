@@ -72,7 +72,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_every_command_teaches_and_those_of_a_store_speak_json() -> None:
-    assert {name for name, command in cli.commands.items() if "--store" in options(command)} == set(VERBS)
+    asking = {"prune", "select"}  # a store for a model, which what else they are given must fit
+    assert {name for name, command in cli.commands.items() if "--store" in options(command)} - asking == set(VERBS)
     for name, command in cli.commands.items():
         text = invoke(name, "--help").output
         assert re.search(rf"Examples?:\n( +.*\n)*? +embstore {name}\b", text), name

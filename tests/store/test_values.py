@@ -104,7 +104,8 @@ def test_a_vocabulary_is_what_lookups_take(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_is_merged_as_it_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embstore.aggregates._ENTRIES", 2)
+    monkeypatch.setattr("embstore.value_tables._ENTRIES", 2)
+    monkeypatch.setattr("embstore.value_tables._BYTES", 16)
     values = [f"v{(i * i) % 13}" for i in range(1000)]
     pq.write_table(pa.table({"f": values}), tmp_path / "log.parquet", row_group_size=3)
     schema = Schema(features=(Feature(name="f"),))
