@@ -49,4 +49,6 @@ def test_a_wheel_has_all_packages(tmp_path: Path) -> None:
         f"embstore/{path.relative_to(source)}" for of in ("models", "pipelines") for path in (source / of).glob("*.py")
     }
     assert {"embstore/pipelines/train.py", "embstore/pipelines/mailbox.py", "embstore/models/dcn.py"} <= modules
-    assert modules | {"embstore/py.typed"} == found
+    page = {f"embstore/{path.relative_to(source / 'embstore')}" for path in source.glob("embstore/serving/page.*")}
+    assert page
+    assert modules | page | {"embstore/py.typed"} == found
