@@ -16,7 +16,7 @@ import pytest
 import yaml
 from commands import invoke
 from shown import Shown
-from walked import ITEMS, ROWS, USERS, command, files, job, make_small, settings, write_log
+from walked import ITEMS, ROWS, USERS, command, files, job, make_small, settings, undisturbed_job, write_log
 
 from embstore.config import parse
 from embstore.errors import CheckpointError, ConfigError, GraphError, GroupError, LogError, StoreError
@@ -43,10 +43,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(log: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """By this process, in whole pieces."""
-    folder, shown = tmp_path_factory.mktemp("undisturbed") / "job", Shown()
-    result = run(job(log, folder), progress=shown)
-    return {"folder": folder, "result": result, "shown": shown, "files": files(folder)}
+    return undisturbed_job(log, tmp_path_factory.mktemp("undisturbed") / "job")
 
 
 def test_vectors_are_parquet_by_feature(undisturbed: dict[str, Any], log: Path) -> None:

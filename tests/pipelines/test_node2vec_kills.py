@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from shown import Shown
-from walked import command, files, job, make_small, settings, started, until, write_log
+from walked import command, files, job, make_small, settings, started, undisturbed_job, until, write_log
 
 from embstore.errors import CheckpointError, Interrupted
 from embstore.interruption import Interruption
@@ -36,10 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(log: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """By this process, in whole pieces."""
-    folder, shown = tmp_path_factory.mktemp("undisturbed") / "job", Shown()
-    result = run(job(log, folder), progress=shown)
-    return {"folder": folder, "result": result, "shown": shown, "files": files(folder)}
+    return undisturbed_job(log, tmp_path_factory.mktemp("undisturbed") / "job")
 
 
 class _After(Interruption):

@@ -14,11 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from shown import Shown
 
 from embstore.config import parse
 from embstore.node2vec import pieces
 from embstore.node2vec.settings import JobSettings
 from embstore.pipelines import graphs
+from embstore.pipelines.node2vec import run
 
 USERS, ITEMS, ROWS = 120, 60, 3_000
 
@@ -94,3 +96,10 @@ def until(there: Callable[[], Any], process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < last
         time.sleep(0.002)
+
+
+def undisturbed_job(log: Path, folder: Path) -> dict[str, Any]:
+    """A job that nothing disturbs, done by this process in whole pieces."""
+    shown = Shown()
+    result = run(job(log, folder), progress=shown)
+    return {"folder": folder, "result": result, "shown": shown, "files": files(folder)}
